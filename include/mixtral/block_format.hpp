@@ -1,0 +1,62 @@
+// How numbers are stored in weight files: names, sizes and ids of the block formats.
+//
+// The ids are those of GGUF (ggml/docs/gguf.md, "ggml_type"). What a block looks like inside is in
+// mixtral/formats/, one file a format.
+#ifndef MIXTRAL_BLOCK_FORMAT_HPP_
+#define MIXTRAL_BLOCK_FORMAT_HPP_
+
+#include <cstddef>
+#include <cstdint>
+
+namespace mixtral {
+
+enum class BlockFormat : std::uint32_t {
+  f32 = 0,
+  f16 = 1,
+  q4_0 = 2,
+  q4_1 = 3,
+  q5_0 = 6,
+  q5_1 = 7,
+  q8_0 = 8,
+  q2_k = 10,
+  q3_k = 11,
+  q4_k = 12,
+  q5_k = 13,
+  q6_k = 14,
+  bf16 = 30,
+};
+
+struct BlockFormatInfo {
+  const char* name;        // as in file names: "Q4_K"
+  std::size_t block_size;  // numbers in a block; a row is a whole number of blocks
+  std::size_t block_bytes;
+  bool quantized;  // multiplied with activations quantised to 8 bits, else with float32 ones
+};
+
+namespace detail {
+struct BlockFormatEntry {
+  BlockFormat format;
+  BlockFormatInfo info;
+};
+inline constexpr BlockFormatEntry kBlockFormats[] = {
+    {BlockFormat::f32, {"F32", 1, 4, false}},      {BlockFormat::f16, {"F16", 1, 2, false}},
+    {BlockFormat::bf16, {"BF16", 1, 2, false}},    {BlockFormat::q8_0, {"Q8_0", 32, 34, true}},
+    {BlockFormat::q4_0, {"Q4_0", 32, 18, true}},   {BlockFormat::q4_1, {"Q4_1", 32, 20, true}},
+    {BlockFormat::q5_0, {"Q5_0", 32, 22, true}},   {BlockFormat::q5_1, {"Q5_1", 32, 24, true}},
+    {BlockFormat::q2_k, {"Q2_K", 256, 84, true}},  {BlockFormat::q3_k, {"Q3_K", 256, 110, true}},
+    {BlockFormat::q4_k, {"Q4_K", 256, 144, true}}, {BlockFormat::q5_k, {"Q5_K", 256, 176, true}},
+    {BlockFormat::q6_k, {"Q6_K", 256, 210, true}},
+};
+}  // namespace detail
+
+// Null for a format that this library does not read.
+constexpr const BlockFormatInfo* block_format_info(BlockFormat format) noexcept {
+  for (const auto& entry : detail::kBlockFormats) {
+    if (entry.format == format) return &entry.info;
+  }
+  return nullptr;
+}
+
+}  // namespace mixtral
+
+#endif  // MIXTRAL_BLOCK_FORMAT_HPP_

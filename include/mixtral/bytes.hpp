@@ -1,0 +1,54 @@
+// Where a model's bytes come from: a mapped file, memory the host holds, or a host callback.
+#ifndef MIXTRAL_BYTES_HPP_
+#define MIXTRAL_BYTES_HPP_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory_resource>
+
+#include "mixtral/error.hpp"
+#include "mixtral/span.hpp"
+
+namespace mixtral {
+
+// Contiguous read-only bytes, released by the destructor if this object owns them. Move only.
+class Bytes {
+ public:
+  // Reads `size` bytes at `offset` into `destination`; returns false on failure.
+  using ReadFunction = bool (*)(void* context, std::uint64_t offset, void* destination,
+                                std::size_t size);
+
+  Bytes() noexcept = default;
+  Bytes(Bytes&& other) noexcept;
+  Bytes& operator=(Bytes&& other) noexcept;
+  ~Bytes();
+
+  // Maps the file read-only; nothing is copied and pages are shared between processes.
+  // `path` is UTF-8. The file must not shrink while it is mapped: the operating system then ends
+  // the process at the next access (SIGBUS), which no library can prevent. Errors: io.
+  static Result<Bytes> map_file(const char* path);
+
+  // Views bytes that the host keeps alive and unchanged for as long as this object lives.
+  static Bytes view(Span<const std::uint8_t> bytes) noexcept;
+
+  // Reads all `size` bytes through `read` into memory of `resource` (an archive, an asset system).
+  // Errors: io when `read` fails, out_of_memory.
+  static Result<Bytes> read_all(std::uint64_t size, ReadFunction read, void* context,
+                                std::pmr::memory_resource* resource);
+
+  const std::uint8_t* data() const noexcept { return data_; }
+  std::size_t size() const noexcept { return size_; }
+
+ private:
+  enum class Owner { none, mapping, resource };
+  void release() noexcept;
+
+  const std::uint8_t* data_ = nullptr;
+  std::size_t size_ = 0;
+  Owner owner_ = Owner::none;
+  std::pmr::memory_resource* resource_ = nullptr;
+};
+
+}  // namespace mixtral
+
+#endif  // MIXTRAL_BYTES_HPP_

@@ -1,0 +1,122 @@
+// Errors as values: every fallible call returns Result<T>; nothing in this library throws on its own account.
+#ifndef MIXTRAL_ERROR_HPP_
+#define MIXTRAL_ERROR_HPP_
+
+#include <cstdarg>
+#include <cstddef>
+#include <cstdio>
+#include <new>
+#include <utility>
+#include <variant>
+
+#if defined(__GNUC__)
+#define MIXTRAL_PRINTF_LIKE(format_index, first_argument) \
+  __attribute__((format(printf, format_index, first_argument)))
+#else
+#define MIXTRAL_PRINTF_LIKE(format_index, first_argument)
+#endif
+
+namespace mixtral {
+
+enum class ErrorCode {
+  invalid_argument,  // the caller asked for something that makes no sense
+  io,                // the operating system or the host's callback refused
+  bad_format,        // the file contradicts its format or itself
+  unsupported,       // a valid file that this library cannot run
+  out_of_memory,     // the memory resource gave nothing
+  context_full,      // the session has no room for the tokens
+  cancelled,         // Session::cancel() was called
+};
+
+// What went wrong, where, and what to do. Holds its text inline, so that reporting an error
+// never allocates; longer texts are cut. Unprintable bytes (file contents) become '?'.
+class Error {
+ public:
+  MIXTRAL_PRINTF_LIKE(3, 4)
+  Error(ErrorCode code, const char* format, ...) noexcept : code_(code) {
+    va_list arguments;
+    va_start(arguments, format);
+    std::vsnprintf(text_, sizeof text_, format, arguments);
+    va_end(arguments);
+    for (char* c = text_; *c != '\0'; ++c) {
+      const auto byte = static_cast<unsigned char>(*c);
+      if (byte < 0x20 || byte == 0x7f) *c = '?';
+    }
+  }
+
+  ErrorCode code() const noexcept { return code_; }
+  const char* message() const noexcept { return text_; }
+
+ private:
+  ErrorCode code_;
+  char text_[320];
+};
+
+// Either a T or an Error. Test it with `if (!result)`, then use *result, result-> or result.error().
+// Using the value of a failed result (or the error of a good one) is undefined.
+template <class T>
+class [[nodiscard]] Result {
+ public:
+  Result(T value) : state_(std::in_place_index<0>, std::move(value)) {}
+  Result(Error error) : state_(std::in_place_index<1>, error) {}
+
+  explicit operator bool() const noexcept { return state_.index() == 0; }
+  T& operator*() & noexcept { return *std::get_if<0>(&state_); }
+  const T& operator*() const& noexcept { return *std::get_if<0>(&state_); }
+  T&& operator*() && noexcept { return std::move(*std::get_if<0>(&state_)); }
+  T* operator->() noexcept { return std::get_if<0>(&state_); }
+  const T* operator->() const noexcept { return std::get_if<0>(&state_); }
+  const Error& error() const noexcept { return *std::get_if<1>(&state_); }
+
+ private:
+  std::variant<T, Error> state_;
+};
+
+// Success, or an Error.
+template <>
+class [[nodiscard]] Result<void> {
+ public:
+  Result() noexcept : error_(ErrorCode::invalid_argument, "%s", ""), ok_(true) {}
+  Result(Error error) noexcept : error_(error), ok_(false) {}
+
+  explicit operator bool() const noexcept { return ok_; }
+  const Error& error() const noexcept { return error_; }
+
+ private:
+  Error error_;
+  bool ok_;
+};
+
+using Status = Result<void>;
+
+namespace detail {
+
+// Runs `body` and turns the std::bad_alloc of a memory resource or container into an Error.
+// Without exceptions a failed allocation cannot be seen here; see "Memory" in the README.
+template <class Body>
+auto guard_memory(const char* what, Body&& body) -> decltype(body()) {
+#if defined(__cpp_exceptions)
+  try {
+    return body();
+  } catch (const std::bad_alloc&) {
+    return Error(ErrorCode::out_of_memory,
+                 "%s: the memory resource is exhausted; give it more room or ask for less", what);
+  }
+#else
+  static_cast<void>(what);
+  return body();
+#endif
+}
+
+}  // namespace detail
+}  // namespace mixtral
+
+// Returns early with the error of `expression` (a Result of any type), if it has one.
+#define MIXTRAL_RETURN_IF_ERROR(expression)                    \
+  do {                                                         \
+    if (auto mixtral_status = (expression); !mixtral_status) { \
+      return mixtral_status.error();                           \
+    }                                                          \
+  } while (false)
+
+#endif  // MIXTRAL_ERROR_HPP_

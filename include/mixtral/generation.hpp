@@ -1,0 +1,123 @@
+// Text generation: sampling, evaluating, decoding and stopping, one token a step.
+#ifndef MIXTRAL_GENERATION_HPP_
+#define MIXTRAL_GENERATION_HPP_
+
+#include <cstddef>
+#include <cstdint>
+#include <iterator>
+#include <limits>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "mixtral/error.hpp"
+#include "mixtral/resource_ptr.hpp"
+#include "mixtral/sampling.hpp"
+#include "mixtral/tokenizer.hpp"
+
+namespace mixtral {
+
+class Session;
+
+struct GenerateOptions {
+  std::uint32_t max_tokens = std::numeric_limits<std::uint32_t>::max();
+  SamplingOptions sampling;
+  // Generation ends before the first of these texts appears; it is not given out, even if it comes in
+  // several pieces.
+  std::vector<std::string> stop;
+  // Generation ends when one of these is chosen; EOS always ends it.
+  std::vector<Token> stop_tokens;
+};
+
+enum class StopReason {
+  none,         // not stopped yet
+  end_of_text,  // the model chose EOS
+  stop_token,
+  stop_string,
+  max_tokens,
+  context_full,  // the session holds no more tokens
+  cancelled,     // Session::cancel(); generate() again to go on
+  error,         // see Generation::error()
+};
+
+const char* stop_reason_name(StopReason reason) noexcept;
+
+// Made by Session::generate(). Iterate over its pieces of text, or call next() for each token.
+// Allocates when it begins; its steps do not. The tokens generated become part of the session, except
+// EOS and stop tokens.
+class Generation {
+ public:
+  // Generates one token; false once generation has stopped. After false, piece() still may hold text
+  // that had been kept back (the start of a stop string that did not come).
+  bool next();
+
+  StopReason stop_reason() const noexcept;
+  // Of the last token: its text, or what it completes of the text; whole UTF-8 characters, possibly
+  // none. Valid until the next call.
+  std::string_view piece() const noexcept;
+  Token token() const noexcept;
+  // Natural logarithm of the token's probability under the model, before any sampling option.
+  double log_probability() const noexcept;
+  // What went wrong, if stop_reason() is error or cancelled.
+  const Error& error() const noexcept;
+
+  // Input iterator over the pieces that are not empty.
+  class Iterator {
+   public:
+    using value_type = std::string_view;
+    using reference = std::string_view;
+    using pointer = const std::string_view*;
+    using difference_type = std::ptrdiff_t;
+    using iterator_category = std::input_iterator_tag;
+
+    Iterator() noexcept = default;
+    explicit Iterator(Generation* generation) : generation_(generation) { advance(); }
+    std::string_view operator*() const noexcept { return generation_->piece(); }
+    Iterator& operator++() {
+      advance();
+      return *this;
+    }
+    void operator++(int) { advance(); }
+    friend bool operator==(const Iterator& a, const Iterator& b) noexcept {
+      return a.generation_ == b.generation_;
+    }
+    friend bool operator!=(const Iterator& a, const Iterator& b) noexcept { return !(a == b); }
+
+   private:
+    void advance() {
+      while (generation_ != nullptr) {
+        const bool more = !ended_ && generation_->next();
+        if (!more && ended_) {
+          generation_ = nullptr;
+          return;
+        }
+        ended_ = !more;
+        if (!generation_->piece().empty()) return;
+        if (ended_) generation_ = nullptr;
+      }
+    }
+    Generation* generation_ = nullptr;
+    bool ended_ = false;
+  };
+
+  Iterator begin() { return Iterator(this); }
+  Iterator end() noexcept { return Iterator(); }
+
+  Generation(Generation&&) noexcept;
+  Generation& operator=(Generation&&) noexcept;
+  ~Generation();
+
+ private:
+  friend class Session;
+  struct Impl;
+  Generation() noexcept;
+  bool stop(StopReason reason);
+
+  detail::ResourcePtr<Impl> impl_;  // null if it could not be made
+  StopReason reason_ = StopReason::none;
+  Error error_;
+};
+
+}  // namespace mixtral
+
+#endif  // MIXTRAL_GENERATION_HPP_

@@ -1,0 +1,92 @@
+#ifndef MIXTRAL_IMPL_MODEL_HPP_
+#define MIXTRAL_IMPL_MODEL_HPP_
+
+#include <cmath>
+
+#include "mixtral/checkpoint.hpp"
+#include "mixtral/model.hpp"
+#include "mixtral/weights.hpp"
+
+namespace mixtral {
+
+namespace detail {
+
+struct ModelData {
+  explicit ModelData(std::pmr::memory_resource* memory)
+      : resource(memory), weights(memory), rope_frequencies(memory) {}
+
+  std::pmr::memory_resource* resource;
+  Bytes bytes;
+  Config config;
+  std::optional<Tokenizer> tokenizer;
+  const simd::Kernels* kernels = nullptr;
+  Weights weights;
+  std::pmr::vector<double> rope_frequencies;  // [head_size / 2], radians a position
+};
+
+}  // namespace detail
+
+Model::Model(std::shared_ptr<const detail::ModelData> data) noexcept : data_(std::move(data)) {}
+
+Result<Model> Model::open(const char* path, const ModelOptions& options) {
+  Result<Bytes> bytes = Bytes::map_file(path);
+  if (!bytes) return bytes.error();
+  Result<Model> model = from_bytes(*std::move(bytes), options);
+  if (!model) return Error(model.error().code(), "'%s': %s", path, model.error().message());
+  return model;
+}
+
+Result<Model> Model::from_bytes(Bytes bytes, const ModelOptions& options) {
+  std::pmr::memory_resource* resource =
+      options.memory != nullptr ? options.memory : std::pmr::get_default_resource();
+  const simd::Kernels* kernels = simd::select_kernels(options.simd_targets);
+  if (kernels == nullptr) {
+    return Error(ErrorCode::unsupported,
+                 "this CPU runs none of the SIMD targets that were compiled in and allowed (%llx)",
+                 static_cast<unsigned long long>(options.simd_targets));
+  }
+  return detail::guard_memory("opening the model", [&]() -> Result<Model> {
+    auto data = std::allocate_shared<detail::ModelData>(
+        std::pmr::polymorphic_allocator<detail::ModelData>(resource), resource);
+    data->bytes = std::move(bytes);
+    data->kernels = kernels;
+    const Result<gguf::File> file = gguf::File::parse(
+        Span<const std::uint8_t>(data->bytes.data(), data->bytes.size()), resource);
+    if (!file) return file.error();
+    const Result<Checkpoint> checkpoint = read_checkpoint(*file, resource);
+    if (!checkpoint) return checkpoint.error();
+    Result<Tokenizer> tokenizer = Tokenizer::create(checkpoint->vocabulary, resource);
+    if (!tokenizer) return tokenizer.error();
+    data->tokenizer.emplace(*std::move(tokenizer));
+    Result<Weights> weights = Weights::create(*checkpoint, *kernels, resource);
+    if (!weights) return weights.error();
+    data->weights = *std::move(weights);
+    data->config = checkpoint->config;
+
+    const Config& config = data->config;
+    data->rope_frequencies.resize(config.head_size / 2);
+    for (std::size_t i = 0; i < data->rope_frequencies.size(); ++i) {
+      // RoFormer (Su et al. 2021), section 3.2.2: theta^(-2i / d).
+      const double exponent = -2.0 * static_cast<double>(i) / config.head_size;
+      const double factor = data->weights.rope_factors == nullptr
+                                ? 1.0
+                                : static_cast<double>(data->weights.rope_factors[i]);
+      data->rope_frequencies[i] = std::pow(static_cast<double>(config.rope_theta), exponent) /
+                                  factor * static_cast<double>(config.rope_scale);
+    }
+    return Model(std::shared_ptr<const detail::ModelData>(std::move(data)));
+  });
+}
+
+const Config& Model::config() const noexcept { return data_->config; }
+const Tokenizer& Model::tokenizer() const noexcept { return *data_->tokenizer; }
+std::uint64_t Model::n_parameters() const noexcept { return data_->weights.n_parameters; }
+std::uint64_t Model::n_active_parameters() const noexcept {
+  return data_->weights.n_active_parameters;
+}
+std::uint64_t Model::weight_bytes() const noexcept { return data_->weights.bytes; }
+const char* Model::simd_target() const noexcept { return data_->kernels->target; }
+
+}  // namespace mixtral
+
+#endif  // MIXTRAL_IMPL_MODEL_HPP_

@@ -1,0 +1,20 @@
+// All definitions; included by mixtral.hpp where MIXTRAL_IMPLEMENTATION is defined, once a program.
+#ifndef MIXTRAL_IMPLEMENTATION_HPP_
+#define MIXTRAL_IMPLEMENTATION_HPP_
+
+#include "mixtral/simd/all_targets.hpp"
+//
+#include "mixtral/impl/bytes.hpp"
+#include "mixtral/impl/chat.hpp"
+#include "mixtral/impl/checkpoint.hpp"
+#include "mixtral/impl/generation.hpp"
+#include "mixtral/impl/gguf.hpp"
+#include "mixtral/impl/model.hpp"
+#include "mixtral/impl/sampling.hpp"
+#include "mixtral/impl/sentencepiece.hpp"
+#include "mixtral/impl/session.hpp"
+#include "mixtral/impl/thread_pool.hpp"
+#include "mixtral/impl/tokenizer.hpp"
+#include "mixtral/impl/weights.hpp"
+
+#endif  // MIXTRAL_IMPLEMENTATION_HPP_

@@ -1,0 +1,37 @@
+// mixtral.hpp: Mixtral, Mistral and Llama 2 inference in any C++17 program.
+//
+// Include this wherever the API is used. In exactly one source file of the program, define
+// MIXTRAL_IMPLEMENTATION before the include: the definitions and SIMD kernels are compiled there.
+// Needs Eigen, and Highway where the implementation is; see README.md for how to link.
+#ifndef MIXTRAL_MIXTRAL_HPP_
+#define MIXTRAL_MIXTRAL_HPP_
+
+// file
+#include "mixtral/bytes.hpp"
+#include "mixtral/gguf.hpp"
+// weights
+#include "mixtral/block_format.hpp"
+#include "mixtral/checkpoint.hpp"
+#include "mixtral/config.hpp"
+// model
+#include "mixtral/model.hpp"
+// session
+#include "mixtral/executor.hpp"
+#include "mixtral/observer.hpp"
+#include "mixtral/sampling.hpp"
+#include "mixtral/session.hpp"
+#include "mixtral/thread_pool.hpp"
+// text
+#include "mixtral/chat.hpp"
+#include "mixtral/generation.hpp"
+#include "mixtral/tokenizer.hpp"
+
+#define MIXTRAL_VERSION_MAJOR 0
+#define MIXTRAL_VERSION_MINOR 1
+#define MIXTRAL_VERSION_PATCH 0
+
+#ifdef MIXTRAL_IMPLEMENTATION
+#include "mixtral/implementation.hpp"
+#endif
+
+#endif  // MIXTRAL_MIXTRAL_HPP_

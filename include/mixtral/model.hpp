@@ -1,0 +1,54 @@
+// An opened model: immutable, shared by any number of sessions on any threads.
+#ifndef MIXTRAL_MODEL_HPP_
+#define MIXTRAL_MODEL_HPP_
+
+#include <cstdint>
+#include <memory>
+#include <memory_resource>
+
+#include "mixtral/bytes.hpp"
+#include "mixtral/config.hpp"
+#include "mixtral/error.hpp"
+#include "mixtral/tokenizer.hpp"
+
+namespace mixtral {
+
+struct ModelOptions {
+  // Where all memory comes from; null means std::pmr::get_default_resource(). It must outlive the
+  // model and its sessions and be safe to use from every thread that uses them.
+  std::pmr::memory_resource* memory = nullptr;
+  // Highway target bits to choose from (HWY_AVX2 | HWY_SSE4 ...); 0 means the best there is.
+  std::int64_t simd_targets = 0;
+};
+
+namespace detail {
+struct ModelData;
+}
+
+// A handle; copies share the same model, which lives as long as any handle or session.
+class Model {
+ public:
+  // Maps the GGUF file at `path` (UTF-8) and checks it; weights are not copied.
+  // Errors: io; bad_format or unsupported, naming the key or tensor; out_of_memory.
+  static Result<Model> open(const char* path, const ModelOptions& options = {});
+
+  // The same from bytes that the host has: Bytes::view() of memory, Bytes::read_all() by callback.
+  static Result<Model> from_bytes(Bytes bytes, const ModelOptions& options = {});
+
+  const Config& config() const noexcept;
+  const Tokenizer& tokenizer() const noexcept;
+
+  std::uint64_t n_parameters() const noexcept;
+  std::uint64_t n_active_parameters() const noexcept;  // at work on one token
+  std::uint64_t weight_bytes() const noexcept;         // of all tensors in the file
+  const char* simd_target() const noexcept;            // the Highway target in use, "AVX2" ...
+
+ private:
+  friend class Session;
+  explicit Model(std::shared_ptr<const detail::ModelData> data) noexcept;
+  std::shared_ptr<const detail::ModelData> data_;
+};
+
+}  // namespace mixtral
+
+#endif  // MIXTRAL_MODEL_HPP_

@@ -1,0 +1,355 @@
+// The transformer, as a sequence of stages made of independent chunks.
+//
+// One pass takes any number of tokens, each with its own position and KV cache. A stage's chunks may
+// run in any order on any threads; a stage begins when the one before is complete. Whoever drives
+// the pass decides how: all chunks on a pool, or a few at a time between two frames of a game.
+#ifndef MIXTRAL_NETWORK_FORWARD_PASS_HPP_
+#define MIXTRAL_NETWORK_FORWARD_PASS_HPP_
+
+#include <algorithm>
+#include <cmath>
+
+#include "mixtral/impl/model.hpp"
+#include "mixtral/network/activations.hpp"
+#include "mixtral/network/kv_cache.hpp"
+#include "mixtral/network/router.hpp"
+#include "mixtral/observer.hpp"
+
+namespace mixtral::detail {
+
+// One token of a pass.
+struct PassRow {
+  Token token = 0;
+  std::uint32_t position = 0;  // keys and values before it are in the cache
+  const KvCache* cache = nullptr;
+  bool wants_logits = false;
+};
+
+class ForwardPass {
+ public:
+  // Plans memory for passes of up to max_rows tokens.
+  void take(Slab& slab, const ModelData& model, std::size_t max_rows) {
+    model_ = &model;
+    const Config& config = model.config;
+    const std::size_t k = config.n_experts_used;
+    rows_ = slab.take<PassRow>(max_rows);
+    x_ = slab.take<float>(max_rows * config.dim);
+    normed_.take(slab, max_rows, config.dim);
+    qkv_ = slab.take<float>(max_rows * qkv_width());
+    cos2_ = slab.take<float>(max_rows * config.head_size);
+    sin2_ = slab.take<float>(max_rows * config.head_size);
+    attention_.take(slab, max_rows, config.q_dim());
+    router_logits_ = slab.take<float>(max_rows * config.n_experts);
+    assignment_.take(slab, max_rows, config.n_experts, k);
+    hidden_.take(slab, max_rows * k, config.hidden_dim);
+    final_.take(slab, kLogitRows, config.dim);
+    logits_ = slab.take<float>(kLogitRows * config.vocab_size);
+  }
+
+  // Where the caller puts the tokens of the next pass, max_rows at most.
+  PassRow* rows() const noexcept { return rows_; }
+
+  void begin(std::size_t n_rows, Observer* observer) {
+    n_rows_ = n_rows;
+    observer_ = observer;
+    layer_ = 0;
+    logits_row_ = 0;
+    stage_ = Stage::embed;
+  }
+
+  bool done() const noexcept { return stage_ == Stage::done; }
+
+  std::size_t n_chunks() const noexcept {
+    const Config& config = model_->config;
+    switch (stage_) {
+      case Stage::embed:
+      case Stage::attention_norm:
+      case Stage::cache:
+      case Stage::attention_quantize:
+      case Stage::router: return n_rows_;
+      case Stage::qkv: return n_row_chunks(config.q_dim()) + 2 * n_row_chunks(config.kv_dim());
+      case Stage::attention: return n_rows_ * config.n_kv_heads;
+      case Stage::attention_output: return n_row_chunks(config.dim);
+      case Stage::experts_up: return assignment_.n_active() * n_row_chunks(config.hidden_dim);
+      case Stage::experts_quantize: return n_rows_ * config.n_experts_used;
+      case Stage::experts_down: return n_row_chunks(config.dim);
+      case Stage::final_norm: return n_logit_rows_;
+      case Stage::output: return n_row_chunks(config.vocab_size);
+      case Stage::done: return 0;
+    }
+    return 0;
+  }
+
+  // Does one chunk of the current stage; different chunks may run at the same time.
+  void run_chunk(std::size_t i) const {
+    switch (stage_) {
+      case Stage::embed: return embed(i);
+      case Stage::attention_norm: return normalize(i, layer().attention_norm);
+      case Stage::qkv: return qkv(i);
+      case Stage::cache: return rotate_and_cache(i);
+      case Stage::attention: return attend(i);
+      case Stage::attention_quantize: return attention_.quantize_row(kernels(), i);
+      case Stage::attention_output: return attention_output(i);
+      case Stage::router: return route(i);
+      case Stage::experts_up: return experts_up(i);
+      case Stage::experts_quantize: return hidden_.quantize_row(kernels(), i);
+      case Stage::experts_down: return experts_down(i);
+      case Stage::final_norm: return final_norm(i);
+      case Stage::output: return output(i);
+      case Stage::done: return;
+    }
+  }
+
+  // To be called once all chunks of the current stage have run.
+  void next_stage() {
+    switch (stage_) {
+      case Stage::router: finish_router(); break;
+      case Stage::experts_down:
+        if (++layer_ < model_->config.n_layers) {
+          stage_ = Stage::attention_norm;
+        } else {
+          begin_logits();
+        }
+        return;
+      case Stage::output: finish_logits(); return;
+      case Stage::done: return;
+      default: break;
+    }
+    stage_ = static_cast<Stage>(static_cast<int>(stage_) + 1);
+  }
+
+  // The logits of the last row that wanted them, once the pass is done.
+  const float* logits() const noexcept { return last_logits_; }
+
+ private:
+  enum class Stage {
+    embed,
+    attention_norm,
+    qkv,
+    cache,
+    attention,
+    attention_quantize,
+    attention_output,
+    router,
+    experts_up,
+    experts_quantize,
+    experts_down,
+    final_norm,
+    output,
+    done,
+  };
+  // Logits are computed for this many rows at a time.
+  static constexpr std::size_t kLogitRows = 8;
+
+  const simd::Kernels& kernels() const noexcept { return *model_->kernels; }
+  const LayerWeights& layer() const noexcept { return model_->weights.layers[layer_]; }
+  std::size_t qkv_width() const noexcept {
+    return std::size_t{model_->config.q_dim()} + 2 * std::size_t{model_->config.kv_dim()};
+  }
+  float* x(std::size_t row) const noexcept { return x_ + row * model_->config.dim; }
+  float* qkv_row(std::size_t row) const noexcept { return qkv_ + row * qkv_width(); }
+
+  void embed(std::size_t row) const {
+    const Config& config = model_->config;
+    kernels().decode_row(model_->weights.token_embedding,
+                         static_cast<std::size_t>(rows_[row].token), x(row));
+    for (std::size_t i = 0; i < config.head_size / 2; ++i) {
+      const double angle = rows_[row].position * model_->rope_frequencies[i];
+      const auto cosine = static_cast<float>(std::cos(angle));
+      const auto sine = static_cast<float>(std::sin(angle));
+      float* cos2 = cos2_ + row * config.head_size + 2 * i;
+      float* sin2 = sin2_ + row * config.head_size + 2 * i;
+      cos2[0] = cos2[1] = cosine;
+      sin2[0] = sin2[1] = sine;
+    }
+  }
+
+  void normalize(std::size_t row, const float* weight) const {
+    kernels().rms_norm(x(row), weight, model_->config.norm_epsilon, model_->config.dim,
+                       normed_.row(row));
+    normed_.quantize_row(kernels(), row);
+  }
+
+  // Chunks of wq first, then wk, then wv.
+  void qkv(std::size_t chunk) const {
+    const simd::Matrix* w = &layer().wq;
+    std::size_t offset = 0;
+    for (const simd::Matrix* after : {&layer().wk, &layer().wv}) {
+      if (chunk < n_row_chunks(w->rows)) break;
+      chunk -= n_row_chunks(w->rows);
+      offset += w->rows;
+      w = after;
+    }
+    multiply_chunk(
+        kernels(), *w, chunk, normed_, n_rows_, [](std::size_t t) { return t; },
+        [&](std::size_t t, std::size_t first, const float* values, std::size_t n) {
+          std::memcpy(qkv_row(t) + offset + first, values, n * sizeof(float));
+        });
+  }
+
+  void rotate_and_cache(std::size_t row) const {
+    const Config& config = model_->config;
+    const std::size_t size = config.head_size;
+    const float* cos2 = cos2_ + row * size;
+    const float* sin2 = sin2_ + row * size;
+    float* q = qkv_row(row);
+    float* k = q + config.q_dim();
+    const float* v = k + config.kv_dim();
+    for (std::size_t h = 0; h < config.n_heads; ++h)
+      kernels().rotate(q + h * size, cos2, sin2, size);
+    const PassRow& info = rows_[row];
+    for (std::size_t h = 0; h < config.n_kv_heads; ++h) {
+      kernels().rotate(k + h * size, cos2, sin2, size);
+      std::memcpy(info.cache->key(layer_, h, info.position), k + h * size, size * sizeof(float));
+      std::memcpy(info.cache->value(layer_, h, info.position), v + h * size, size * sizeof(float));
+    }
+  }
+
+  // One chunk is one token and one key/value head, with the query heads that share it.
+  void attend(std::size_t chunk) const {
+    const Config& config = model_->config;
+    const std::size_t row = chunk / config.n_kv_heads;
+    const std::size_t kv_head = chunk % config.n_kv_heads;
+    const std::size_t group = config.n_heads / config.n_kv_heads;
+    const std::size_t size = config.head_size;
+    const PassRow& info = rows_[row];
+    const float scale = 1.0f / std::sqrt(static_cast<float>(size));
+    for (std::size_t h = kv_head * group; h < (kv_head + 1) * group; ++h) {
+      kernels().attend(qkv_row(row) + h * size, info.cache->key(layer_, kv_head, 0),
+                       info.cache->value(layer_, kv_head, 0), size, std::size_t{info.position} + 1,
+                       size, scale, attention_.row(row) + h * size);
+    }
+  }
+
+  void attention_output(std::size_t chunk) const {
+    multiply_chunk(
+        kernels(), layer().wo, chunk, attention_, n_rows_, [](std::size_t t) { return t; },
+        [&](std::size_t t, std::size_t first, const float* values, std::size_t n) {
+          kernels().add_scaled(1.0f, values, n, x(t) + first);
+        });
+  }
+
+  void route(std::size_t row) const {
+    const Config& config = model_->config;
+    normalize(row, layer().ffn_norm);
+    if (!config.has_router()) {
+      assignment_.experts(row)[0] = 0;
+      assignment_.weights(row)[0] = 1.0f;
+      return;
+    }
+    float* logits = router_logits_ + row * config.n_experts;
+    const void* input = normed_.input(layer().router, row);
+    kernels().matmul(layer().router, 0, config.n_experts, &input, 1, logits);
+    select_experts(logits, config.n_experts, config.n_experts_used, assignment_.experts(row),
+                   assignment_.weights(row));
+  }
+
+  void finish_router() {
+    assignment_.group(n_rows_);
+    if (observer_ == nullptr || !model_->config.has_router()) return;
+    const std::size_t k = model_->config.n_experts_used;
+    for (std::size_t row = 0; row < n_rows_; ++row) {
+      observer_->on_router(static_cast<std::uint32_t>(layer_), rows_[row].position,
+                           Span<const std::uint32_t>(assignment_.experts(row), k),
+                           Span<const float>(assignment_.weights(row), k));
+    }
+  }
+
+  // hidden = silu(w1 x) * w3 x for the tokens of one expert.
+  void experts_up(std::size_t chunk) const {
+    const std::size_t chunks = n_row_chunks(model_->config.hidden_dim);
+    const std::size_t e = assignment_.active(chunk / chunks);
+    const ExpertWeights& expert = layer().experts[e];
+    const std::size_t begin = assignment_.begin(e);
+    const auto row_of = [&](std::size_t t) { return assignment_.slot_row(begin + t); };
+    const std::size_t count = assignment_.count(e);
+    multiply_chunk(kernels(), expert.w1, chunk % chunks, normed_, count, row_of,
+                   [&](std::size_t t, std::size_t first, const float* gate, std::size_t n) {
+                     std::memcpy(hidden_.row(begin + t) + first, gate, n * sizeof(float));
+                   });
+    multiply_chunk(kernels(), expert.w3, chunk % chunks, normed_, count, row_of,
+                   [&](std::size_t t, std::size_t first, const float* up, std::size_t n) {
+                     kernels().swiglu(hidden_.row(begin + t) + first, up, n);
+                   });
+  }
+
+  // x += weight * (w2 hidden), one expert after the other in the order of their numbers.
+  void experts_down(std::size_t chunk) const {
+    for (std::size_t i = 0; i < assignment_.n_active(); ++i) {
+      const std::size_t e = assignment_.active(i);
+      const std::size_t begin = assignment_.begin(e);
+      multiply_chunk(
+          kernels(), layer().experts[e].w2, chunk, hidden_, assignment_.count(e),
+          [&](std::size_t t) { return begin + t; },
+          [&](std::size_t t, std::size_t first, const float* values, std::size_t n) {
+            kernels().add_scaled(assignment_.slot_weight(begin + t), values, n,
+                                 x(assignment_.slot_row(begin + t)) + first);
+          });
+    }
+  }
+
+  // Collects the next rows that want logits, or ends the pass.
+  void begin_logits() {
+    n_logit_rows_ = 0;
+    while (logits_row_ < n_rows_ && n_logit_rows_ < kLogitRows) {
+      if (rows_[logits_row_].wants_logits) logit_rows_[n_logit_rows_++] = logits_row_;
+      ++logits_row_;
+    }
+    stage_ = n_logit_rows_ == 0 ? Stage::done : Stage::final_norm;
+  }
+
+  void final_norm(std::size_t i) const {
+    kernels().rms_norm(x(logit_rows_[i]), model_->weights.output_norm, model_->config.norm_epsilon,
+                       model_->config.dim, final_.row(i));
+    final_.quantize_row(kernels(), i);
+  }
+
+  void output(std::size_t chunk) const {
+    const std::size_t vocab_size = model_->config.vocab_size;
+    multiply_chunk(
+        kernels(), model_->weights.output, chunk, final_, n_logit_rows_,
+        [](std::size_t t) { return t; },
+        [&](std::size_t t, std::size_t first, const float* values, std::size_t n) {
+          std::memcpy(logits_ + t * vocab_size + first, values, n * sizeof(float));
+        });
+  }
+
+  void finish_logits() {
+    const std::size_t vocab_size = model_->config.vocab_size;
+    for (std::size_t i = 0; i < n_logit_rows_; ++i) {
+      last_logits_ = logits_ + i * vocab_size;
+      if (observer_ != nullptr) {
+        observer_->on_logits(rows_[logit_rows_[i]].position,
+                             Span<const float>(last_logits_, vocab_size));
+      }
+    }
+    begin_logits();
+  }
+
+  const ModelData* model_ = nullptr;
+  Observer* observer_ = nullptr;
+  Stage stage_ = Stage::done;
+  std::size_t layer_ = 0;
+  std::size_t n_rows_ = 0;
+  std::size_t logits_row_ = 0;               // the first row not yet looked at for logits
+  std::size_t logit_rows_[kLogitRows] = {};  // the rows whose logits are being computed
+  std::size_t n_logit_rows_ = 0;
+
+  PassRow* rows_ = nullptr;
+  float* x_ = nullptr;     // the residual stream, [row][dim]
+  Activations normed_;     // input of the projections and experts, [row][dim]
+  float* qkv_ = nullptr;   // [row][q_dim + kv_dim + kv_dim]
+  float* cos2_ = nullptr;  // rotary factors, [row][head_size], each twice
+  float* sin2_ = nullptr;
+  Activations attention_;           // output of attention, [row][q_dim]
+  float* router_logits_ = nullptr;  // [row][n_experts]
+  Assignment assignment_;
+  Activations hidden_;       // inside the experts, [slot][hidden_dim]
+  Activations final_;        // input of the output matrix, [logit row][dim]
+  float* logits_ = nullptr;  // [logit row][vocab_size]
+  const float* last_logits_ = nullptr;
+};
+
+}  // namespace mixtral::detail
+
+#endif  // MIXTRAL_NETWORK_FORWARD_PASS_HPP_

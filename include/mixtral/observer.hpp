@@ -1,0 +1,39 @@
+// Seeing inside an evaluation; costs nothing when absent.
+#ifndef MIXTRAL_OBSERVER_HPP_
+#define MIXTRAL_OBSERVER_HPP_
+
+#include <cstdint>
+
+#include "mixtral/span.hpp"
+
+namespace mixtral {
+
+// Called by Session::evaluate() on the calling thread, between parallel parts. The views are valid
+// during the call only.
+class Observer {
+ public:
+  virtual ~Observer() = default;
+
+  // If true, logits are computed for every token and not only for the last.
+  virtual bool wants_all_logits() const { return false; }
+
+  // The logits (vocab_size of them) that follow the token at `position`.
+  virtual void on_logits(std::uint32_t position, Span<const float> logits) {
+    static_cast<void>(position);
+    static_cast<void>(logits);
+  }
+
+  // The experts chosen for the token at `position` in `layer`, best first, with their weights, which
+  // sum to 1. Not called for dense models.
+  virtual void on_router(std::uint32_t layer, std::uint32_t position,
+                         Span<const std::uint32_t> experts, Span<const float> weights) {
+    static_cast<void>(layer);
+    static_cast<void>(position);
+    static_cast<void>(experts);
+    static_cast<void>(weights);
+  }
+};
+
+}  // namespace mixtral
+
+#endif  // MIXTRAL_OBSERVER_HPP_

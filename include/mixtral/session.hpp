@@ -1,0 +1,101 @@
+// One conversation with a model: its past, and the logits for what comes next.
+#ifndef MIXTRAL_SESSION_HPP_
+#define MIXTRAL_SESSION_HPP_
+
+#include <Eigen/Core>
+#include <cstdint>
+#include <initializer_list>
+#include <memory_resource>
+#include <string_view>
+
+#include "mixtral/chat.hpp"
+#include "mixtral/error.hpp"
+#include "mixtral/executor.hpp"
+#include "mixtral/generation.hpp"
+#include "mixtral/model.hpp"
+#include "mixtral/observer.hpp"
+#include "mixtral/resource_ptr.hpp"
+#include "mixtral/span.hpp"
+
+namespace mixtral {
+
+struct SessionOptions {
+  // Tokens that the session can hold; 0 means the model's context length, 4096 at most.
+  std::uint32_t context = 0;
+  // Tokens evaluated in one pass over the weights; more is faster on long prompts and takes more
+  // memory.
+  std::uint32_t batch = 256;
+  // Threads to use; the default runs everything on the calling thread.
+  Executor executor;
+};
+
+using Logits = Eigen::Map<const Eigen::VectorXf>;
+
+// Not for concurrent use, except cancel(). Move only; a moved-from session may only be destroyed or
+// assigned to. Keeps the model alive. All memory of the session's own is taken in open().
+class Session {
+ public:
+  // Errors: invalid_argument (a context longer than the model's), out_of_memory.
+  static Result<Session> open(const Model& model, const SessionOptions& options = {});
+
+  // The bytes that open() takes from the memory resource for these options, and the session's
+  // lifetime maximum without generation or text, which need a little of their own.
+  // Errors: invalid_argument.
+  static Result<std::uint64_t> memory_needed(const Model& model,
+                                             const SessionOptions& options = {});
+
+  Session(Session&&) noexcept;
+  Session& operator=(Session&&) noexcept;
+  ~Session();
+
+  // These put tokens at the end; evaluate() or generate() computes them. Nothing is appended on error.
+  // Text at the start of a session gets BOS, if the vocabulary says so, and its leading space; later
+  // text is taken as it stands. Errors: context_full, invalid_argument, out_of_memory.
+  Status append(std::string_view text);
+  Status append(Span<const Token> tokens);
+  Status append(Token token);
+  // A conversation, or its next turns; see chat.hpp.
+  Status append_chat(Span<const Message> messages, ChatOptions options = {});
+  Status append_chat(std::initializer_list<Message> messages, ChatOptions options = {}) {
+    return append_chat(Span<const Message>(messages.begin(), messages.size()), options);
+  }
+
+  // Computes all appended tokens. After success logits() follow the last token.
+  // Errors: cancelled, then whole batches done so far remain and the call can be repeated;
+  // invalid_argument if the session is empty.
+  Status evaluate(Observer* observer = nullptr);
+
+  // True if logits() may be called: something was evaluated and nothing appended since.
+  bool has_logits() const noexcept;
+  // vocab_size unnormalised log-probabilities of the next token; valid until the next append(),
+  // evaluate() or generation step. Only if has_logits().
+  Logits logits() const noexcept;
+  // ln p(token) as the next token. Only if has_logits().
+  double log_probability(Token token) const;
+
+  // Text as it comes: `for (std::string_view piece : session.generate(options))`. The session must
+  // outlive the generation. See generation.hpp.
+  Generation generate(const GenerateOptions& options = {});
+
+  // Makes the evaluation in progress, or else the next one, return ErrorCode::cancelled soon.
+  // From any thread.
+  void cancel() noexcept;
+
+  // Forgets everything.
+  void clear() noexcept;
+
+  Span<const Token> tokens() const noexcept;  // all that was appended or generated
+  std::uint32_t context() const noexcept;     // how many tokens fit
+  std::uint32_t remaining() const noexcept;   // how many more fit
+  const Model& model() const noexcept;
+
+ private:
+  friend class Generation;
+  struct Impl;
+  explicit Session(detail::ResourcePtr<Impl> impl) noexcept;
+  detail::ResourcePtr<Impl> impl_;
+};
+
+}  // namespace mixtral
+
+#endif  // MIXTRAL_SESSION_HPP_

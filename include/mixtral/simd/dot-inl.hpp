@@ -1,0 +1,81 @@
+// Per target: the 8-bit dot product and half-precision conversion that Highway 1.0.3 lacks.
+
+HWY_BEFORE_NAMESPACE();
+namespace mixtral::simd {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// At most 16 float lanes, so that 4 columns to a lane never straddle a scale of 16 columns' group
+// by more than the tile's own layout allows; longer vectors (SVE, RVV) use a part of theirs.
+using DF = hn::CappedTag<float, 16>;
+using DI32 = hn::RebindToSigned<DF>;
+using DI16 = hn::Repartition<std::int16_t, DI32>;
+using DI8 = hn::Repartition<std::int8_t, DI32>;
+using DU8 = hn::Repartition<std::uint8_t, DI32>;
+using VF = hn::Vec<DF>;
+using VI32 = hn::Vec<DI32>;
+using VI8 = hn::Vec<DI8>;
+
+// Lane i of the result is the sum of w[4i + j] * x[4i + j] over j < 4. Exact. `x` is in [-127, 127];
+// with kSigned false, `w` is in [0, 127].
+template <bool kSigned>
+HWY_INLINE VI32 quad_dot(VI8 w, VI8 x) {
+#if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
+  __m512i uw = w.raw;
+  __m512i sx = x.raw;
+  if (kSigned) {
+    sx = _mm512_mask_sub_epi8(sx, _mm512_movepi8_mask(uw), _mm512_setzero_si512(), sx);
+    uw = _mm512_abs_epi8(uw);
+  }
+#if HWY_TARGET <= HWY_AVX3_DL
+  return VI32{_mm512_dpbusd_epi32(_mm512_setzero_si512(), uw, sx)};
+#else
+  return VI32{_mm512_madd_epi16(_mm512_maddubs_epi16(uw, sx), _mm512_set1_epi16(1))};
+#endif
+#elif HWY_TARGET == HWY_AVX2
+  __m256i uw = w.raw;
+  __m256i sx = x.raw;
+  if (kSigned) {
+    sx = _mm256_sign_epi8(sx, uw);
+    uw = _mm256_abs_epi8(uw);
+  }
+  return VI32{_mm256_madd_epi16(_mm256_maddubs_epi16(uw, sx), _mm256_set1_epi16(1))};
+#elif HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_SSSE3
+  __m128i uw = w.raw;
+  __m128i sx = x.raw;
+  if (kSigned) {
+    sx = _mm_sign_epi8(sx, uw);
+    uw = _mm_abs_epi8(uw);
+  }
+  return VI32{_mm_madd_epi16(_mm_maddubs_epi16(uw, sx), _mm_set1_epi16(1))};
+#elif HWY_TARGET == HWY_NEON && defined(__ARM_FEATURE_DOTPROD)
+  return VI32{vdotq_s32(vdupq_n_s32(0), w.raw, x.raw)};
+#else
+  // Even and odd bytes as 16-bit lanes; two products of 127 * 128 still fit one.
+  const DI16 d16;
+  const DI32 d32;
+  const auto w16 = hn::BitCast(d16, w);
+  const auto x16 = hn::BitCast(d16, x);
+  const auto w_even = hn::ShiftRight<8>(hn::ShiftLeft<8>(w16));
+  const auto x_even = hn::ShiftRight<8>(hn::ShiftLeft<8>(x16));
+  const auto pairs =
+      hn::Add(hn::Mul(w_even, x_even), hn::Mul(hn::ShiftRight<8>(w16), hn::ShiftRight<8>(x16)));
+  const auto pairs32 = hn::BitCast(d32, pairs);
+  return hn::Add(hn::ShiftRight<16>(hn::ShiftLeft<16>(pairs32)), hn::ShiftRight<16>(pairs32));
+#endif
+}
+
+// IEEE half precision to float32.
+HWY_INLINE float half_to_float(const std::uint8_t* bytes) {
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2 && !defined(HWY_DISABLE_F16C)
+  std::uint16_t bits;
+  std::memcpy(&bits, bytes, 2);
+  return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits)));
+#else
+  return portable_half_to_float(bytes);
+#endif
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace mixtral::simd
+HWY_AFTER_NAMESPACE();

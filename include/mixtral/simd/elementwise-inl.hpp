@@ -1,0 +1,148 @@
+// Per target: the network's vector operations.
+
+HWY_BEFORE_NAMESPACE();
+namespace mixtral::simd {
+namespace HWY_NAMESPACE {
+
+// Calls body(tag, i) over [0, n) in whole vectors, then one element at a time.
+template <class Body>
+HWY_INLINE void for_each_vector(std::size_t n, const Body& body) {
+  const DF df;
+  const hn::CappedTag<float, 1> d1;
+  const std::size_t lanes = hn::Lanes(df);
+  std::size_t i = 0;
+  for (; i + lanes <= n; i += lanes) body(df, i);
+  for (; i < n; ++i) body(d1, i);
+}
+
+HWY_INLINE float dot(const float* a, const float* b, std::size_t n) {
+  const DF df;
+  const std::size_t lanes = hn::Lanes(df);
+  VF sum0 = hn::Zero(df);
+  VF sum1 = hn::Zero(df);
+  std::size_t i = 0;
+  for (; i + 2 * lanes <= n; i += 2 * lanes) {
+    sum0 = hn::MulAdd(hn::LoadU(df, a + i), hn::LoadU(df, b + i), sum0);
+    sum1 = hn::MulAdd(hn::LoadU(df, a + i + lanes), hn::LoadU(df, b + i + lanes), sum1);
+  }
+  float sum = sum_of_lanes(hn::Add(sum0, sum1));
+  for (; i < n; ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+void quantize(const float* x, std::size_t n, ActivationTile* out) {
+  const DF df;
+  const hn::Rebind<std::int8_t, DF> d8;
+  const std::size_t lanes = hn::Lanes(df);
+  const std::size_t n_blocks = padded(n) / 32;
+  for (std::size_t b = 0; b < n_blocks; ++b) {
+    ActivationTile& tile = out[b / 8];
+    const float* from = x + b * 32;
+    const std::size_t first = b % 8 * 32;
+    VF largest = hn::Zero(df);
+    for (std::size_t i = 0; i < 32; i += lanes) {
+      largest = hn::Max(largest, hn::Abs(hn::LoadU(df, from + i)));
+    }
+    const float maximum = hn::GetLane(hn::MaxOfLanes(df, largest));
+    const float scale = maximum / 127.0f;
+    const float inverse = maximum > 0.0f ? 127.0f / maximum : 0.0f;
+    for (std::size_t i = 0; i < 32; i += lanes) {
+      const auto q = hn::NearestInt(hn::Mul(hn::LoadU(df, from + i), hn::Set(df, inverse)));
+      hn::StoreU(hn::DemoteTo(d8, q), d8, tile.q + first + i);
+    }
+    for (std::size_t i = 0; i < 8; ++i) tile.scale[first / kQuad + i] = scale;
+    for (std::size_t g = 0; g < 2; ++g) {
+      int sum = 0;
+      for (std::size_t i = 0; i < kGroup; ++i) sum += tile.q[first + g * kGroup + i];
+      tile.sum[first / kGroup + g] = scale * static_cast<float>(sum);
+    }
+  }
+}
+
+void rms_norm(const float* x, const float* weight, float epsilon, std::size_t n, float* out) {
+  const float mean = dot(x, x, n) / static_cast<float>(n);
+  const float scale = 1.0f / std::sqrt(mean + epsilon);
+  for_each_vector(n, [&](auto d, std::size_t i) HWY_ATTR {
+    const auto normalized = hn::Mul(hn::LoadU(d, x + i), hn::Set(d, scale));
+    hn::StoreU(hn::Mul(normalized, hn::LoadU(d, weight + i)), d, out + i);
+  });
+}
+
+void swiglu(float* gate, const float* up, std::size_t n) {
+  for_each_vector(n, [&](auto d, std::size_t i) HWY_ATTR {
+    const auto g = hn::LoadU(d, gate + i);
+    const auto sigmoid_denominator = hn::Add(hn::Set(d, 1.0f), hn::Exp(d, hn::Neg(g)));
+    const auto silu = hn::Div(g, sigmoid_denominator);
+    hn::StoreU(hn::Mul(silu, hn::LoadU(d, up + i)), d, gate + i);
+  });
+}
+
+void rotate(float* x, const float* cos2, const float* sin2, std::size_t n) {
+  const DF df;
+  const std::size_t lanes = hn::Lanes(df);
+  std::size_t i = 0;
+  if (lanes >= 2) {
+    for (; i + lanes <= n; i += lanes) {
+      const auto v = hn::LoadU(df, x + i);
+      const auto swapped = hn::Reverse2(df, v);  // (x1, x0, x3, x2 ...)
+      const auto turned = hn::Mul(swapped, hn::LoadU(df, sin2 + i));
+      const auto straight = hn::Mul(v, hn::LoadU(df, cos2 + i));
+      // even lanes: x0 cos - x1 sin; odd lanes: x1 cos + x0 sin
+      hn::StoreU(hn::OddEven(hn::Add(straight, turned), hn::Sub(straight, turned)), df, x + i);
+    }
+  }
+  for (; i + 1 < n; i += 2) {
+    const float a = x[i];
+    const float b = x[i + 1];
+    x[i] = a * cos2[i] - b * sin2[i];
+    x[i + 1] = b * cos2[i] + a * sin2[i];
+  }
+}
+
+void add_scaled(float a, const float* x, std::size_t n, float* y) {
+  for_each_vector(n, [&](auto d, std::size_t i) HWY_ATTR {
+    hn::StoreU(hn::MulAdd(hn::Set(d, a), hn::LoadU(d, x + i), hn::LoadU(d, y + i)), d, y + i);
+  });
+}
+
+void attend(const float* q, const float* keys, const float* values, std::size_t stride,
+            std::size_t n_positions, std::size_t head_size, float scale, float* out) {
+  constexpr std::size_t kBlock = 32;
+  const DF df;
+  const std::size_t lanes = hn::Lanes(df);
+  HWY_ALIGN float scores[kBlock];
+  float running_max = -std::numeric_limits<float>::infinity();
+  float running_sum = 0.0f;
+  for (std::size_t i = 0; i < head_size; ++i) out[i] = 0.0f;
+  for (std::size_t begin = 0; begin < n_positions; begin += kBlock) {
+    const std::size_t n = HWY_MIN(kBlock, n_positions - begin);
+    float block_max = running_max;
+    for (std::size_t p = 0; p < n; ++p) {
+      scores[p] = dot(q, keys + (begin + p) * stride, head_size) * scale;
+      block_max = HWY_MAX(block_max, scores[p]);
+    }
+    for (std::size_t p = n; p < kBlock; ++p) scores[p] = -std::numeric_limits<float>::infinity();
+    for (std::size_t p = 0; p < kBlock; p += lanes) {
+      const auto shifted = hn::Sub(hn::Load(df, scores + p), hn::Set(df, block_max));
+      hn::Store(hn::Exp(df, hn::Max(shifted, hn::Set(df, -200.0f))), df, scores + p);
+    }
+    const float correction = std::exp(running_max - block_max);  // 0 for the first block
+    running_sum *= correction;
+    for (std::size_t p = 0; p < n; ++p) running_sum += scores[p];
+    running_max = block_max;
+    for_each_vector(head_size, [&](auto d, std::size_t i) HWY_ATTR {
+      auto sum = hn::Mul(hn::LoadU(d, out + i), hn::Set(d, correction));
+      for (std::size_t p = 0; p < n; ++p) {
+        const auto value = hn::LoadU(d, values + (begin + p) * stride + i);
+        sum = hn::MulAdd(hn::Set(d, scores[p]), value, sum);
+      }
+      hn::StoreU(sum, d, out + i);
+    });
+  }
+  const float inverse = 1.0f / running_sum;
+  for (std::size_t i = 0; i < head_size; ++i) out[i] *= inverse;
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace mixtral::simd
+HWY_AFTER_NAMESPACE();

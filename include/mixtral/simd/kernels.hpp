@@ -1,0 +1,90 @@
+// The numeric kernels as a table of functions, one table for each SIMD target compiled in.
+//
+// Kernels work on plain pointers and sizes and know no model. They are written once, in
+// simd/*-inl.hpp and formats/*-inl.hpp, and compiled for every target by simd/all_targets.hpp.
+#ifndef MIXTRAL_SIMD_KERNELS_HPP_
+#define MIXTRAL_SIMD_KERNELS_HPP_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "mixtral/block_format.hpp"
+
+namespace mixtral::simd {
+
+// Rows are processed in tiles of this many columns; activation rows are padded with zeros to it.
+constexpr std::size_t kTile = 256;
+// Weights have one scale and one offset for each group of this many columns (some formats repeat).
+constexpr std::size_t kGroup = 16;
+constexpr std::size_t kGroupsPerTile = kTile / kGroup;
+// Scales are stored once for every 4 columns, because an 8-bit dot product sums 4 at a time.
+constexpr std::size_t kQuad = 4;
+constexpr std::size_t kQuadsPerTile = kTile / kQuad;
+// How many activation rows one matmul call takes at most.
+constexpr std::size_t kMaxMatmulTokens = 32;
+
+// 256 activations quantised to 8 bits, a scale for every 32: x[i] is about scale[i / 4] * q[i].
+struct ActivationTile {
+  std::int8_t q[kTile];        // in [-127, 127]
+  float scale[kQuadsPerTile];  // equal within each 32 columns
+  float sum[kGroupsPerTile];   // scale * (sum of q) of each 16 columns
+};
+
+// A row-major matrix of `rows` x `cols` in a block format; points into the model's bytes, unaligned.
+struct Matrix {
+  const std::uint8_t* data = nullptr;
+  std::size_t row_bytes = 0;
+  std::size_t rows = 0;
+  std::size_t cols = 0;
+  BlockFormat format = BlockFormat::f32;
+};
+
+constexpr std::size_t padded(std::size_t cols) { return (cols + kTile - 1) / kTile * kTile; }
+
+struct Kernels {
+  const char* target;  // Highway's name: "AVX3_DL", "SSE4" ...
+  std::int64_t target_bit;
+
+  // out[t * n_rows + r] = dot(row (first_row + r) of w, x[t]) for r < n_rows, t < n_tokens.
+  // x[t] points to float[padded(cols)] for a float format, ActivationTile[padded(cols) / kTile]
+  // for a quantised one; columns past w.cols are zero. n_tokens <= kMaxMatmulTokens.
+  // The result for one (row, token) does not depend on which others are asked for with it.
+  void (*matmul)(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
+                 std::size_t n_tokens, float* out);
+
+  // out[c] = row `row` of w as float32, c < w.cols.
+  void (*decode_row)(const Matrix& w, std::size_t row, float* out);
+
+  // Quantises x[0 .. padded(n)) (zeros past n) into padded(n) / kTile tiles.
+  void (*quantize)(const float* x, std::size_t n, ActivationTile* out);
+
+  // out[i] = x[i] / sqrt(mean(x^2) + epsilon) * weight[i] (Zhang & Sennrich 2019, RMSNorm).
+  void (*rms_norm)(const float* x, const float* weight, float epsilon, std::size_t n, float* out);
+
+  // gate[i] = silu(gate[i]) * up[i] (Shazeer 2020, "GLU Variants Improve Transformer", SwiGLU).
+  void (*swiglu)(float* gate, const float* up, std::size_t n);
+
+  // Rotates the n / 2 interleaved pairs (x[2i], x[2i+1]) by angles with the given cosines and
+  // sines, each value there twice (Su et al. 2021, RoFormer, eq. 34).
+  void (*rotate)(float* x, const float* cos2, const float* sin2, std::size_t n);
+
+  // y[i] += a * x[i].
+  void (*add_scaled)(float a, const float* x, std::size_t n, float* y);
+
+  // out = softmax(q K^T * scale) V for one query head over n_positions keys and values of
+  // `head_size` floats, `stride` floats apart: one pass with a running maximum (Milakov & Gimelshein
+  // 2018, "Online normalizer calculation for softmax").
+  void (*attend)(const float* q, const float* keys, const float* values, std::size_t stride,
+                 std::size_t n_positions, std::size_t head_size, float scale, float* out);
+};
+
+// The best table this CPU runs among those in `allowed` (a mask of Highway target bits, 0 for all);
+// null if there is none.
+const Kernels* select_kernels(std::int64_t allowed = 0);
+
+// Calls visit(context, kernels) for every table this CPU runs, best first.
+void for_each_kernels(void (*visit)(void* context, const Kernels& kernels), void* context);
+
+}  // namespace mixtral::simd
+
+#endif  // MIXTRAL_SIMD_KERNELS_HPP_

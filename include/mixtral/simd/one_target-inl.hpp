@@ -1,0 +1,61 @@
+// Everything that is compiled once for each SIMD target. No include guard: all_targets.hpp includes
+// this file several times, with another HWY_TARGET each time.
+
+#include <hwy/highway.h>
+//
+#include <hwy/contrib/math/math-inl.h>
+
+// Highway 1.0.3 detects VNNI for its AVX3_DL target but does not tell the compiler to allow it.
+#if HWY_TARGET == HWY_AVX3_DL && HWY_MAJOR == 1 && HWY_MINOR == 0 && HWY_PATCH < 5
+#undef HWY_TARGET_STR
+#define HWY_TARGET_STR                                            \
+  HWY_TARGET_STR_AVX3                                             \
+  ",vpclmulqdq,avx512vbmi,avx512vbmi2,vaes,avxvnni,avx512bitalg," \
+  "avx512vpopcntdq,avx512vnni"
+#endif
+
+#include "mixtral/simd/dot-inl.hpp"
+#include "mixtral/simd/tile-inl.hpp"
+//
+#include "mixtral/formats/bf16-inl.hpp"
+#include "mixtral/formats/f16-inl.hpp"
+#include "mixtral/formats/f32-inl.hpp"
+#include "mixtral/formats/q2_k-inl.hpp"
+#include "mixtral/formats/q3_k-inl.hpp"
+#include "mixtral/formats/q4_0-inl.hpp"
+#include "mixtral/formats/q4_1-inl.hpp"
+#include "mixtral/formats/q4_k-inl.hpp"
+#include "mixtral/formats/q5_0-inl.hpp"
+#include "mixtral/formats/q5_1-inl.hpp"
+#include "mixtral/formats/q5_k-inl.hpp"
+#include "mixtral/formats/q6_k-inl.hpp"
+#include "mixtral/formats/q8_0-inl.hpp"
+//
+#include "mixtral/simd/matmul-inl.hpp"
+//
+#include "mixtral/simd/elementwise-inl.hpp"
+
+HWY_BEFORE_NAMESPACE();
+namespace mixtral::simd {
+namespace HWY_NAMESPACE {
+
+constexpr Kernels kKernels{MIXTRAL_TARGET_NAME(HWY_NAMESPACE),
+                           HWY_TARGET,
+                           matmul,
+                           decode_row,
+                           quantize,
+                           rms_norm,
+                           swiglu,
+                           rotate,
+                           add_scaled,
+                           attend};
+
+}  // namespace HWY_NAMESPACE
+
+template <>
+struct TargetTable<HWY_TARGET> {
+  static const Kernels* get() { return &HWY_NAMESPACE::kKernels; }
+};
+
+}  // namespace mixtral::simd
+HWY_AFTER_NAMESPACE();

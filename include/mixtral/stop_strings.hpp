@@ -1,0 +1,74 @@
+// Finds stop strings in text that comes in pieces.
+#ifndef MIXTRAL_STOP_STRINGS_HPP_
+#define MIXTRAL_STOP_STRINGS_HPP_
+
+#include <algorithm>
+#include <memory_resource>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "mixtral/span.hpp"
+
+namespace mixtral {
+
+// Lets text through up to the first stop string, holding back what might become one.
+class StopStrings {
+ public:
+  // `longest_piece` is the most bytes that one push() will bring, so that none needs to allocate.
+  StopStrings(Span<const std::string> stops, std::size_t longest_piece,
+              std::pmr::memory_resource* resource)
+      : stops_(resource), text_(resource) {
+    stops_.reserve(stops.size());
+    std::size_t longest_stop = 0;
+    for (const std::string& stop : stops) {
+      if (!stop.empty()) stops_.emplace_back(stop);
+      longest_stop = std::max(longest_stop, stop.size());
+    }
+    text_.reserve(longest_stop + longest_piece);
+  }
+
+  // Takes the next piece; the text that may be shown now is in ready(). True if a stop string was
+  // found: ready() then ends just before it, and nothing more will come.
+  bool push(std::string_view piece) {
+    text_.erase(0, n_ready_);
+    text_.append(piece);
+    std::size_t found = std::string_view::npos;
+    for (const auto& stop : stops_) found = std::min(found, text_.find(stop));
+    n_ready_ = found != std::string_view::npos ? found : text_.size() - longest_partial_stop();
+    return found != std::string_view::npos;
+  }
+
+  // Takes the last piece and releases what was held back.
+  void finish(std::string_view piece) {
+    if (!push(piece)) n_ready_ = text_.size();
+  }
+
+  void clear() {
+    text_.clear();
+    n_ready_ = 0;
+  }
+
+  std::string_view ready() const noexcept { return std::string_view(text_).substr(0, n_ready_); }
+
+ private:
+  // The length of the longest end of the text that a stop string begins with.
+  std::size_t longest_partial_stop() const {
+    std::size_t longest = 0;
+    const std::string_view text(text_);
+    for (const auto& stop : stops_) {
+      for (std::size_t n = std::min(stop.size() - 1, text.size()); n > longest; --n) {
+        if (text.substr(text.size() - n) == std::string_view(stop).substr(0, n)) longest = n;
+      }
+    }
+    return longest;
+  }
+
+  std::pmr::vector<std::pmr::string> stops_;
+  std::pmr::string text_;  // n_ready_ bytes that may be shown, then those held back
+  std::size_t n_ready_ = 0;
+};
+
+}  // namespace mixtral
+
+#endif  // MIXTRAL_STOP_STRINGS_HPP_
