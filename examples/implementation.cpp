@@ -1,0 +1,3 @@
+// The one file that holds mixtral's definitions and SIMD kernels, for all example programs.
+#define MIXTRAL_IMPLEMENTATION
+#include <mixtral/mixtral.hpp>

@@ -1,0 +1,442 @@
+// Block formats and kernels, on every SIMD target that this machine runs, against scalar definitions.
+#include "support.hpp"
+
+#include <mixtral/simd/kernels.hpp>
+
+using namespace support;
+using mixtral::BlockFormat;
+using mixtral::simd::ActivationTile;
+using mixtral::simd::Kernels;
+using mixtral::simd::Matrix;
+
+namespace {
+
+std::vector<const Kernels*> all_kernels() {
+  std::vector<const Kernels*> all;
+  mixtral::simd::for_each_kernels(
+      [](void* context, const Kernels& kernels) {
+        static_cast<std::vector<const Kernels*>*>(context)->push_back(&kernels);
+      },
+      &all);
+  return all;
+}
+
+double half(const std::uint8_t* p) {
+  const unsigned bits = p[0] | static_cast<unsigned>(p[1]) << 8;
+  const int exponent = static_cast<int>(bits >> 10 & 31);
+  const double mantissa = bits & 1023;
+  const double magnitude = exponent == 0 ? std::ldexp(mantissa, -24)
+                                         : std::ldexp(1024 + mantissa, exponent - 25);
+  return bits & 0x8000 ? -magnitude : magnitude;
+}
+
+// One block by the letter of its layout (ggml-common.h, ggml-quants.c), slowly and in double.
+std::vector<double> decode_block(BlockFormat format, const std::uint8_t* b) {
+  std::vector<double> out;
+  const auto nibble = [](const std::uint8_t* qs, int i) { return i < 16 ? qs[i] & 15 : qs[i - 16] >> 4; };
+  const auto bit = [](const std::uint8_t* bits, int i) { return bits[i / 8] >> (i % 8) & 1; };
+  switch (format) {
+    case BlockFormat::q8_0:
+      for (int i = 0; i < 32; ++i) out.push_back(half(b) * static_cast<std::int8_t>(b[2 + i]));
+      break;
+    case BlockFormat::q4_0:
+      for (int i = 0; i < 32; ++i) out.push_back(half(b) * (nibble(b + 2, i) - 8));
+      break;
+    case BlockFormat::q4_1:
+      for (int i = 0; i < 32; ++i) out.push_back(half(b) * nibble(b + 4, i) + half(b + 2));
+      break;
+    case BlockFormat::q5_0:
+      for (int i = 0; i < 32; ++i) {
+        out.push_back(half(b) * ((nibble(b + 6, i) | bit(b + 2, i) << 4) - 16));
+      }
+      break;
+    case BlockFormat::q5_1:
+      for (int i = 0; i < 32; ++i) {
+        out.push_back(half(b) * (nibble(b + 8, i) | bit(b + 4, i) << 4) + half(b + 2));
+      }
+      break;
+    case BlockFormat::q2_k:
+      for (int i = 0; i < 256; ++i) {
+        const int q = b[16 + i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3;
+        const int scale = b[i / 16];
+        out.push_back(half(b + 80) * (scale & 15) * q - half(b + 82) * (scale >> 4));
+      }
+      break;
+    case BlockFormat::q3_k: {
+      // The scales as ggml-quants.c unpacks them, four bytes at a time.
+      std::uint32_t aux[4];
+      std::memcpy(aux, b + 96, 12);
+      const std::uint32_t top = aux[2];
+      aux[2] = (aux[0] >> 4 & 0x0f0f0f0fu) | (top >> 4 & 0x03030303u) << 4;
+      aux[3] = (aux[1] >> 4 & 0x0f0f0f0fu) | (top >> 6 & 0x03030303u) << 4;
+      aux[0] = (aux[0] & 0x0f0f0f0fu) | (top & 0x03030303u) << 4;
+      aux[1] = (aux[1] & 0x0f0f0f0fu) | (top >> 2 & 0x03030303u) << 4;
+      std::uint8_t scales[16];
+      std::memcpy(scales, aux, 16);
+      for (int i = 0; i < 256; ++i) {
+        const int low = b[32 + i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3;
+        const int high = b[i % 32] >> (i / 32) & 1;
+        out.push_back(half(b + 108) * (scales[i / 16] - 32) * (low - (high ? 0 : 4)));
+      }
+      break;
+    }
+    case BlockFormat::q4_k:
+    case BlockFormat::q5_k: {
+      const bool five = format == BlockFormat::q5_k;
+      const std::uint8_t* s = b + 4;
+      for (int i = 0; i < 256; ++i) {
+        const int j = i / 32;
+        const int scale = j < 4 ? s[j] & 63 : (s[j + 4] & 15) | (s[j - 4] >> 6) << 4;
+        const int min = j < 4 ? s[j + 4] & 63 : (s[j + 4] >> 4) | (s[j] >> 6) << 4;
+        const std::uint8_t packed = b[(five ? 48 : 16) + i / 64 * 32 + i % 32];
+        int q = i % 64 < 32 ? packed & 15 : packed >> 4;
+        if (five) q |= (b[16 + i % 32] >> j & 1) << 4;
+        out.push_back(half(b) * scale * q - half(b + 2) * min);
+      }
+      break;
+    }
+    case BlockFormat::q6_k:
+      for (int i = 0; i < 256; ++i) {
+        const int part = i / 128, g = i % 128 / 32, l = i % 32;
+        const std::uint8_t low = b[part * 64 + g % 2 * 32 + l];
+        const int q = (g < 2 ? low & 15 : low >> 4) | (b[128 + part * 32 + l] >> (2 * g) & 3) << 4;
+        out.push_back(half(b + 208) * static_cast<std::int8_t>(b[192 + i / 16]) * (q - 32));
+      }
+      break;
+    case BlockFormat::f32: {
+      float value;
+      std::memcpy(&value, b, 4);
+      out.push_back(static_cast<double>(value));
+      break;
+    }
+    case BlockFormat::f16: out.push_back(half(b)); break;
+    case BlockFormat::bf16: {
+      const std::uint32_t bits = static_cast<std::uint32_t>(b[0]) << 16 | static_cast<std::uint32_t>(b[1]) << 24;
+      float value;
+      std::memcpy(&value, &bits, 4);
+      out.push_back(static_cast<double>(value));
+      break;
+    }
+  }
+  return out;
+}
+
+// Where a block has half-precision numbers, so that random bytes can be given sane ones.
+std::vector<std::size_t> half_offsets(BlockFormat format) {
+  switch (format) {
+    case BlockFormat::q4_1:
+    case BlockFormat::q5_1:
+    case BlockFormat::q4_k:
+    case BlockFormat::q5_k: return {0, 2};
+    case BlockFormat::q2_k: return {80, 82};
+    case BlockFormat::q3_k: return {108};
+    case BlockFormat::q6_k: return {208};
+    case BlockFormat::f32:
+    case BlockFormat::bf16: return {};
+    default: return {0};
+  }
+}
+
+struct RandomMatrix {
+  Blob data;
+  Matrix matrix;
+  std::vector<std::vector<double>> values;
+
+  RandomMatrix(BlockFormat format, std::size_t rows, std::size_t cols, unsigned seed) {
+    std::mt19937 random(seed);
+    const auto& info = *mixtral::block_format_info(format);
+    matrix.rows = rows;
+    matrix.cols = cols;
+    matrix.format = format;
+    matrix.row_bytes = cols / info.block_size * info.block_bytes;
+    // One byte of offset: file data has no alignment.
+    data.resize(rows * matrix.row_bytes + 1);
+    for (auto& byte : data) byte = static_cast<std::uint8_t>(random());
+    for (std::size_t r = 0; r < rows; ++r) {
+      values.emplace_back();
+      for (std::size_t c = 0; c < cols / info.block_size; ++c) {
+        std::uint8_t* block = data.data() + 1 + r * matrix.row_bytes + c * info.block_bytes;
+        for (const std::size_t offset : half_offsets(format)) {
+          // 2^-10 to 2^-3, either sign, now and then a subnormal.
+          block[offset + 1] = static_cast<std::uint8_t>(
+              (random() % 16 == 0 ? 0 : (5 + random() % 7) << 2) | (random() & 0x83));
+        }
+        if (format == BlockFormat::f32 || format == BlockFormat::bf16) {
+          std::uint8_t* top = block + info.block_bytes - 1;
+          *top = static_cast<std::uint8_t>((random() & 0x80) | (0x3c + random() % 4));
+        }
+        const auto decoded = decode_block(format, block);
+        values.back().insert(values.back().end(), decoded.begin(), decoded.end());
+      }
+    }
+    matrix.data = data.data() + 1;
+  }
+};
+
+}  // namespace
+
+TEST_CASE("kernels: the targets are listed best first and can be chosen") {
+  const auto all = all_kernels();
+  REQUIRE(!all.empty());
+  MESSAGE("SIMD targets run here: ", all.size(), ", best ", std::string(all[0]->target), ", lowest ",
+          std::string(all.back()->target));
+  CHECK(mixtral::simd::select_kernels() == all[0]);
+  for (const Kernels* kernels : all) {
+    CHECK(mixtral::simd::select_kernels(kernels->target_bit) == kernels);
+  }
+  CHECK(mixtral::simd::select_kernels(all[0]->target_bit | all.back()->target_bit) == all[0]);
+}
+
+TEST_CASE("kernels: every block format decodes as its layout says, on every target") {
+  for (const auto& entry : mixtral::detail::kBlockFormats) {
+    CAPTURE(std::string(entry.info.name));
+    for (const std::size_t cols : {256u, 768u, entry.info.block_size == 256 ? 512u : 352u}) {
+      const RandomMatrix w(entry.format, 3, cols, 5);
+      for (const Kernels* kernels : all_kernels()) {
+        CAPTURE(std::string(kernels->target));
+        std::vector<float> row(cols + 1, -12345.0f);
+        for (std::size_t r = 0; r < 3; ++r) {
+          kernels->decode_row(w.matrix, r, row.data());
+          double worst = 0.0;
+          for (std::size_t c = 0; c < cols; ++c) {
+            const double expected = w.values[r][c];
+            // Two roundings at most, of terms that may be 32 times the result.
+            const double scale = std::max(std::abs(expected), 1e-3);
+            worst = std::max(worst, std::abs(static_cast<double>(row[c]) - expected) / scale);
+          }
+          CHECK(worst <= 64 * 6e-8);
+          CHECK(row[cols] == -12345.0f);  // nothing past the end
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("kernels: half precision is exact for all 65536 values") {
+  Blob data(65536 * 2);
+  for (std::size_t i = 0; i < 65536; ++i) {
+    data[2 * i] = static_cast<std::uint8_t>(i);
+    data[2 * i + 1] = static_cast<std::uint8_t>(i >> 8);
+  }
+  const Matrix w{data.data(), data.size(), 1, 65536, BlockFormat::f16};
+  for (const Kernels* kernels : all_kernels()) {
+    CAPTURE(std::string(kernels->target));
+    std::vector<float> out(65536);
+    kernels->decode_row(w, 0, out.data());
+    std::size_t wrong = 0;
+    for (std::size_t i = 0; i < 65536; ++i) {
+      if ((i >> 10 & 31) == 31) {
+        wrong += (i & 1023) != 0 ? !std::isnan(out[i]) : !std::isinf(out[i]);
+      } else {
+        wrong += static_cast<double>(out[i]) != half(data.data() + 2 * i);
+        wrong += std::signbit(out[i]) != (i >= 32768);
+      }
+    }
+    CHECK(wrong == 0);
+  }
+}
+
+TEST_CASE("kernels: multiplying directly equals decoding, then multiplying") {
+  for (const auto& entry : mixtral::detail::kBlockFormats) {
+    CAPTURE(std::string(entry.info.name));
+    for (const std::size_t cols : {256u, 1024u, entry.info.block_size == 256 ? 512u : 416u}) {
+      const std::size_t rows = 5;
+      const std::size_t n_tokens = 7;
+      const RandomMatrix w(entry.format, rows, cols, 11);
+      const std::size_t padded = mixtral::simd::padded(cols);
+      std::mt19937 random(2);
+      std::normal_distribution<float> normal;
+      std::vector<std::vector<float>> x(n_tokens, std::vector<float>(padded, 0.0f));
+      for (auto& row : x) {
+        for (std::size_t c = 0; c < cols; ++c) row[c] = normal(random);
+      }
+      for (std::size_t c = 0; c < 64; ++c) x[1][c] = 0.0f;  // blocks of zeros
+      std::vector<float> first_target;
+      for (const Kernels* kernels : all_kernels()) {
+        CAPTURE(std::string(kernels->target));
+        std::vector<std::vector<ActivationTile>> tiles(n_tokens);
+        std::vector<const void*> inputs;
+        std::vector<std::vector<double>> used(n_tokens);  // the activations as multiplied
+        for (std::size_t t = 0; t < n_tokens; ++t) {
+          tiles[t].resize(padded / 256);
+          kernels->quantize(x[t].data(), cols, tiles[t].data());
+          for (std::size_t c = 0; c < cols; ++c) {
+            const ActivationTile& tile = tiles[t][c / 256];
+            const double q = static_cast<double>(tile.scale[c % 256 / 4]) * tile.q[c % 256];
+            used[t].push_back(entry.info.quantized ? q : static_cast<double>(x[t][c]));
+          }
+          inputs.push_back(entry.info.quantized ? static_cast<const void*>(tiles[t].data())
+                                                : static_cast<const void*>(x[t].data()));
+        }
+        std::vector<float> out(n_tokens * (rows - 1));
+        kernels->matmul(w.matrix, 1, rows - 1, inputs.data(), n_tokens, out.data());
+        for (std::size_t t = 0; t < n_tokens; ++t) {
+          for (std::size_t r = 0; r < rows - 1; ++r) {
+            double expected = 0.0;
+            double magnitude = 1e-6;
+            for (std::size_t c = 0; c < cols; ++c) {
+              expected += w.values[r + 1][c] * used[t][c];
+              magnitude += std::abs(w.values[r + 1][c] * used[t][c]);
+            }
+            // Offsets are up to 32 times a quant's step and are subtracted in float.
+            CHECK(std::abs(static_cast<double>(out[t * (rows - 1) + r]) - expected) <=
+                  4e-6 * magnitude);
+            // Alone, a row and token give the very same bits.
+            float alone;
+            kernels->matmul(w.matrix, 1 + r, 1, &inputs[t], 1, &alone);
+            CHECK(alone == out[t * (rows - 1) + r]);
+          }
+        }
+        if (first_target.empty()) first_target = out;
+        double largest = 0.0;
+        for (const float v : out) largest = std::max(largest, std::abs(static_cast<double>(v)));
+        CHECK(max_difference(out, first_target) <= 1e-5 * largest);
+      }
+    }
+  }
+}
+
+TEST_CASE("kernels: quantised activations are within half a step, sums included") {
+  std::mt19937 random(4);
+  std::normal_distribution<float> normal(0.0f, 3.0f);
+  std::vector<float> x(512, 0.0f);
+  for (std::size_t i = 0; i < 300; ++i) x[i] = normal(random);
+  for (std::size_t i = 64; i < 96; ++i) x[i] = 0.0f;
+  x[100] = 1e30f;
+  x[140] = -1e-30f;
+  for (const Kernels* kernels : all_kernels()) {
+    CAPTURE(std::string(kernels->target));
+    std::vector<ActivationTile> tiles(2);
+    kernels->quantize(x.data(), 300, tiles.data());
+    for (std::size_t i = 0; i < 512; ++i) {
+      const ActivationTile& tile = tiles[i / 256];
+      const double scale = static_cast<double>(tile.scale[i % 256 / 4]);
+      CHECK(std::abs(scale * tile.q[i % 256] - static_cast<double>(x[i])) <= scale * 0.5001);
+      CHECK(tile.q[i % 256] >= -127);
+      CHECK(tile.scale[i % 256 / 4] == tile.scale[i % 256 / 32 * 8]);
+    }
+    for (std::size_t g = 0; g < 32; ++g) {
+      double sum = 0.0;
+      for (std::size_t i = 0; i < 16; ++i) sum += tiles[g / 16].q[g % 16 * 16 + i];
+      const double expected = sum * static_cast<double>(tiles[g / 16].scale[g % 16 * 4]);
+      CHECK(static_cast<double>(tiles[g / 16].sum[g % 16]) == doctest::Approx(expected));
+    }
+  }
+}
+
+TEST_CASE("kernels: extreme 8-bit values do not overflow") {
+  // Q8_0 allows -128, twice as likely to break as anything the quantiser writes.
+  for (const int extreme : {-128, 127}) {
+    Blob data(34 * 8);
+    for (std::size_t b = 0; b < 8; ++b) {
+      data[b * 34] = 0x00;
+      data[b * 34 + 1] = 0x3c;  // 1.0
+      for (std::size_t i = 0; i < 32; ++i) {
+        data[b * 34 + 2 + i] = static_cast<std::uint8_t>(extreme);
+      }
+    }
+    const Matrix w{data.data(), data.size(), 1, 256, BlockFormat::q8_0};
+    std::vector<float> x(256, 127.0f);
+    for (const Kernels* kernels : all_kernels()) {
+      CAPTURE(std::string(kernels->target));
+      ActivationTile tile;
+      kernels->quantize(x.data(), 256, &tile);
+      const void* input = &tile;
+      float out;
+      kernels->matmul(w, 0, 1, &input, 1, &out);
+      CHECK(out == doctest::Approx(256.0 * 127.0 * extreme));
+    }
+  }
+}
+
+TEST_CASE("kernels: vector operations equal their formulas for any length") {
+  std::mt19937 random(9);
+  std::normal_distribution<float> normal(0.0f, 2.0f);
+  for (const Kernels* kernels : all_kernels()) {
+    CAPTURE(std::string(kernels->target));
+    for (std::size_t n = 2; n < 70; n += 2) {
+      CAPTURE(n);
+      std::vector<float> a(n + 1), b(n + 1), c(n + 1), d(n + 1);
+      for (std::size_t i = 0; i <= n; ++i) {
+        a[i] = normal(random);
+        b[i] = normal(random);
+        c[i] = d[i] = normal(random);
+      }
+      const auto at = [](const std::vector<float>& v, std::size_t i) { return static_cast<double>(v[i]); };
+      std::vector<float> out(n + 1, 99.0f);
+      kernels->rms_norm(a.data(), b.data(), 1e-5f, n, out.data());
+      double mean = 0.0;
+      for (std::size_t i = 0; i < n; ++i) mean += at(a, i) * at(a, i) / static_cast<double>(n);
+      for (std::size_t i = 0; i < n; ++i) {
+        CHECK(at(out, i) == doctest::Approx(at(a, i) / std::sqrt(mean + 1e-5) * at(b, i)).epsilon(1e-5));
+      }
+      CHECK(out[n] == 99.0f);
+
+      std::vector<float> gate = a;
+      kernels->swiglu(gate.data(), b.data(), n);
+      for (std::size_t i = 0; i < n; ++i) {
+        const double expected = at(a, i) / (1.0 + std::exp(-at(a, i))) * at(b, i);
+        CHECK(at(gate, i) == doctest::Approx(expected).epsilon(1e-5));
+      }
+      CHECK(gate[n] == a[n]);
+
+      kernels->add_scaled(0.5f, a.data(), n, c.data());
+      for (std::size_t i = 0; i < n; ++i) {
+        CHECK(at(c, i) == doctest::Approx(at(d, i) + 0.5 * at(a, i)).epsilon(1e-5));
+      }
+      CHECK(c[n] == d[n]);
+
+      std::vector<float> cosine(n), sine(n), turned = a;
+      for (std::size_t i = 0; i < n; ++i) {
+        cosine[i] = std::cos(static_cast<float>(i / 2));
+        sine[i] = std::sin(static_cast<float>(i / 2));
+      }
+      kernels->rotate(turned.data(), cosine.data(), sine.data(), n);
+      for (std::size_t i = 0; i < n; i += 2) {
+        CHECK(at(turned, i) == doctest::Approx(at(a, i) * at(cosine, i) - at(a, i + 1) * at(sine, i)).epsilon(1e-5));
+        CHECK(at(turned, i + 1) == doctest::Approx(at(a, i) * at(sine, i) + at(a, i + 1) * at(cosine, i)).epsilon(1e-5));
+      }
+      CHECK(turned[n] == a[n]);
+    }
+  }
+}
+
+TEST_CASE("kernels: attention equals softmax in double, also for large scores") {
+  std::mt19937 random(10);
+  for (const float spread : {1.0f, 30.0f}) {
+    std::normal_distribution<float> normal(0.0f, spread);
+    for (const std::size_t head_size : {8u, 18u, 128u}) {
+      for (const std::size_t n : {1u, 31u, 32u, 33u, 200u}) {
+        const std::size_t stride = head_size + 3;
+        std::vector<float> q(head_size), keys(n * stride), values(n * stride);
+        for (float& v : q) v = normal(random);
+        for (float& v : keys) v = normal(random);
+        for (float& v : values) v = normal(random);
+        const double scale = 1.0 / std::sqrt(static_cast<double>(head_size));
+        std::vector<double> scores(n), expected(head_size);
+        double largest = -1e300, sum = 0.0;
+        for (std::size_t p = 0; p < n; ++p) {
+          for (std::size_t i = 0; i < head_size; ++i) {
+            scores[p] += static_cast<double>(q[i]) * static_cast<double>(keys[p * stride + i]) * scale;
+          }
+          largest = std::max(largest, scores[p]);
+        }
+        for (double& s : scores) sum += s = std::exp(s - largest);
+        for (std::size_t p = 0; p < n; ++p) {
+          for (std::size_t i = 0; i < head_size; ++i) {
+            expected[i] += scores[p] / sum * static_cast<double>(values[p * stride + i]);
+          }
+        }
+        for (const Kernels* kernels : all_kernels()) {
+          CAPTURE(std::string(kernels->target));
+          std::vector<float> out(head_size);
+          kernels->attend(q.data(), keys.data(), values.data(), stride, n, head_size,
+                          static_cast<float>(scale), out.data());
+          const std::vector<float> reference(expected.begin(), expected.end());
+          // Scores of size s are rounded by s * 2^-24, which the exponential magnifies.
+          CHECK(max_difference(out, reference) <= (spread > 1.0f ? 2e-1 : 1e-5));
+        }
+      }
+    }
+  }
+}

@@ -1,0 +1,316 @@
+// Sessions: sharing, limits, cancelling, memory.
+#include "support.hpp"
+
+#include <atomic>
+#include <cstdlib>
+#include <mutex>
+#include <new>
+#include <thread>
+
+using namespace support;
+using mixtral::ErrorCode;
+using mixtral::Token;
+
+namespace {
+
+std::atomic<std::size_t> g_heap_allocations{0};
+
+// Counts what is taken from it and refuses after a number of allocations.
+struct CountingResource : std::pmr::memory_resource {
+  std::size_t n_allocations = 0;
+  std::size_t bytes_now = 0;
+  std::size_t allowed = static_cast<std::size_t>(-1);
+  std::mutex mutex;
+
+  void* do_allocate(std::size_t size, std::size_t alignment) override {
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (n_allocations >= allowed) throw std::bad_alloc();
+    ++n_allocations;
+    bytes_now += size;
+    return std::aligned_alloc(std::max(alignment, sizeof(void*)),
+                              (size + alignment - 1) / alignment * alignment);
+  }
+  void do_deallocate(void* memory, std::size_t size, std::size_t) override {
+    const std::lock_guard<std::mutex> lock(mutex);
+    bytes_now -= size;
+    std::free(memory);
+  }
+  bool do_is_equal(const memory_resource& other) const noexcept override { return this == &other; }
+};
+
+mixtral::Model open_with(std::pmr::memory_resource& resource) {
+  mixtral::ModelOptions options;
+  options.memory = &resource;
+  return value(mixtral::Model::open(bundled_model().c_str(), options));
+}
+
+std::vector<Token> greedy_tokens(mixtral::Session& s, std::uint32_t n) {
+  mixtral::GenerateOptions options;
+  options.max_tokens = n;
+  auto generation = s.generate(options);
+  std::vector<Token> tokens;
+  while (generation.next()) tokens.push_back(generation.token());
+  return tokens;
+}
+
+}  // namespace
+
+// Every allocation of the test program that is not from a memory resource is seen here.
+void* operator new(std::size_t size) {
+  ++g_heap_allocations;
+  if (void* memory = std::malloc(size == 0 ? 1 : size)) return memory;
+  throw std::bad_alloc();
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+
+TEST_CASE("session: after the first token, no allocation per token") {
+  CountingResource resource;
+  const mixtral::Model model = open_with(resource);
+  auto pool = value(mixtral::ThreadPool::create(2));
+  mixtral::SessionOptions options;
+  options.context = 300;
+  SUBCASE("inline") {}
+  SUBCASE("with a pool") { options.executor = pool; }
+  mixtral::Session s = value(mixtral::Session::open(model, options));
+  REQUIRE(s.append("Once upon a time"));
+  mixtral::GenerateOptions generate;
+  generate.max_tokens = 200;
+  generate.sampling.temperature = 0.9f;
+  generate.sampling.top_k = 50;
+  generate.sampling.top_p = 0.95f;
+  generate.sampling.typical_p = 0.99f;
+  generate.sampling.min_p = 0.01f;
+  generate.sampling.repetition_penalty = 1.1f;
+  generate.sampling.logit_bias = {{model.tokenizer().eos(), -1e9f}};
+  generate.stop = {"never to be seen in a story", "xyzzy"};
+  auto generation = s.generate(generate);
+  REQUIRE(generation.next());
+  const std::size_t resource_before = resource.n_allocations;
+  const std::size_t heap_before = g_heap_allocations;
+  int n = 0;
+  while (generation.next()) ++n;
+  const std::size_t heap_after = g_heap_allocations;
+  CHECK(n == 199);
+  CHECK(resource.n_allocations == resource_before);
+  CHECK(heap_after == heap_before);
+}
+
+TEST_CASE("session: all memory comes from the host's resource") {
+  CountingResource resource;
+  {
+    const std::size_t heap_before = g_heap_allocations;
+    mixtral::ModelOptions model_options;
+    model_options.memory = &resource;
+    const std::string path = bundled_model();
+    const std::size_t heap_strings = g_heap_allocations - heap_before;
+    auto model = mixtral::Model::open(path.c_str(), model_options);
+    REQUIRE(model);
+    const std::size_t model_bytes = resource.bytes_now;
+    CHECK(model_bytes < (4u << 20));  // nothing of the 10 MB of weights is copied
+    mixtral::SessionOptions options;
+    options.context = 128;
+    const auto needed = mixtral::Session::memory_needed(*model, options);
+    REQUIRE(needed);
+    auto s = mixtral::Session::open(*model, options);
+    REQUIRE(s);
+    CHECK(resource.bytes_now - model_bytes == *needed);
+    const auto appended = s->append("Once upon a time");
+    const auto evaluated = s->evaluate();
+    CHECK(resource.bytes_now - model_bytes == *needed);
+    CHECK(g_heap_allocations == heap_before + heap_strings);
+    CHECK(appended);
+    CHECK(evaluated);
+  }
+  CHECK(resource.bytes_now == 0);
+}
+
+TEST_CASE("session: memory that runs out at any point is an error, without a leak") {
+  CountingResource resource;
+  std::size_t n_failures = 0;
+  for (std::size_t allowed = 0;; ++allowed) {
+    resource.n_allocations = 0;
+    resource.allowed = allowed;
+    mixtral::ModelOptions model_options;
+    model_options.memory = &resource;
+    const auto attempt = [&]() -> mixtral::Status {
+      auto model = mixtral::Model::open(bundled_model().c_str(), model_options);
+      MIXTRAL_RETURN_IF_ERROR(model);
+      mixtral::SessionOptions options;
+      options.context = 64;
+      auto s = mixtral::Session::open(*model, options);
+      MIXTRAL_RETURN_IF_ERROR(s);
+      MIXTRAL_RETURN_IF_ERROR(s->append("Once upon"));
+      mixtral::GenerateOptions generate;
+      generate.max_tokens = 2;
+      generate.stop = {"a stop string longer than any small buffer"};
+      auto generation = s->generate(generate);
+      while (generation.next()) {
+      }
+      if (generation.stop_reason() == mixtral::StopReason::error) return generation.error();
+      CHECK(generation.stop_reason() == mixtral::StopReason::max_tokens);
+      return {};
+    };
+    const mixtral::Status status = attempt();
+    CHECK(resource.bytes_now == 0);
+    if (status) break;
+    CHECK_MESSAGE(status.error().code() == ErrorCode::out_of_memory, status.error().message());
+    ++n_failures;
+    // Most of the allocations are the vocabulary's hash nodes, all alike.
+    if (allowed > 60 && resource.n_allocations < 4000) allowed += 97;
+  }
+  CHECK(n_failures > 60);
+}
+
+TEST_CASE("session: the context is counted, and full is an error that changes nothing") {
+  const mixtral::Model model = open(bundled_model());
+  mixtral::Session s = session(model, 10);
+  CHECK(s.context() == 10);
+  CHECK(s.remaining() == 10);
+  REQUIRE(s.append("Once upon a time"));  // BOS and 4
+  CHECK(s.remaining() == 5);
+  const auto status = s.append("a long text that does not fit into five tokens");
+  REQUIRE(!status);
+  CHECK(status.error().code() == ErrorCode::context_full);
+  CHECK(s.remaining() == 5);
+  const auto tokens = greedy_tokens(s, 100);
+  CHECK(tokens.size() == 5);
+  CHECK(s.remaining() == 0);
+  CHECK(!s.append(Token{5}));
+  CHECK(s.evaluate());
+  mixtral::GenerateOptions options;
+  auto generation = s.generate(options);
+  CHECK(!generation.next());
+  CHECK(generation.stop_reason() == mixtral::StopReason::context_full);
+  s.clear();
+  CHECK(s.remaining() == 10);
+  CHECK(!s.evaluate());
+  REQUIRE(s.append("Once upon a time"));
+  CHECK(greedy_tokens(s, 5) == tokens);
+}
+
+TEST_CASE("session: bad options and tokens are refused") {
+  const mixtral::Model model = open(bundled_model());
+  mixtral::SessionOptions options;
+  options.context = model.config().context_length + 1;
+  auto s = mixtral::Session::open(model, options);
+  REQUIRE(!s);
+  CHECK(s.error().code() == ErrorCode::invalid_argument);
+  options.context = 16;
+  options.batch = 0;
+  CHECK(!mixtral::Session::open(model, options));
+  CHECK(!mixtral::Session::memory_needed(model, options));
+  mixtral::Session good = session(model, 16);
+  CHECK(!good.append(Token{-1}));
+  CHECK(!good.append(static_cast<Token>(model.tokenizer().size())));
+  CHECK(good.tokens().empty());
+  CHECK(!good.has_logits());
+}
+
+TEST_CASE("session: logits are an Eigen map, and log-probabilities its log-softmax") {
+  const mixtral::Model model = open(bundled_model());
+  mixtral::Session s = session(model, 64);
+  REQUIRE(s.append("Once upon a"));
+  CHECK(!s.has_logits());
+  REQUIRE(s.evaluate());
+  REQUIRE(s.has_logits());
+  const mixtral::Logits logits = s.logits();
+  CHECK(logits.size() == static_cast<Eigen::Index>(model.config().vocab_size));
+  const Eigen::VectorXd wide = logits.cast<double>();
+  const double log_sum = std::log((wide.array() - wide.maxCoeff()).exp().sum()) + wide.maxCoeff();
+  for (const Token t : {0, 5, 454, 4095}) {
+    CHECK(s.log_probability(t) == doctest::Approx(wide[t] - log_sum));
+  }
+  REQUIRE(s.append(Token{454}));
+  CHECK(!s.has_logits());
+}
+
+TEST_CASE("session: text in parts is one text") {
+  const mixtral::Model model = open(bundled_model());
+  mixtral::Session parts = session(model, 64);
+  REQUIRE(parts.append("Once upon"));
+  REQUIRE(parts.append(" a time"));
+  mixtral::Session whole = session(model, 64);
+  REQUIRE(whole.append("Once upon a time"));
+  CHECK(std::vector<Token>(parts.tokens().begin(), parts.tokens().end()) ==
+        std::vector<Token>(whole.tokens().begin(), whole.tokens().end()));
+}
+
+TEST_CASE("session: cancelling leaves the session usable, and the result the same") {
+  const mixtral::Model model = open(bundled_model());
+  const auto prompt = golden().back()["ids"].get<std::vector<Token>>();
+  mixtral::Session plain = session(model, 512, 16);
+  REQUIRE(plain.append(span(prompt)));
+  const auto expected = greedy_tokens(plain, 20);
+
+  mixtral::Session s = session(model, 512, 16);
+  REQUIRE(s.append(span(prompt)));
+  s.cancel();
+  auto status = s.evaluate();
+  REQUIRE(!status);
+  CHECK(status.error().code() == ErrorCode::cancelled);
+  CHECK(!s.has_logits());
+
+  // From another thread, at any moment.
+  std::atomic<bool> done{false};
+  std::thread other([&] {
+    while (!done) {
+      s.cancel();
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+  });
+  for (int i = 0; i < 50; ++i) static_cast<void>(s.evaluate());
+  done = true;
+  other.join();
+  while (!s.evaluate()) {
+  }
+  CHECK(greedy_tokens(s, 20) == expected);
+
+  // Within a generation.
+  s.clear();
+  REQUIRE(s.append(span(prompt)));
+  auto generation = s.generate();
+  REQUIRE(generation.next());
+  s.cancel();
+  CHECK(!generation.next());
+  CHECK(generation.stop_reason() == mixtral::StopReason::cancelled);
+  auto rest = greedy_tokens(s, 19);
+  rest.insert(rest.begin(), s.tokens()[prompt.size()]);
+  CHECK(rest == expected);
+}
+
+TEST_CASE("session: many sessions on many threads share a model and a pool") {
+  const mixtral::Model model = open(bundled_model());
+  auto pool = value(mixtral::ThreadPool::create(2));
+  const auto entries = golden();
+  std::vector<std::vector<Token>> expected;
+  for (const auto& entry : entries) {
+    mixtral::Session s = session(model, 300);
+    REQUIRE(s.append(span(entry["ids"].get<std::vector<Token>>())));
+    expected.push_back(greedy_tokens(s, 24));
+  }
+  std::vector<std::vector<Token>> got(entries.size());
+  std::vector<std::thread> threads;
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    threads.emplace_back([&, i] {
+      mixtral::SessionOptions options;
+      options.context = 300;
+      if (i % 2 == 0) options.executor = pool;
+      auto s = mixtral::Session::open(model, options);
+      const auto ids = entries[i]["ids"].get<std::vector<Token>>();
+      if (s && s->append(span(ids))) got[i] = greedy_tokens(*s, 24);
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  CHECK(got == expected);
+}
+
+TEST_CASE("session: outlives the handle of its model") {
+  auto model = std::make_unique<mixtral::Model>(open(bundled_model()));
+  mixtral::Session s = session(*model, 64);
+  model.reset();
+  REQUIRE(s.append("Once upon a time"));
+  CHECK(greedy_tokens(s, 3).size() == 3);
+  mixtral::Session moved = std::move(s);
+  CHECK(greedy_tokens(moved, 3).size() == 3);
+}

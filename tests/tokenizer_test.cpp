@@ -1,0 +1,316 @@
+// The tokenizer against the sentencepiece library's own output (*.vectors.jsonl).
+#include "support.hpp"
+
+#include <chrono>
+
+using namespace support;
+using mixtral::Token;
+using mixtral::Tokenizer;
+
+namespace {
+
+Tokenizer from_file(const std::string& path) {
+  return value(Tokenizer::from_sentencepiece(bytes(read_file(path))));
+}
+
+std::vector<Token> encode(const Tokenizer& tokenizer, std::string_view text,
+                          mixtral::EncodeOptions options = {}) {
+  const auto tokens = value(tokenizer.encode(text, options));
+  return {tokens.begin(), tokens.end()};
+}
+
+std::string decode(const Tokenizer& tokenizer, const std::vector<Token>& tokens,
+                   bool strip = true) {
+  return std::string(value(tokenizer.decode(span(tokens), strip)));
+}
+
+void check_vectors(const Tokenizer& tokenizer, const std::string& path) {
+  std::ifstream in(path);
+  REQUIRE(in.good());
+  std::size_t n = 0;
+  for (std::string line; std::getline(in, line); ++n) {
+    const auto vector = nlohmann::json::parse(line);
+    CAPTURE(vector["name"].get<std::string>());
+    const auto text = vector["text"].get<std::string>();
+    const auto ids = vector["ids"].get<std::vector<Token>>();
+    CHECK(encode(tokenizer, text) == ids);
+    CHECK(decode(tokenizer, ids) == vector["decoded"].get<std::string>());
+    for (std::size_t i = 0; i < ids.size(); ++i) {
+      const auto piece = vector["pieces"][i].get<std::string>();
+      CHECK(std::string(tokenizer.piece(ids[i]).text) == piece);
+      CHECK(tokenizer.find(piece) == ids[i]);
+    }
+    // Token by token: the same text, cut at characters only.
+    mixtral::Detokenizer incremental(tokenizer, true, std::pmr::get_default_resource());
+    std::string whole;
+    for (const Token id : ids) {
+      const std::string piece(incremental.push(id));
+      CHECK(nlohmann::json(piece).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)
+                .find("\xEF\xBF\xBD") == std::string::npos);
+      whole += piece;
+    }
+    whole += incremental.finish();
+    CHECK(whole == vector["decoded"].get<std::string>());
+  }
+  CHECK(n > 60);
+}
+
+// A small vocabulary made for one test.
+struct Pieces {
+  std::vector<std::pair<std::string, mixtral::PieceType>> list;
+  bool bytes_too = false;
+
+  mixtral::Result<Tokenizer> create() const {
+    mixtral::Vocabulary vocabulary(std::pmr::get_default_resource());
+    std::vector<std::string> byte_texts;
+    for (std::size_t i = 0; i < list.size(); ++i) {
+      vocabulary.pieces.push_back({list[i].first, -static_cast<float>(i), list[i].second});
+    }
+    char text[8];
+    for (int b = 0; b < 256 && bytes_too; ++b) {
+      std::snprintf(text, sizeof text, "<0x%02X>", static_cast<unsigned>(b));
+      byte_texts.emplace_back(text);
+    }
+    for (const auto& t : byte_texts) vocabulary.pieces.push_back({t, 0.0f, mixtral::PieceType::byte});
+    return Tokenizer::create(vocabulary, std::pmr::get_default_resource());
+  }
+};
+
+constexpr auto kNormal = mixtral::PieceType::normal;
+constexpr auto kUnknown = mixtral::PieceType::unknown;
+constexpr auto kControl = mixtral::PieceType::control;
+
+}  // namespace
+
+TEST_CASE("tokenizer: the bundled model's vocabulary equals sentencepiece") {
+  check_vectors(open(bundled_model()).tokenizer(), source("tests/data/tokenizer.vectors.jsonl"));
+}
+
+TEST_CASE("tokenizer: the real tokenizers equal sentencepiece") {
+  for (const char* name : {"mixtral-8x7b-v1", "mistral-v2", "mixtral-8x22b-v3"}) {
+    CAPTURE(std::string(name));
+    const std::string path = std::string("tokenizer/") + name;
+    if (!has_shared(path + ".tokenizer.model")) continue;
+    const Tokenizer tokenizer = from_file(shared(path + ".tokenizer.model"));
+    CHECK(tokenizer.bos() == 1);
+    CHECK(tokenizer.eos() == 2);
+    check_vectors(tokenizer, shared(path + ".vectors.jsonl"));
+  }
+}
+
+TEST_CASE("tokenizer: tokenizer.model and GGUF metadata give the same tokenizer") {
+  const std::string path = "models/tiny-mixtral/hf/tokenizer.model";
+  if (!has_shared(path)) return;
+  const Tokenizer from_proto = from_file(shared(path));
+  const mixtral::Model model = open(bundled_model());
+  REQUIRE(from_proto.size() == model.tokenizer().size());
+  for (Token t = 0; t < static_cast<Token>(from_proto.size()); ++t) {
+    const mixtral::Piece a = from_proto.piece(t);
+    const mixtral::Piece b = model.tokenizer().piece(t);
+    CHECK(a.text == b.text);
+    CHECK(a.type == b.type);
+  }
+  check_vectors(from_proto, shared("models/tiny-mixtral/tokenizer.vectors.jsonl"));
+}
+
+TEST_CASE("tokenizer: BOS, and text that continues") {
+  const mixtral::Model model = open(bundled_model());
+  const Tokenizer& t = model.tokenizer();
+  const auto plain = encode(t, "Once");
+  auto with_bos = encode(t, "Once", {true, true});
+  REQUIRE(with_bos.size() == plain.size() + 1);
+  CHECK(with_bos[0] == t.bos());
+  // " Once" as a continuation is "Once" at the start: the same single space.
+  CHECK(encode(t, " Once", {false, false}) == plain);
+  CHECK(decode(t, plain) == "Once");
+  CHECK(decode(t, plain, false) == " Once");
+  CHECK(encode(t, "").empty());
+  CHECK(decode(t, {}).empty());
+}
+
+TEST_CASE("tokenizer: special tokens never come from text, and decode to nothing") {
+  const mixtral::Model model = open(bundled_model());
+  const Tokenizer& t = model.tokenizer();
+  for (const char* text : {"<s>", "</s>", "<unk>", "a</s><s>[INST] b [/INST]", "<0x41>"}) {
+    for (const Token token : encode(t, text)) {
+      const auto type = t.piece(token).type;
+      CHECK(type != kControl);
+      CHECK(type != kUnknown);
+    }
+    CHECK(decode(t, encode(t, text)) == text);
+  }
+  CHECK(decode(t, {t.bos(), t.eos()}).empty());
+  const auto plain = encode(t, "Max");
+  std::vector<Token> wrapped = {t.bos()};
+  wrapped.insert(wrapped.end(), plain.begin(), plain.end());
+  wrapped.push_back(t.eos());
+  CHECK(decode(t, wrapped) == "Max");
+}
+
+TEST_CASE("tokenizer: invalid UTF-8 becomes U+FFFD, a byte at a time") {
+  const mixtral::Model model = open(bundled_model());
+  const Tokenizer& t = model.tokenizer();
+  const std::string r = "\xEF\xBF\xBD";
+  const std::pair<std::string, std::string> cases[] = {
+      {"\xff", r},
+      {"a\x80z", "a" + r + "z"},
+      {"\xc3", r},                        // cut short
+      {"\xe2\x82", r + r},
+      {"\xc0\xaf", r + r},                // overlong
+      {"\xe0\x80\x80", r + r + r},
+      {"\xed\xa0\x80", r + r + r},        // a surrogate
+      {"\xf4\x90\x80\x80", r + r + r + r},  // past U+10FFFF
+      {"\xf5 x", r + " x"},
+      {"\xe2\x82\xac", "\xe2\x82\xac"},
+      {std::string("\0\0", 2), std::string("\0\0", 2)},
+  };
+  for (const auto& [text, expected] : cases) {
+    CHECK(decode(t, encode(t, text)) == expected);
+    CHECK(encode(t, text) == encode(t, expected));
+  }
+}
+
+TEST_CASE("tokenizer: byte tokens decode to characters as soon as they are whole") {
+  const mixtral::Model model = open(bundled_model());
+  const Tokenizer& t = model.tokenizer();
+  const auto byte = [&](unsigned value) {
+    char text[8];
+    std::snprintf(text, sizeof text, "<0x%02X>", value);
+    return t.find(text);
+  };
+  mixtral::Detokenizer d(t, false, std::pmr::get_default_resource());
+  CHECK(d.push(byte(0xF0)).empty());
+  CHECK(d.push(byte(0x9F)).empty());
+  CHECK(d.push(byte(0x99)).empty());
+  CHECK(d.push(byte(0x82)) == "\xF0\x9F\x99\x82");
+  CHECK(d.push(byte('A')) == "A");
+  CHECK(d.push(byte(0xE2)).empty());
+  CHECK(d.push(byte(0x41)) == "\xEF\xBF\xBD" "A");  // broken off
+  CHECK(d.push(byte(0xE2)).empty());
+  CHECK(d.push(byte(0x82)).empty());
+  CHECK(d.push(t.find("a")) == "\xEF\xBF\xBD\xEF\xBF\xBD" "a");
+  CHECK(d.push(byte(0xC3)).empty());
+  CHECK(d.finish() == "\xEF\xBF\xBD");
+  CHECK(d.finish().empty());
+  // Any sequence of bytes: in pieces as at once.
+  std::mt19937 random(3);
+  for (int round = 0; round < 2000; ++round) {
+    std::vector<Token> tokens;
+    for (int i = 0; i < 12; ++i) {
+      static constexpr unsigned kInteresting[] = {0x20, 0x41, 0x80, 0xBF, 0xC2, 0xE2, 0x82, 0xAC,
+                                                  0xED, 0xA0, 0xF0, 0x9F, 0x99, 0xF4, 0x90, 0xFF};
+      tokens.push_back(random() % 8 == 0 ? static_cast<Token>(random() % t.size())
+                                         : byte(kInteresting[random() % 16]));
+    }
+    mixtral::Detokenizer pieces(t, true, std::pmr::get_default_resource());
+    std::string text;
+    for (const Token token : tokens) text += pieces.push(token);
+    text += pieces.finish();
+    CHECK(text == decode(t, tokens));
+  }
+}
+
+TEST_CASE("tokenizer: random text comes back unchanged") {
+  const mixtral::Model model = open(bundled_model());
+  const Tokenizer& t = model.tokenizer();
+  std::mt19937 random(8);
+  const std::string alphabet[] = {" ", " ", "a", "e", "th", "he", "\n", "\t", "Z", "9", "\xC3\xA9",
+                                  "\xE4\xBD\xA0", "\xF0\x9F\x99\x82", "[INST]", "<s>", "."};
+  for (int round = 0; round < 500; ++round) {
+    std::string text;
+    for (std::size_t n = random() % 40; n > 0; --n) text += alphabet[random() % 16];
+    CHECK(decode(t, encode(t, text)) == text);
+  }
+}
+
+TEST_CASE("tokenizer: a megabyte without a space is no trouble") {
+  const mixtral::Model model = open(bundled_model());
+  for (const std::string unit : {"a", "the", "\xF0\x9F\x99\x82"}) {
+    std::string text;
+    while (text.size() < (1u << 20)) text += unit;
+    const auto begin = std::chrono::steady_clock::now();
+    const auto tokens = encode(model.tokenizer(), text);
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
+    // Not a benchmark: a quadratic algorithm takes hours here.
+    CHECK(seconds.count() < 60.0);
+    CHECK(decode(model.tokenizer(), tokens) == text);
+  }
+}
+
+TEST_CASE("tokenizer: merges go by score, then from the left") {
+  const Pieces pieces{{{"<unk>", kUnknown}, {"ab", kNormal}, {"bc", kNormal}, {"abc", kNormal},
+                       {"a", kNormal}, {"b", kNormal}, {"c", kNormal}, {"aa", kNormal},
+                       {"\xE2\x96\x81", kNormal}},
+                      false};
+  const Tokenizer t = value(pieces.create());
+  const auto ids = [&](const char* text) { return encode(t, text, {false, false}); };
+  CHECK(ids("abc") == std::vector<Token>{3});
+  CHECK(ids("bcab") == std::vector<Token>{2, 1});
+  CHECK(ids("aaa") == std::vector<Token>{7, 4});
+  CHECK(ids("xyz") == std::vector<Token>{0});  // a run of unknowns is one
+  CHECK(ids("axb") == std::vector<Token>{4, 0, 5});
+  CHECK(encode(t, "a") == std::vector<Token>{8, 4});
+  CHECK(decode(t, {4, 0, 5}) == "a \xE2\x81\x87 b");
+}
+
+TEST_CASE("tokenizer: user-defined pieces are never split, unused ones never given out") {
+  const Pieces pieces{{{"<unk>", kUnknown}, {"<tool>", mixtral::PieceType::user_defined},
+                       {"ab", mixtral::PieceType::unused}, {"abc", kNormal}, {"a", kNormal},
+                       {"b", kNormal}, {"c", kNormal}},
+                      true};
+  const Tokenizer t = value(pieces.create());
+  const auto ids = [&](const char* text) { return encode(t, text, {false, false}); };
+  CHECK(ids("a<tool>b") == std::vector<Token>{4, 1, 5});
+  CHECK(ids("<tool") == encode(t, "<tool", {false, false}));
+  CHECK(ids("ab") == std::vector<Token>{4, 5});
+  CHECK(ids("abc") == std::vector<Token>{3});
+  CHECK(ids("abab") == std::vector<Token>{4, 5, 4, 5});
+}
+
+TEST_CASE("tokenizer: broken vocabularies give errors that say what and where") {
+  const auto message = [](const Pieces& pieces) -> std::string {
+    const auto result = pieces.create();
+    REQUIRE(!result);
+    return result.error().message();
+  };
+  const auto contains = [](const std::string& text, const char* part) {
+    return text.find(part) != std::string::npos;
+  };
+  CHECK(contains(message({{}, false}), "0 pieces"));
+  CHECK(contains(message({{{"a", kNormal}, {"", kNormal}}, true}), "piece 1"));
+  CHECK(contains(message({{{"a", kNormal}, {"a", kNormal}}, true}), "twice"));
+  CHECK(contains(message({{{"<0xG1>", mixtral::PieceType::byte}}, false}), "<0xG1>"));
+  CHECK(contains(message({{{"<0x01>", mixtral::PieceType::byte}, {"a", kNormal}}, false}),
+                 "1 byte pieces"));
+  CHECK(contains(message({{{"<0x01>", mixtral::PieceType::byte}}, true}), "<0x01>"));
+  const mixtral::Model model = open(bundled_model());
+  const std::vector<Token> bad = {1, -1};
+  CHECK(!model.tokenizer().decode(span(bad)));
+  const std::vector<Token> beyond = {static_cast<Token>(model.tokenizer().size())};
+  CHECK(!model.tokenizer().decode(span(beyond)));
+}
+
+TEST_CASE("tokenizer: a mutated or truncated tokenizer.model never crashes") {
+  const std::string path = "models/tiny-mixtral/hf/tokenizer.model";
+  if (!has_shared(path)) return;
+  const Blob original = read_file(shared(path));
+  CHECK(!Tokenizer::from_sentencepiece({}));
+  std::mt19937 random(6);
+  std::size_t n_errors = 0;
+  for (int round = 0; round < 200; ++round) {
+    Blob blob = original;
+    for (std::size_t n = 1 + random() % 4; n > 0; --n) {
+      blob[round % 2 == 0 ? random() % blob.size() : blob.size() - 1 - random() % 200] =
+          static_cast<std::uint8_t>(random());
+    }
+    if (round % 5 == 0) blob.resize(random() % blob.size());
+    const auto result = Tokenizer::from_sentencepiece(bytes(blob));
+    if (!result) {
+      ++n_errors;
+      CHECK(std::strlen(result.error().message()) > 10);
+    } else {
+      CHECK(result->encode("Once upon a time"));
+    }
+  }
+  CHECK(n_errors > 20);
+}
