@@ -77,8 +77,8 @@ TEST_CASE("chat: roles out of order are refused and change nothing") {
   for (const auto& [messages, part] : cases) {
     std::pmr::vector<Token> out = {7};
     Turn turn = Turn::start;
-    const auto status = mixtral::encode_chat(model.tokenizer(), {messages.data(), messages.size()},
-                                             {}, turn, out);
+    const auto status =
+        mixtral::encode_chat(model.tokenizer(), {messages.data(), messages.size()}, {}, turn, out);
     REQUIRE(!status);
     CHECK(status.error().code() == mixtral::ErrorCode::invalid_argument);
     CHECK_MESSAGE(std::string(status.error().message()).find(part) != std::string::npos,

@@ -119,7 +119,8 @@ TEST_CASE("generation: log-probabilities are the model's own, before sampling") 
   int n = 0;
   while (generation.next()) {
     REQUIRE(check.evaluate());
-    CHECK(generation.log_probability() == doctest::Approx(check.log_probability(generation.token())));
+    CHECK(generation.log_probability() ==
+          doctest::Approx(check.log_probability(generation.token())));
     REQUIRE(check.append(generation.token()));
     ++n;
   }

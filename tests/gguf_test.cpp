@@ -169,7 +169,8 @@ TEST_CASE("model: a wrong file's error names the key or tensor, the expected and
   const auto without_tensor = [&](const std::string& name) {
     auto writer = synthetic.writer();
     for (std::size_t i = 0; i < writer.tensors.size(); ++i) {
-      if (writer.tensors[i].name == name) writer.tensors.erase(writer.tensors.begin() + static_cast<std::ptrdiff_t>(i));
+      if (writer.tensors[i].name == name)
+        writer.tensors.erase(writer.tensors.begin() + static_cast<std::ptrdiff_t>(i));
     }
     return error_of(writer.finish());
   };
@@ -219,7 +220,8 @@ TEST_CASE("model: a wrong file's error names the key or tensor, the expected and
   CHECK(has(error_of(writer.finish()), "'yarn'"));
   writer = odd.writer();
   writer.uint32("llama.rope.dimension_count", 4);
-  CHECK(has(error_of(writer.finish()), "llama.rope.dimension_count is 4; expected the head size, 10"));
+  CHECK(has(error_of(writer.finish()),
+            "llama.rope.dimension_count is 4; expected the head size, 10"));
 }
 
 TEST_CASE("model: an unreadable file says which and why") {
@@ -247,8 +249,8 @@ TEST_CASE("bytes: a mapped file, a view and a callback give the same model") {
     std::memcpy(to, a.blob->data() + offset, size);
     return true;
   };
-  auto loaded = value(mixtral::Bytes::read_all(blob.size(), read, &archive,
-                                               std::pmr::get_default_resource()));
+  auto loaded = value(
+      mixtral::Bytes::read_all(blob.size(), read, &archive, std::pmr::get_default_resource()));
   CHECK(archive.n_reads >= 1);
   const auto from_callback = value(mixtral::Model::from_bytes(std::move(loaded)));
   const auto from_view = open(blob);
@@ -258,15 +260,15 @@ TEST_CASE("bytes: a mapped file, a view and a callback give the same model") {
   CHECK(evaluate(from_callback, tokens).logits == expected);
   CHECK(evaluate(from_view, tokens).logits == expected);
   archive.broken = true;
-  const auto failed = mixtral::Bytes::read_all(blob.size(), read, &archive,
-                                               std::pmr::get_default_resource());
+  const auto failed =
+      mixtral::Bytes::read_all(blob.size(), read, &archive, std::pmr::get_default_resource());
   REQUIRE(!failed);
   CHECK(failed.error().code() == mixtral::ErrorCode::io);
   // Memory need not be aligned.
   Blob shifted(blob.size() + 1);
   std::copy(blob.begin(), blob.end(), shifted.begin() + 1);
-  const auto unaligned = value(
-      mixtral::Model::from_bytes(mixtral::Bytes::view({shifted.data() + 1, blob.size()})));
+  const auto unaligned =
+      value(mixtral::Model::from_bytes(mixtral::Bytes::view({shifted.data() + 1, blob.size()})));
   CHECK(evaluate(unaligned, tokens).logits == expected);
 }
 
@@ -284,7 +286,8 @@ TEST_CASE("model: figures") {
 
 TEST_CASE("model: thousands of mutated and truncated files: an error or success, nothing worse") {
   const Blob original = read_file(bundled_model());
-  const auto directory = value(gguf::File::parse(bytes(original), std::pmr::get_default_resource()));
+  const auto directory =
+      value(gguf::File::parse(bytes(original), std::pmr::get_default_resource()));
   std::size_t data_begin = original.size();
   for (const auto& tensor : directory.tensors()) {
     data_begin = std::min(data_begin, static_cast<std::size_t>(tensor.data - original.data()));

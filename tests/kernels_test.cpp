@@ -25,15 +25,17 @@ double half(const std::uint8_t* p) {
   const unsigned bits = p[0] | static_cast<unsigned>(p[1]) << 8;
   const int exponent = static_cast<int>(bits >> 10 & 31);
   const double mantissa = bits & 1023;
-  const double magnitude = exponent == 0 ? std::ldexp(mantissa, -24)
-                                         : std::ldexp(1024 + mantissa, exponent - 25);
+  const double magnitude =
+      exponent == 0 ? std::ldexp(mantissa, -24) : std::ldexp(1024 + mantissa, exponent - 25);
   return bits & 0x8000 ? -magnitude : magnitude;
 }
 
 // One block by the letter of its layout (ggml-common.h, ggml-quants.c), slowly and in double.
 std::vector<double> decode_block(BlockFormat format, const std::uint8_t* b) {
   std::vector<double> out;
-  const auto nibble = [](const std::uint8_t* qs, int i) { return i < 16 ? qs[i] & 15 : qs[i - 16] >> 4; };
+  const auto nibble = [](const std::uint8_t* qs, int i) {
+    return i < 16 ? qs[i] & 15 : qs[i - 16] >> 4;
+  };
   const auto bit = [](const std::uint8_t* bits, int i) { return bits[i / 8] >> (i % 8) & 1; };
   switch (format) {
     case BlockFormat::q8_0:
@@ -111,7 +113,8 @@ std::vector<double> decode_block(BlockFormat format, const std::uint8_t* b) {
     }
     case BlockFormat::f16: out.push_back(half(b)); break;
     case BlockFormat::bf16: {
-      const std::uint32_t bits = static_cast<std::uint32_t>(b[0]) << 16 | static_cast<std::uint32_t>(b[1]) << 24;
+      const std::uint32_t bits =
+          static_cast<std::uint32_t>(b[0]) << 16 | static_cast<std::uint32_t>(b[1]) << 24;
       float value;
       std::memcpy(&value, &bits, 4);
       out.push_back(static_cast<double>(value));
@@ -178,8 +181,8 @@ struct RandomMatrix {
 TEST_CASE("kernels: the targets are listed best first and can be chosen") {
   const auto all = all_kernels();
   REQUIRE(!all.empty());
-  MESSAGE("SIMD targets run here: ", all.size(), ", best ", std::string(all[0]->target), ", lowest ",
-          std::string(all.back()->target));
+  MESSAGE("SIMD targets run here: ", all.size(), ", best ", std::string(all[0]->target),
+          ", lowest ", std::string(all.back()->target));
   CHECK(mixtral::simd::select_kernels() == all[0]);
   for (const Kernels* kernels : all) {
     CHECK(mixtral::simd::select_kernels(kernels->target_bit) == kernels);
@@ -362,13 +365,16 @@ TEST_CASE("kernels: vector operations equal their formulas for any length") {
         b[i] = normal(random);
         c[i] = d[i] = normal(random);
       }
-      const auto at = [](const std::vector<float>& v, std::size_t i) { return static_cast<double>(v[i]); };
+      const auto at = [](const std::vector<float>& v, std::size_t i) {
+        return static_cast<double>(v[i]);
+      };
       std::vector<float> out(n + 1, 99.0f);
       kernels->rms_norm(a.data(), b.data(), 1e-5f, n, out.data());
       double mean = 0.0;
       for (std::size_t i = 0; i < n; ++i) mean += at(a, i) * at(a, i) / static_cast<double>(n);
       for (std::size_t i = 0; i < n; ++i) {
-        CHECK(at(out, i) == doctest::Approx(at(a, i) / std::sqrt(mean + 1e-5) * at(b, i)).epsilon(1e-5));
+        CHECK(at(out, i) ==
+              doctest::Approx(at(a, i) / std::sqrt(mean + 1e-5) * at(b, i)).epsilon(1e-5));
       }
       CHECK(out[n] == 99.0f);
 
@@ -393,8 +399,10 @@ TEST_CASE("kernels: vector operations equal their formulas for any length") {
       }
       kernels->rotate(turned.data(), cosine.data(), sine.data(), n);
       for (std::size_t i = 0; i < n; i += 2) {
-        CHECK(at(turned, i) == doctest::Approx(at(a, i) * at(cosine, i) - at(a, i + 1) * at(sine, i)).epsilon(1e-5));
-        CHECK(at(turned, i + 1) == doctest::Approx(at(a, i) * at(sine, i) + at(a, i + 1) * at(cosine, i)).epsilon(1e-5));
+        CHECK(at(turned, i) ==
+              doctest::Approx(at(a, i) * at(cosine, i) - at(a, i + 1) * at(sine, i)).epsilon(1e-5));
+        CHECK(at(turned, i + 1) ==
+              doctest::Approx(at(a, i) * at(sine, i) + at(a, i + 1) * at(cosine, i)).epsilon(1e-5));
       }
       CHECK(turned[n] == a[n]);
     }
@@ -417,7 +425,8 @@ TEST_CASE("kernels: attention equals softmax in double, also for large scores") 
         double largest = -1e300, sum = 0.0;
         for (std::size_t p = 0; p < n; ++p) {
           for (std::size_t i = 0; i < head_size; ++i) {
-            scores[p] += static_cast<double>(q[i]) * static_cast<double>(keys[p * stride + i]) * scale;
+            scores[p] +=
+                static_cast<double>(q[i]) * static_cast<double>(keys[p * stride + i]) * scale;
           }
           largest = std::max(largest, scores[p]);
         }

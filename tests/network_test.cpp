@@ -83,8 +83,8 @@ TEST_CASE("network: logits, experts and greedy text equal the reference's on BF1
       CAPTURE(entry["name"].get<std::string>());
       const auto ids = ids_of(entry);
       const Recorder recorder = evaluate(model, ids);
-      const auto expected =
-          read_floats(shared("models/tiny-mixtral/golden/") + entry["logits_file"].get<std::string>());
+      const auto expected = read_floats(shared("models/tiny-mixtral/golden/") +
+                                        entry["logits_file"].get<std::string>());
       REQUIRE(recorder.logits.size() == ids.size());
       double worst = 0.0;
       for (std::size_t i = 0; i < ids.size(); ++i) {
@@ -128,7 +128,7 @@ TEST_CASE("network: quantised files keep the log-likelihood of the golden texts"
     const char* type;
     double weight_error;
   };
-  const Case cases[] = {{"Q8_0", 0.005},  {"Q6_K", 0.016},   {"Q5_K_M", 0.04}, {"Q5_1", 0.04},
+  const Case cases[] = {{"Q8_0", 0.005},  {"Q6_K", 0.016},  {"Q5_K_M", 0.04}, {"Q5_1", 0.04},
                         {"Q5_0", 0.04},   {"Q4_K_M", 0.08}, {"Q4_1", 0.08},   {"Q4_0", 0.08},
                         {"Q3_K_M", 0.13}, {"Q2_K", 0.34}};
   const auto entries = golden();
@@ -147,8 +147,8 @@ TEST_CASE("network: quantised files keep the log-likelihood of the golden texts"
         std::sqrt(2.0) * 2.5 * std::sqrt(c.weight_error * c.weight_error + 0.005 * 0.005);
     const double bound = sigma * sigma / 2 + 3 * std::sqrt(2.0) * sigma / std::sqrt(n_scored);
     const double difference = mean_nll(open(path), entries) - expected;
-    MESSAGE(std::string(c.type), ": mean negative log-likelihood ", difference, " from the reference, bound ",
-            bound);
+    MESSAGE(std::string(c.type), ": mean negative log-likelihood ", difference,
+            " from the reference, bound ", bound);
     CHECK(std::abs(difference) <= bound);
   }
 }

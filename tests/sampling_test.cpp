@@ -127,7 +127,8 @@ TEST_CASE("sampling: typical-p keeps what is nearest to the entropy") {
   double entropy = 0.0;
   for (const double v : p) entropy -= v * std::log(v);
   std::vector<std::pair<double, std::size_t>> order;
-  for (std::size_t i = 0; i < p.size(); ++i) order.push_back({std::abs(-std::log(p[i]) - entropy), i});
+  for (std::size_t i = 0; i < p.size(); ++i)
+    order.push_back({std::abs(-std::log(p[i]) - entropy), i});
   std::sort(order.begin(), order.end());
   for (const std::size_t n : {1u, 2u, 4u}) {
     double sum = 0.0;

@@ -4,7 +4,6 @@
 #include <atomic>
 #include <cstdlib>
 #include <mutex>
-#include <new>
 #include <thread>
 
 using namespace support;
@@ -12,8 +11,6 @@ using mixtral::ErrorCode;
 using mixtral::Token;
 
 namespace {
-
-std::atomic<std::size_t> g_heap_allocations{0};
 
 // Counts what is taken from it and refuses after a number of allocations.
 struct CountingResource : std::pmr::memory_resource {
@@ -55,15 +52,6 @@ std::vector<Token> greedy_tokens(mixtral::Session& s, std::uint32_t n) {
 
 }  // namespace
 
-// Every allocation of the test program that is not from a memory resource is seen here.
-void* operator new(std::size_t size) {
-  ++g_heap_allocations;
-  if (void* memory = std::malloc(size == 0 ? 1 : size)) return memory;
-  throw std::bad_alloc();
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-
 TEST_CASE("session: after the first token, no allocation per token") {
   CountingResource resource;
   const mixtral::Model model = open_with(resource);
@@ -87,10 +75,10 @@ TEST_CASE("session: after the first token, no allocation per token") {
   auto generation = s.generate(generate);
   REQUIRE(generation.next());
   const std::size_t resource_before = resource.n_allocations;
-  const std::size_t heap_before = g_heap_allocations;
+  const std::size_t heap_before = support::heap_allocations();
   int n = 0;
   while (generation.next()) ++n;
-  const std::size_t heap_after = g_heap_allocations;
+  const std::size_t heap_after = support::heap_allocations();
   CHECK(n == 199);
   CHECK(resource.n_allocations == resource_before);
   CHECK(heap_after == heap_before);
@@ -99,11 +87,11 @@ TEST_CASE("session: after the first token, no allocation per token") {
 TEST_CASE("session: all memory comes from the host's resource") {
   CountingResource resource;
   {
-    const std::size_t heap_before = g_heap_allocations;
+    const std::size_t heap_before = support::heap_allocations();
     mixtral::ModelOptions model_options;
     model_options.memory = &resource;
     const std::string path = bundled_model();
-    const std::size_t heap_strings = g_heap_allocations - heap_before;
+    const std::size_t heap_strings = support::heap_allocations() - heap_before;
     auto model = mixtral::Model::open(path.c_str(), model_options);
     REQUIRE(model);
     const std::size_t model_bytes = resource.bytes_now;
@@ -118,7 +106,7 @@ TEST_CASE("session: all memory comes from the host's resource") {
     const auto appended = s->append("Once upon a time");
     const auto evaluated = s->evaluate();
     CHECK(resource.bytes_now - model_bytes == *needed);
-    CHECK(g_heap_allocations == heap_before + heap_strings);
+    CHECK(support::heap_allocations() == heap_before + heap_strings);
     CHECK(appended);
     CHECK(evaluated);
   }

@@ -18,6 +18,9 @@
 
 namespace support {
 
+// How often operator new was called so far (main.cpp).
+std::size_t heap_allocations();
+
 using Blob = std::vector<std::uint8_t>;
 
 inline Blob read_file(const std::string& path) {

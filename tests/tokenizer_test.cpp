@@ -45,7 +45,8 @@ void check_vectors(const Tokenizer& tokenizer, const std::string& path) {
     std::string whole;
     for (const Token id : ids) {
       const std::string piece(incremental.push(id));
-      CHECK(nlohmann::json(piece).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)
+      CHECK(nlohmann::json(piece)
+                .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace)
                 .find("\xEF\xBF\xBD") == std::string::npos);
       whole += piece;
     }
@@ -71,7 +72,8 @@ struct Pieces {
       std::snprintf(text, sizeof text, "<0x%02X>", static_cast<unsigned>(b));
       byte_texts.emplace_back(text);
     }
-    for (const auto& t : byte_texts) vocabulary.pieces.push_back({t, 0.0f, mixtral::PieceType::byte});
+    for (const auto& t : byte_texts)
+      vocabulary.pieces.push_back({t, 0.0f, mixtral::PieceType::byte});
     return Tokenizer::create(vocabulary, std::pmr::get_default_resource());
   }
 };
@@ -154,11 +156,11 @@ TEST_CASE("tokenizer: invalid UTF-8 becomes U+FFFD, a byte at a time") {
   const std::pair<std::string, std::string> cases[] = {
       {"\xff", r},
       {"a\x80z", "a" + r + "z"},
-      {"\xc3", r},                        // cut short
+      {"\xc3", r},  // cut short
       {"\xe2\x82", r + r},
-      {"\xc0\xaf", r + r},                // overlong
+      {"\xc0\xaf", r + r},  // overlong
       {"\xe0\x80\x80", r + r + r},
-      {"\xed\xa0\x80", r + r + r},        // a surrogate
+      {"\xed\xa0\x80", r + r + r},          // a surrogate
       {"\xf4\x90\x80\x80", r + r + r + r},  // past U+10FFFF
       {"\xf5 x", r + " x"},
       {"\xe2\x82\xac", "\xe2\x82\xac"},
@@ -185,10 +187,14 @@ TEST_CASE("tokenizer: byte tokens decode to characters as soon as they are whole
   CHECK(d.push(byte(0x82)) == "\xF0\x9F\x99\x82");
   CHECK(d.push(byte('A')) == "A");
   CHECK(d.push(byte(0xE2)).empty());
-  CHECK(d.push(byte(0x41)) == "\xEF\xBF\xBD" "A");  // broken off
+  CHECK(d.push(byte(0x41)) ==
+        "\xEF\xBF\xBD"
+        "A");  // broken off
   CHECK(d.push(byte(0xE2)).empty());
   CHECK(d.push(byte(0x82)).empty());
-  CHECK(d.push(t.find("a")) == "\xEF\xBF\xBD\xEF\xBF\xBD" "a");
+  CHECK(d.push(t.find("a")) ==
+        "\xEF\xBF\xBD\xEF\xBF\xBD"
+        "a");
   CHECK(d.push(byte(0xC3)).empty());
   CHECK(d.finish() == "\xEF\xBF\xBD");
   CHECK(d.finish().empty());
@@ -214,8 +220,22 @@ TEST_CASE("tokenizer: random text comes back unchanged") {
   const mixtral::Model model = open(bundled_model());
   const Tokenizer& t = model.tokenizer();
   std::mt19937 random(8);
-  const std::string alphabet[] = {" ", " ", "a", "e", "th", "he", "\n", "\t", "Z", "9", "\xC3\xA9",
-                                  "\xE4\xBD\xA0", "\xF0\x9F\x99\x82", "[INST]", "<s>", "."};
+  const std::string alphabet[] = {" ",
+                                  " ",
+                                  "a",
+                                  "e",
+                                  "th",
+                                  "he",
+                                  "\n",
+                                  "\t",
+                                  "Z",
+                                  "9",
+                                  "\xC3\xA9",
+                                  "\xE4\xBD\xA0",
+                                  "\xF0\x9F\x99\x82",
+                                  "[INST]",
+                                  "<s>",
+                                  "."};
   for (int round = 0; round < 500; ++round) {
     std::string text;
     for (std::size_t n = random() % 40; n > 0; --n) text += alphabet[random() % 16];
@@ -238,8 +258,14 @@ TEST_CASE("tokenizer: a megabyte without a space is no trouble") {
 }
 
 TEST_CASE("tokenizer: merges go by score, then from the left") {
-  const Pieces pieces{{{"<unk>", kUnknown}, {"ab", kNormal}, {"bc", kNormal}, {"abc", kNormal},
-                       {"a", kNormal}, {"b", kNormal}, {"c", kNormal}, {"aa", kNormal},
+  const Pieces pieces{{{"<unk>", kUnknown},
+                       {"ab", kNormal},
+                       {"bc", kNormal},
+                       {"abc", kNormal},
+                       {"a", kNormal},
+                       {"b", kNormal},
+                       {"c", kNormal},
+                       {"aa", kNormal},
                        {"\xE2\x96\x81", kNormal}},
                       false};
   const Tokenizer t = value(pieces.create());
@@ -254,9 +280,13 @@ TEST_CASE("tokenizer: merges go by score, then from the left") {
 }
 
 TEST_CASE("tokenizer: user-defined pieces are never split, unused ones never given out") {
-  const Pieces pieces{{{"<unk>", kUnknown}, {"<tool>", mixtral::PieceType::user_defined},
-                       {"ab", mixtral::PieceType::unused}, {"abc", kNormal}, {"a", kNormal},
-                       {"b", kNormal}, {"c", kNormal}},
+  const Pieces pieces{{{"<unk>", kUnknown},
+                       {"<tool>", mixtral::PieceType::user_defined},
+                       {"ab", mixtral::PieceType::unused},
+                       {"abc", kNormal},
+                       {"a", kNormal},
+                       {"b", kNormal},
+                       {"c", kNormal}},
                       true};
   const Tokenizer t = value(pieces.create());
   const auto ids = [&](const char* text) { return encode(t, text, {false, false}); };
