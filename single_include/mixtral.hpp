@@ -1203,7 +1203,7 @@ auto guard_memory(const char* what, Body&& body) -> decltype(body()) {
 // Returns early with the error of `expression` (a Result of any type), if it has one.
 #define MIXTRAL_RETURN_IF_ERROR(expression)                    \
   do {                                                         \
-    if (auto mixtral_status = (expression); !mixtral_status) { \
+    if (auto&& mixtral_status = (expression); !mixtral_status) { \
       return mixtral_status.error();                           \
     }                                                          \
   } while (false)

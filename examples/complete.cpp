@@ -1,0 +1,50 @@
+// Continues a text.
+#include <algorithm>
+
+#include "answer.hpp"
+
+int main(int argc, char** argv) {
+  CLI::App app{"Continues a text with a Mixtral, Mistral or Llama 2 model.", "complete"};
+  AnswerFlags flags;
+  flags.add_to(app);
+  std::string prompt, prompt_file;
+  CLI::Option_group* source = app.add_option_group("Prompt", "One of these");
+  source->add_option("--prompt", prompt, "The text to continue");
+  source->add_option("--prompt-file", prompt_file, "A file with the text to continue");
+  source->require_option(1);
+
+  return program::run(app, argc, argv, [&] {
+    if (!prompt_file.empty()) prompt = program::read_file(prompt_file);
+    const program::Stopwatch load_time;
+    const mixtral::Model model = program::value(mixtral::Model::open(flags.model.c_str()));
+    const double load_seconds = load_time.seconds();
+
+    mixtral::EncodeOptions with_bos;
+    with_bos.bos = model.tokenizer().add_bos();
+    const auto tokens = program::value(model.tokenizer().encode(prompt, with_bos));
+
+    auto pool = program::value(mixtral::ThreadPool::create(flags.threads));
+    mixtral::SessionOptions options;
+    options.executor = pool;
+    // Just as much context as this text can need.
+    const std::uint64_t longest = tokens.size() + std::uint64_t{flags.generate.max_tokens};
+    options.context = flags.context != 0 ? flags.context
+                                         : static_cast<std::uint32_t>(std::min<std::uint64_t>(
+                                               longest, model.config().context_length));
+    auto session = program::value(mixtral::Session::open(model, options));
+    program::check(session.append({tokens.data(), tokens.size()}));
+
+    const Answer answer =
+        generate_answer(session, tokens.size(), flags.generate, [&](std::string_view piece) {
+          if (!flags.json) std::cout << piece << std::flush;
+        });
+    if (flags.json) {
+      nlohmann::json json = to_json(answer);
+      json["timings"]["load_seconds"] = load_seconds;
+      std::cout << program::dump(json) << '\n';
+    } else {
+      std::cout << std::endl;
+      print_figures(answer);
+    }
+  });
+}

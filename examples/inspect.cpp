@@ -1,0 +1,209 @@
+// What is in a model file, and what a model makes of given tokens.
+#include <algorithm>
+#include <map>
+
+#include "program.hpp"
+
+namespace {
+
+using nlohmann::json;
+
+// Arrays longer than this are shown by their type and size.
+constexpr std::uint64_t kLongArray = 16;
+
+json to_json(const mixtral::gguf::Value& value) {
+  using mixtral::gguf::ValueType;
+  switch (value.type()) {
+    case ValueType::boolean: return *value.as_bool();
+    case ValueType::string: return std::string(*value.as_string());
+    case ValueType::f32:
+    case ValueType::f64: return *value.as_double();
+    case ValueType::array: break;
+    default:
+      if (const auto unsigned_value = value.as_uint()) return *unsigned_value;
+      return static_cast<std::int64_t>(*value.as_double());  // negative
+  }
+  if (value.size() > kLongArray) {
+    return {{"type", mixtral::gguf::value_type_name(value.element_type())}, {"size", value.size()}};
+  }
+  json elements = json::array();
+  value.for_each([&](std::uint64_t, const mixtral::gguf::Value& element) {
+    elements.push_back(to_json(element));
+    return true;
+  });
+  return elements;
+}
+
+json describe_file(const mixtral::gguf::File& file) {
+  json metadata = json::object(), tensors = json::array();
+  for (const auto& [key, value] : file.metadata()) metadata[std::string(key)] = to_json(value);
+  for (const mixtral::gguf::Tensor& tensor : file.tensors()) {
+    tensors.push_back({{"name", tensor.name},
+                       {"type", mixtral::block_format_info(tensor.format)->name},
+                       {"shape", std::vector<std::uint64_t>(tensor.shape.begin(),
+                                                            tensor.shape.begin() + tensor.n_dims)},
+                       {"bytes", tensor.bytes}});
+  }
+  return {{"gguf_version", file.version()}, {"metadata", metadata}, {"tensors", tensors}};
+}
+
+json describe_model(const mixtral::Model& model, std::uint32_t context) {
+  const mixtral::Config& config = model.config();
+  mixtral::SessionOptions options;
+  options.context = context != 0 ? context : std::min(config.context_length, 4096u);
+  const std::uint64_t session = program::value(mixtral::Session::memory_needed(model, options));
+  return {{"config",
+           {{"dim", config.dim},
+            {"n_layers", config.n_layers},
+            {"n_heads", config.n_heads},
+            {"n_kv_heads", config.n_kv_heads},
+            {"head_size", config.head_size},
+            {"hidden_dim", config.hidden_dim},
+            {"n_experts", config.n_experts},
+            {"n_experts_used", config.n_experts_used},
+            {"vocab_size", config.vocab_size},
+            {"context_length", config.context_length},
+            {"rope_theta", config.rope_theta},
+            {"norm_epsilon", config.norm_epsilon}}},
+          {"n_parameters", model.n_parameters()},
+          {"n_active_parameters", model.n_active_parameters()},
+          {"simd_target", model.simd_target()},
+          {"memory",
+           {{"context", options.context},
+            {"weight_bytes", model.weight_bytes()},
+            {"session_bytes", session},
+            {"total_bytes", model.weight_bytes() + session}}}};
+}
+
+// Keeps what an evaluation shows, in the order of positions.
+class Recorder : public mixtral::Observer {
+ public:
+  bool wants_all_logits() const override { return true; }
+  void on_logits(std::uint32_t position, mixtral::Span<const float> row) override {
+    logits.insert(logits.end(), row.begin(), row.end());
+    const auto best = std::max_element(row.begin(), row.end()) - row.begin();
+    next.push_back(
+        {{"position", position},
+         {"best_next", best},
+         {"log_probability", mixtral::log_probability(row, static_cast<mixtral::Token>(best))}});
+  }
+  void on_router(std::uint32_t layer, std::uint32_t position,
+                 mixtral::Span<const std::uint32_t> experts,
+                 mixtral::Span<const float> weights) override {
+    router.push_back({{"layer", layer},
+                      {"position", position},
+                      {"experts", std::vector<std::uint32_t>(experts.begin(), experts.end())},
+                      {"weights", std::vector<float>(weights.begin(), weights.end())}});
+  }
+
+  std::vector<float> logits;
+  json next = json::array();
+  json router = json::array();
+};
+
+Recorder evaluate(const mixtral::Model& model, const std::vector<mixtral::Token>& tokens) {
+  mixtral::SessionOptions options;
+  options.context = static_cast<std::uint32_t>(
+      std::min<std::size_t>(tokens.size(), std::numeric_limits<std::uint32_t>::max()));
+  auto session = program::value(mixtral::Session::open(model, options));
+  program::check(session.append({tokens.data(), tokens.size()}));
+  Recorder recorder;
+  program::check(session.evaluate(&recorder));
+  return recorder;
+}
+
+void write_file(const std::string& path, const std::string& bytes) {
+  std::ofstream out(path, std::ios::binary);
+  out.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  out.flush();
+  if (!out) throw std::runtime_error("cannot write '" + path + "'");
+}
+
+std::string little_endian(const std::vector<float>& values) {
+  std::string bytes;
+  bytes.reserve(values.size() * 4);
+  for (const float value : values) {
+    std::uint32_t bits;
+    static_assert(sizeof bits == sizeof value, "IEEE float");
+    std::memcpy(&bits, &value, sizeof bits);
+    for (int shift = 0; shift < 32; shift += 8) bytes += static_cast<char>(bits >> shift & 0xff);
+  }
+  return bytes;
+}
+
+void print_table(const json& report) {
+  std::cout << "GGUF version " << report["gguf_version"] << "\n\nmetadata\n";
+  for (const auto& [key, value] : report["metadata"].items()) {
+    std::cout << "  " << key << " = " << program::dump(value) << '\n';
+  }
+  std::cout << "\ntensors (type, bytes, shape with the row length first, name)\n";
+  for (const json& tensor : report["tensors"]) {
+    char start[64];
+    std::snprintf(start, sizeof start, "  %-5s %12llu  ",
+                  tensor["type"].get_ref<const std::string&>().c_str(),
+                  tensor["bytes"].get<unsigned long long>());
+    std::cout << start << program::dump(tensor["shape"]) << "  "
+              << tensor["name"].get_ref<const std::string&>() << '\n';
+  }
+  std::cout << "\nmodel\n";
+  for (const auto& [key, value] : report["config"].items()) {
+    std::cout << "  " << key << " = " << value << '\n';
+  }
+  const json& memory = report["memory"];
+  std::cout << "\n  parameters        " << report["n_parameters"] << "\n  active per token  "
+            << report["n_active_parameters"] << "\n  SIMD target       "
+            << report["simd_target"].get_ref<const std::string&>() << "\n\nmemory for a context of "
+            << memory["context"] << " tokens\n  weights (mapped)  "
+            << program::in_units(memory["weight_bytes"]) << "\n  session           "
+            << program::in_units(memory["session_bytes"]) << "\n  total             "
+            << program::in_units(memory["total_bytes"]) << '\n';
+  if (!report.contains("tokens")) return;
+  std::cout << "\nlikeliest next token\n";
+  for (const json& row : report["tokens"]) {
+    std::cout << "  after position " << row["position"] << ": " << row["best_next"]
+              << "  ln p = " << row["log_probability"] << '\n';
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{"Shows what a model file holds and what it needs.", "inspect"};
+  std::string path, logits_path, router_path;
+  std::vector<mixtral::Token> tokens;
+  std::uint32_t context = 0;
+  bool as_json = false;
+  app.add_option("--model", path, "GGUF file")->required();
+  app.add_option("--context", context, "Tokens of context to state the memory for (default: 4096)")
+      ->check(CLI::PositiveNumber);
+  CLI::Option* with_tokens =
+      app.add_option("--tokens", tokens, "Token ids to evaluate: 1,2,3")->delimiter(',');
+  app.add_option("--logits", logits_path,
+                 "Write the logits for every position: rows of little-endian float32")
+      ->needs(with_tokens);
+  app.add_option("--router", router_path,
+                 "Write the experts chosen for each layer and token, with their weights, as JSON")
+      ->needs(with_tokens);
+  app.add_flag("--json", as_json, "Print one JSON object");
+
+  return program::run(app, argc, argv, [&] {
+    const auto bytes = program::value(mixtral::Bytes::map_file(path.c_str()));
+    const mixtral::Span<const std::uint8_t> view(bytes.data(), bytes.size());
+    const auto file =
+        program::value(mixtral::gguf::File::parse(view, std::pmr::get_default_resource()));
+    const auto model = program::value(mixtral::Model::from_bytes(mixtral::Bytes::view(view)));
+    json report = describe_file(file);
+    report.update(describe_model(model, context));
+    if (!tokens.empty()) {
+      Recorder recorder = evaluate(model, tokens);
+      if (!logits_path.empty()) write_file(logits_path, little_endian(recorder.logits));
+      if (!router_path.empty()) write_file(router_path, program::dump(recorder.router) + '\n');
+      report["tokens"] = std::move(recorder.next);
+    }
+    if (as_json) {
+      std::cout << program::dump(report, 2) << '\n';
+    } else {
+      print_table(report);
+    }
+  });
+}

@@ -1,0 +1,153 @@
+// What the example programs share: exit codes, errors, files, the terminal, memory figures.
+#ifndef MIXTRAL_EXAMPLES_PROGRAM_HPP_
+#define MIXTRAL_EXAMPLES_PROGRAM_HPP_
+
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <mixtral/mixtral.hpp>
+#include <nlohmann/json.hpp>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+#ifdef _WIN32
+#include <io.h>
+#else
+#include <sys/resource.h>
+#include <unistd.h>
+#endif
+
+namespace program {
+
+// Parses the command line, runs `body` and gives the exit code: 0 for success, 1 for an error, told
+// in one line on stderr, 2 for bad arguments.
+template <class Body>
+int run(CLI::App& app, int argc, char** argv, Body&& body) {
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  try {
+    body();
+    std::cout.flush();
+    if (!std::cout) throw std::runtime_error("cannot write to standard output");
+    return 0;
+  } catch (const std::exception& error) {
+    std::cout.flush();
+    std::cerr << app.get_name() << ": " << error.what() << '\n';
+    return 1;
+  }
+}
+
+// The value of a Result; its error becomes an exception, as suits a program.
+template <class T>
+T value(mixtral::Result<T> result) {
+  if (!result) throw std::runtime_error(result.error().message());
+  return *std::move(result);
+}
+
+inline void check(const mixtral::Status& status) {
+  if (!status) throw std::runtime_error(status.error().message());
+}
+
+inline std::string read_all(std::istream& in, const std::string& name) {
+  std::string text{std::istreambuf_iterator<char>(in), {}};
+  if (in.bad()) throw std::runtime_error("cannot read " + name);
+  return text;
+}
+
+inline std::string read_file(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  // A directory opens, but gives nothing.
+  if (!in || (in.peek(), in.bad())) throw std::runtime_error("cannot read '" + path + "'");
+  return read_all(in, "'" + path + "'");
+}
+
+// One line of JSON; bytes that are not UTF-8 (from odd vocabularies) become U+FFFD.
+inline std::string dump(const nlohmann::json& json, int indent = -1) {
+  return json.dump(indent, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+inline bool is_terminal(std::FILE* file) {
+#ifdef _WIN32
+  return _isatty(_fileno(file)) != 0;
+#else
+  return isatty(fileno(file)) != 0;
+#endif
+}
+
+// The most memory this process had in use so far, with the mapped weights it touched, in bytes;
+// 0 where the system does not tell.
+inline std::uint64_t peak_memory() {
+#ifdef _WIN32
+  return 0;
+#else
+  rusage usage{};
+  if (getrusage(RUSAGE_SELF, &usage) != 0) return 0;
+#ifdef __APPLE__
+  return static_cast<std::uint64_t>(usage.ru_maxrss);
+#else
+  return static_cast<std::uint64_t>(usage.ru_maxrss) * 1024;
+#endif
+#endif
+}
+
+// "1.25 GiB"
+inline std::string in_units(std::uint64_t bytes) {
+  const char* const units[] = {"bytes", "KiB", "MiB", "GiB", "TiB"};
+  auto size = static_cast<double>(bytes);
+  std::size_t unit = 0;
+  while (size >= 1024.0 && unit + 1 < std::size(units)) {
+    size /= 1024.0;
+    ++unit;
+  }
+  char text[32];
+  std::snprintf(text, sizeof text, unit == 0 ? "%.0f %s" : "%.2f %s", size, units[unit]);
+  return text;
+}
+
+class Stopwatch {
+ public:
+  double seconds() const {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+// A bar on stderr if that is a terminal, else nothing.
+class ProgressBar {
+ public:
+  explicit ProgressBar(std::string label) : label_(std::move(label)), shown_(is_terminal(stderr)) {}
+  ~ProgressBar() {
+    if (last_ >= 0) std::cerr << "\r\033[K";
+  }
+  ProgressBar(const ProgressBar&) = delete;
+  ProgressBar& operator=(const ProgressBar&) = delete;
+
+  void update(std::size_t done, std::size_t total) {
+    constexpr std::size_t kWidth = 40;
+    const auto percent = static_cast<int>(total == 0 ? 100 : done * 100 / total);
+    if (!shown_ || percent == last_) return;
+    last_ = percent;
+    const std::size_t filled = kWidth * static_cast<std::size_t>(percent) / 100;
+    std::cerr << '\r' << label_ << " [" << std::string(filled, '#')
+              << std::string(kWidth - filled, ' ') << "] " << percent << '%' << std::flush;
+  }
+
+ private:
+  std::string label_;
+  bool shown_;
+  int last_ = -1;
+};
+
+}  // namespace program
+
+#endif  // MIXTRAL_EXAMPLES_PROGRAM_HPP_

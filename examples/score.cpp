@@ -1,0 +1,113 @@
+// How likely a model finds a text: perplexity and the log-probability of each token.
+#include <algorithm>
+#include <cmath>
+
+#include "program.hpp"
+
+namespace {
+
+using mixtral::Token;
+
+// Reads off, while a window of the text is evaluated, what the model thought of each next token.
+class Scorer : public mixtral::Observer {
+ public:
+  // The window is BOS and the tokens [begin, end) of the text; `scores` has ln p of those before.
+  Scorer(mixtral::Span<const Token> text, std::size_t begin, std::size_t end,
+         std::vector<double>& scores, program::ProgressBar& bar)
+      : text_(text), begin_(begin), end_(end), scores_(scores), bar_(bar) {}
+
+  bool wants_all_logits() const override { return true; }
+  void on_logits(std::uint32_t position, mixtral::Span<const float> logits) override {
+    const std::size_t next = begin_ + position;
+    if (next < scores_.size() || next >= end_) return;
+    scores_.push_back(mixtral::log_probability(logits, text_[next]));
+    bar_.update(scores_.size(), text_.size());
+  }
+
+ private:
+  mixtral::Span<const Token> text_;
+  std::size_t begin_, end_;
+  std::vector<double>& scores_;
+  program::ProgressBar& bar_;
+};
+
+// ln p of every token. A text longer than the session is scored in windows that overlap by half, so
+// that each token sees at least half a window before it, except at the beginning.
+std::vector<double> score(mixtral::Session& session, mixtral::Span<const Token> text, Token bos) {
+  program::ProgressBar bar("scoring");
+  std::vector<double> scores;
+  const std::size_t room = session.context() - 1;
+  for (std::size_t begin = 0; scores.size() < text.size(); begin += (room + 1) / 2) {
+    const std::size_t end = std::min(begin + room, text.size());
+    Scorer scorer(text, begin, end, scores, bar);
+    session.clear();
+    program::check(session.append(bos));
+    program::check(session.append(text.subspan(begin, end - begin)));
+    program::check(session.evaluate(&scorer));
+  }
+  return scores;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{"Scores a text: perplexity and the log-probability of each token.", "score"};
+  std::string model_path, text_path;
+  std::uint32_t threads = 0, context = 0;
+  bool json = false;
+  app.add_option("--model", model_path, "GGUF file")->required();
+  app.add_option("--file", text_path, "The text")->required();
+  app.add_option("--threads", threads, "Threads to use (default: all)")->check(CLI::Range(1, 1024));
+  app.add_option("--context", context, "Window for texts longer than this many tokens")
+      ->check(CLI::Range(2u, std::numeric_limits<std::uint32_t>::max()));
+  app.add_flag("--json", json, "Print one JSON object");
+
+  return program::run(app, argc, argv, [&] {
+    const std::string text = program::read_file(text_path);
+    const mixtral::Model model = program::value(mixtral::Model::open(model_path.c_str()));
+    const mixtral::Tokenizer& tokenizer = model.tokenizer();
+    if (tokenizer.bos() == mixtral::kNoToken)
+      throw std::runtime_error("the model has no BOS token");
+    const auto tokens = program::value(tokenizer.encode(text));
+    if (tokens.empty()) throw std::runtime_error("'" + text_path + "' has no token to score");
+
+    auto pool = program::value(mixtral::ThreadPool::create(threads));
+    mixtral::SessionOptions options;
+    options.executor = pool;
+    options.context = context;
+    auto session = program::value(mixtral::Session::open(model, options));
+    const program::Stopwatch time;
+    const std::vector<double> scores =
+        score(session, {tokens.data(), tokens.size()}, tokenizer.bos());
+    const double seconds = time.seconds();
+
+    double sum = 0.0;
+    for (const double s : scores) sum += s;
+    const double mean = sum / static_cast<double>(scores.size());
+    const double perplexity = std::exp(-mean);
+    if (json) {
+      nlohmann::json list = nlohmann::json::array();
+      for (std::size_t i = 0; i < scores.size(); ++i) {
+        const Token token = tokens[i];
+        list.push_back({{"id", token},
+                        {"piece", tokenizer.piece(token).text},
+                        {"log_probability", scores[i]}});
+      }
+      std::cout << program::dump({{"perplexity", perplexity},
+                                  {"mean_log_probability", mean},
+                                  {"n_scored", scores.size()},
+                                  {"tokens", list},
+                                  {"seconds", seconds}})
+                << '\n';
+      return;
+    }
+    for (std::size_t i = 0; i < scores.size(); ++i) {
+      char number[32];
+      std::snprintf(number, sizeof number, "%10.4f", scores[i]);
+      std::cout << number << '\t' << tokens[i] << '\t' << tokenizer.piece(tokens[i]).text << '\n';
+    }
+    std::cout << "perplexity " << perplexity << " over " << scores.size()
+              << " tokens (mean log-probability " << mean << ")\n";
+    std::fprintf(stderr, "[%.1f tokens/s]\n", static_cast<double>(scores.size()) / seconds);
+  });
+}
