@@ -49,6 +49,14 @@ inline nlohmann::json golden() {
   return nlohmann::json::parse(text.begin(), text.end());
 }
 
+inline nlohmann::json golden(const std::string& name) {
+  for (const auto& entry : golden()) {
+    if (entry["name"] == name) return entry;
+  }
+  FAIL("no golden data named ", name);
+  return {};
+}
+
 inline mixtral::Span<const std::uint8_t> bytes(const Blob& blob) {
   return {blob.data(), blob.size()};
 }
@@ -109,6 +117,15 @@ inline double max_difference(const std::vector<float>& a, const std::vector<floa
     if (!(difference <= most)) most = difference;  // NaN counts
   }
   return most;
+}
+
+// Options under which a model of any training generates exactly n tokens.
+inline mixtral::GenerateOptions exactly(std::uint32_t n, const mixtral::Model& model) {
+  mixtral::GenerateOptions options;
+  options.max_tokens = n;
+  options.sampling.logit_bias = {
+      {model.tokenizer().eos(), -std::numeric_limits<float>::infinity()}};
+  return options;
 }
 
 // All logits of `tokens`, evaluated at once.

@@ -4,9 +4,48 @@ if(NOT TARGET doctest::doctest)
   mixtral_fetch(doctest https://github.com/doctest/doctest.git v2.4.11)
 endif()
 
+# The library, header by header.
 file(GLOB MIXTRAL_TESTS CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/tests/*_test.cpp)
 add_executable(mixtral_tests tests/main.cpp ${MIXTRAL_TESTS})
 target_link_libraries(mixtral_tests PRIVATE mixtral_implementation mixtral_options doctest::doctest
                       nlohmann_json::nlohmann_json)
 target_compile_definitions(mixtral_tests PRIVATE MIXTRAL_SOURCE_DIR="${CMAKE_CURRENT_SOURCE_DIR}")
 add_test(NAME mixtral_tests COMMAND mixtral_tests)
+
+# Embedding: a host without exceptions and RTTI, of many translation units, among them each public
+# header included alone, twice.
+file(GLOB MIXTRAL_PUBLIC_HEADERS CONFIGURE_DEPENDS RELATIVE ${CMAKE_CURRENT_SOURCE_DIR}/include
+     ${CMAKE_CURRENT_SOURCE_DIR}/include/mixtral/*.hpp)
+list(REMOVE_ITEM MIXTRAL_PUBLIC_HEADERS mixtral/implementation.hpp)
+set(MIXTRAL_HEADER_UNITS)
+foreach(header ${MIXTRAL_PUBLIC_HEADERS})
+  string(MAKE_C_IDENTIFIER ${header} unit)
+  set(unit ${CMAKE_CURRENT_BINARY_DIR}/headers/${unit}.cpp)
+  file(WRITE ${unit}.new "#include <${header}>\n#include <${header}>\n")
+  configure_file(${unit}.new ${unit} COPYONLY)
+  list(APPEND MIXTRAL_HEADER_UNITS ${unit})
+endforeach()
+add_executable(embedding_host tests/embedding/host.cpp tests/embedding/host_other.cpp
+               examples/implementation.cpp ${MIXTRAL_HEADER_UNITS})
+target_link_libraries(embedding_host PRIVATE mixtral::mixtral mixtral_options)
+if(NOT MSVC)
+  target_compile_options(embedding_host PRIVATE -fno-exceptions -fno-rtti)
+endif()
+
+# What only a look from outside can tell: output, exit codes, the README's snippets, staleness.
+find_package(Python3 COMPONENTS Interpreter)
+if(Python3_FOUND)
+  add_test(NAME single_include COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/tests/amalgamate.py --check)
+  add_test(NAME embedding COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/tests/embedding.py
+           --bin $<TARGET_FILE_DIR:embedding_host> --library $<TARGET_FILE:mixtral_implementation>)
+  get_target_property(MIXTRAL_EIGEN_DIRS Eigen3::Eigen INTERFACE_INCLUDE_DIRECTORIES)
+  get_target_property(MIXTRAL_HWY_DIRS hwy::hwy INTERFACE_INCLUDE_DIRECTORIES)
+  add_test(NAME readme COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/tests/readme.py
+           --compiler ${CMAKE_CXX_COMPILER} --include ${MIXTRAL_EIGEN_DIRS} ${MIXTRAL_HWY_DIRS})
+  if(MIXTRAL_BUILD_EXAMPLES)
+    add_test(NAME programs COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/tests/programs.py
+             --bin $<TARGET_FILE_DIR:embedding_host>)
+  endif()
+else()
+  message(WARNING "mixtral: without Python 3, the tests of programs, embedding and README are left out")
+endif()

@@ -39,7 +39,7 @@ class Model {
   const Tokenizer& tokenizer() const noexcept;
 
   std::uint64_t n_parameters() const noexcept;
-  std::uint64_t n_active_parameters() const noexcept;  // at work on one token
+  std::uint64_t n_active_parameters() const noexcept;  // multiplied with one token
   std::uint64_t weight_bytes() const noexcept;         // of all tensors in the file
   const char* simd_target() const noexcept;            // the Highway target in use, "AVX2" ...
 

@@ -44,7 +44,7 @@ class Weights {
   std::pmr::vector<LayerWeights> layers;
 
   std::uint64_t n_parameters = 0;         // in all
-  std::uint64_t n_active_parameters = 0;  // at work on one token
+  std::uint64_t n_active_parameters = 0;  // multiplied with one token
   std::uint64_t bytes = 0;                // of all tensors in the file
 
  private:

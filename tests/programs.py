@@ -1,0 +1,413 @@
+#!/usr/bin/env python3
+"""Runs the example programs as a user or a script does."""
+import argparse
+import array
+import contextlib
+import json
+import math
+import os
+import pathlib
+import pty
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+MODEL = ROOT / "examples" / "models" / "tiny-mixtral-Q8_0.gguf"
+SHARED = ROOT.parent / "shared"
+GOLDEN = {entry["name"]: entry
+          for entry in json.loads((ROOT / "tests" / "data" / "golden.json").read_text())}
+PROGRAMS = ["complete", "chat", "tokenize", "inspect", "score"]
+
+
+class Case(unittest.TestCase):
+    bin = None
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = pathlib.Path(folder.name)
+
+    def run_program(self, name, *arguments, text=b"", code=0):
+        result = subprocess.run([self.bin / name, *map(str, arguments)], input=text,
+                                capture_output=True, timeout=300)
+        self.assertEqual(result.returncode, code, result.stderr.decode())
+        return result
+
+    def json_of(self, name, *arguments, **options):
+        result = self.run_program(name, *arguments, "--json", **options)
+        self.assertEqual(result.stderr, b"")
+        return json.loads(result.stdout)
+
+    def error_of(self, name, *arguments, **options):
+        """The one line on stderr of a run that must fail with exit code 1."""
+        result = self.run_program(name, *arguments, code=1, **options)
+        message = result.stderr.decode()
+        self.assertTrue(message.startswith(name + ": ") and message.endswith("\n"), message)
+        self.assertEqual(message.count("\n"), 1, message)
+        return message
+
+    def file(self, name, content):
+        path = self.folder / name
+        path.write_bytes(content)
+        return path
+
+
+class EveryProgram(Case):
+    def test_help(self):
+        for name in PROGRAMS:
+            with self.subTest(name):
+                text = self.run_program(name, "--help").stdout.decode()
+                self.assertIn("--model", text)
+                self.assertIn("--help", text)
+
+    def test_bad_arguments_give_2(self):
+        needed = {"complete": ["--prompt", "a"], "chat": [], "tokenize": ["--model", MODEL],
+                  "inspect": ["--model", MODEL], "score": ["--model", MODEL, "--file", MODEL]}
+        for name in PROGRAMS:
+            with self.subTest(name):
+                result = self.run_program(name, *needed[name], "--no-such-option", code=2)
+                self.assertIn(b"--no-such-option", result.stderr)
+                self.assertEqual(result.stdout, b"")
+        for arguments in (["complete"], ["complete", "--prompt", "a", "--prompt-file", "b"],
+                          ["complete", "--prompt", "a", "--max-tokens", "-1"],
+                          ["complete", "--prompt", "a", "--max-tokens", "many"],
+                          ["complete", "--prompt", "a", "--temperature", "-1"],
+                          ["complete", "--prompt", "a", "--top-p", "1.5"],
+                          ["complete", "--prompt", "a", "--min-p", "-0.5"],
+                          ["complete", "--prompt", "a", "--threads", "0"],
+                          ["complete", "--prompt", "a", "--stop", ""],
+                          ["chat", "--threads", "100000"], ["tokenize"], ["inspect"],
+                          ["inspect", "--model", MODEL, "--logits", "x"],
+                          ["inspect", "--model", MODEL, "--tokens", "a,b"],
+                          ["score", "--model", MODEL], ["score", "--file", MODEL]):
+            with self.subTest(arguments):
+                result = self.run_program(*arguments, code=2)
+                self.assertNotEqual(result.stderr, b"")
+
+    def test_errors_give_1_and_one_line(self):
+        not_a_model = self.file("not-a-model.gguf", b"this is no model")
+        prompt = self.file("prompt.txt", b"Once")
+        rest = {"complete": ["--prompt", "a"], "score": ["--file", prompt]}
+        for name in PROGRAMS:
+            with self.subTest(name):
+                missing = self.error_of(name, "--model", "no/such.gguf", *rest.get(name, []))
+                self.assertIn("no/such.gguf", missing)
+                wrong = self.error_of(name, "--model", not_a_model, *rest.get(name, []))
+                self.assertRegex(wrong, "GGUF|tokenizer|protobuf")
+        self.assertIn("no/such.txt", self.error_of("complete", "--prompt-file", "no/such.txt"))
+        self.assertIn(str(self.folder), self.error_of("complete", "--prompt-file", self.folder))
+        self.assertIn("context", self.error_of("complete", "--prompt", "a", "--context", 10**9))
+        self.assertIn("fit", self.error_of("complete", "--prompt", "a " * 50, "--context", 10))
+
+    @unittest.skipUnless(os.path.exists("/dev/full"), "needs /dev/full")
+    def test_full_disk_is_an_error(self):
+        with open("/dev/full", "wb") as full:
+            result = subprocess.run([self.bin / "complete", "--prompt", "a", "--max-tokens", "3"],
+                                    stdout=full, stderr=subprocess.PIPE, timeout=300)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn(b"cannot write", result.stderr)
+
+
+class Complete(Case):
+    def test_greedy_text_is_the_reference_s(self):
+        golden = GOLDEN["once"]
+        output = self.json_of("complete", "--prompt", golden["text"], "--temperature", 0,
+                              "--max-tokens", 20)
+        self.assertEqual(output["tokens"], golden["greedy"][:20])
+        self.assertTrue(golden["greedy_text"].startswith(output["text"]))
+        self.assertEqual(output["stop_reason"], "max_tokens")
+        self.assertEqual(len(output["log_probabilities"]), 20)
+        self.assertTrue(all(p <= 0 for p in output["log_probabilities"]))
+        timings = output["timings"]
+        self.assertEqual(timings["prompt_tokens"], len(golden["ids"]))
+        self.assertEqual(timings["generated_tokens"], 20)
+        self.assertGreater(timings["prompt_tokens_per_second"], 0)
+        self.assertGreater(timings["generation_tokens_per_second"], 0)
+        self.assertGreater(timings["load_seconds"], 0)
+
+    def test_streams_text_and_gives_figures_apart(self):
+        arguments = ["--prompt", "Once upon a time", "--temperature", 0, "--max-tokens", 20]
+        text = self.json_of("complete", *arguments)["text"]
+        result = self.run_program("complete", *arguments)
+        self.assertEqual(result.stdout.decode(), text + "\n")
+        for word in ("prompt", "generated", "/s", "memory"):
+            self.assertIn(word, result.stderr.decode())
+
+    def test_prompt_file_model_and_threads_change_nothing(self):
+        prompt = "Once upon a time\nthere was"
+        path = self.file("prompt.txt", prompt.encode())
+        fixed = ["--temperature", 1, "--seed", 7, "--max-tokens", 30]
+        expected = self.json_of("complete", "--prompt", prompt, *fixed)
+        for other in (["--prompt-file", path], ["--prompt", prompt, "--model", MODEL],
+                      ["--prompt", prompt, "--threads", 1], ["--prompt", prompt, "--threads", 3],
+                      ["--prompt", prompt, "--context", 200]):
+            output = self.json_of("complete", *other, *fixed)
+            self.assertEqual(output["tokens"], expected["tokens"])
+        another = self.json_of("complete", "--prompt", prompt, *fixed[:2], "--seed", 8,
+                               "--max-tokens", 30)
+        self.assertNotEqual(another["tokens"], expected["tokens"])
+
+    def test_random_seed_is_told_and_repeats(self):
+        first = self.json_of("complete", "--prompt", "Once", "--max-tokens", 20)
+        again = self.json_of("complete", "--prompt", "Once", "--max-tokens", 20, "--seed",
+                             first["seed"])
+        self.assertEqual(first["text"], again["text"])
+
+    def test_filters_that_leave_one_token_are_greedy(self):
+        fixed = ["--prompt", "Once upon", "--max-tokens", 15]
+        greedy = self.json_of("complete", *fixed, "--temperature", 0)["tokens"]
+        for one in (["--top-k", 1], ["--top-p", 0], ["--min-p", 1]):
+            self.assertEqual(self.json_of("complete", *fixed, "--temperature", 5, *one)["tokens"],
+                             greedy)
+
+    def test_stop_strings(self):
+        fixed = ["--prompt", "Once upon a time", "--temperature", 0, "--max-tokens", 30]
+        text = self.json_of("complete", *fixed)["text"]
+        stop = text[10:14]
+        output = self.json_of("complete", *fixed, "--stop", "not in the text", "--stop", stop)
+        self.assertEqual(output["text"], text[:text.index(stop)])
+        self.assertEqual(output["stop_reason"], "stop_string")
+
+    def test_context_full(self):
+        output = self.json_of("complete", "--prompt", "Once upon a time", "--context", 20,
+                              "--max-tokens", 100, "--temperature", 0)
+        self.assertEqual(output["stop_reason"], "context_full")
+        self.assertEqual(output["timings"]["prompt_tokens"] + len(output["tokens"]), 20)
+
+
+class Chat(Case):
+    def answers(self, *arguments, lines):
+        result = self.run_program("chat", *arguments, "--json", text="".join(lines).encode())
+        return [json.loads(line) for line in result.stdout.splitlines()]
+
+    def test_lines_from_a_pipe_are_questions(self):
+        golden = GOLDEN["chat"]
+        question = golden["text"].replace("[INST] ", "").replace(" [/INST]", "")
+        answers = self.answers("--temperature", 0, "--max-tokens", 12,
+                               lines=[question + "\n", "\n", "And then?\r\n", "No newline"])
+        self.assertEqual(len(answers), 3)  # the empty line is none
+        self.assertEqual(answers[0]["tokens"], golden["greedy"][:12])
+        self.assertEqual(answers[0]["timings"]["prompt_tokens"], len(golden["ids"]))
+        # only what is new is evaluated
+        self.assertLess(answers[1]["timings"]["prompt_tokens"], len(golden["ids"]) + 12)
+
+    def test_plain_output_is_the_answers(self):
+        fixed = ["--temperature", 0, "--max-tokens", 10]
+        lines = ["Tell me a story.\n", "And then?\n"]
+        texts = [answer["text"] for answer in self.answers(*fixed, lines=lines)]
+        result = self.run_program("chat", *fixed, text="".join(lines).encode())
+        self.assertEqual(result.stdout.decode(), "".join(text + "\n" for text in texts))
+
+    def test_system_text_takes_part(self):
+        fixed = ["--temperature", 0, "--max-tokens", 5]
+        plain, = self.answers(*fixed, lines=["Hello\n"])
+        with_system, = self.answers(*fixed, "--system", "Be kind.", lines=["Hello\n"])
+        self.assertGreater(with_system["timings"]["prompt_tokens"],
+                           plain["timings"]["prompt_tokens"])
+
+    def test_a_full_context_drops_the_oldest_and_goes_on(self):
+        lines = [f"Question {i}?\n" for i in range(12)]
+        answers = self.answers("--context", 90, "--max-tokens", 20, "--seed", 1, lines=lines)
+        self.assertEqual(len(answers), 12)
+        message = self.error_of("chat", "--context", 30, text=b"word " * 100 + b"\n")
+        self.assertIn("fit", message)
+
+    def test_interrupt_stops_the_answer_and_not_the_program(self):
+        leader, follower = pty.openpty()
+        chat = subprocess.Popen(
+            [self.bin / "chat", "--max-tokens", "1000000", "--context", "30000", "--temperature",
+             "5", "--threads", "1"], stdin=follower, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE)
+        os.close(follower)
+        try:
+            os.write(leader, b"Tell me a long story.\n")
+            self.assertTrue(chat.stdout.read(1))  # the answer has begun
+            chat.send_signal(signal.SIGINT)
+            while b"cancelled" not in (line := chat.stderr.readline()):
+                self.assertTrue(line, "ended without telling of the interrupt")
+            chat.send_signal(signal.SIGINT)  # between answers
+            time.sleep(0.1)
+            self.assertIsNone(chat.poll())
+            os.write(leader, b"Tell me another.\n")
+            time.sleep(0.3)
+            chat.send_signal(signal.SIGINT)
+            while b"cancelled" not in (line := chat.stderr.readline()):
+                self.assertTrue(line)
+            os.write(leader, b"\x04")  # Ctrl-D
+            chat.communicate(timeout=60)
+            self.assertEqual(chat.returncode, 0)
+        finally:
+            chat.kill()
+            chat.communicate()
+            os.close(leader)
+
+
+class Tokenize(Case):
+    def test_vectors(self):
+        vectors = [(MODEL, ROOT / "tests" / "data" / "tokenizer.vectors.jsonl")]
+        real = SHARED / "tokenizer" / "mixtral-8x7b-v1.tokenizer.model"
+        if real.exists():
+            vectors.append((real, real.with_name("mixtral-8x7b-v1.vectors.jsonl")))
+        for model, path in vectors:
+            entries = [json.loads(line) for line in path.read_text().splitlines()]
+            texts = "".join(json.dumps(entry["text"]) + "\n" for entry in entries).encode()
+            ids = self.run_program("tokenize", "--model", model, "--jsonl", text=texts).stdout
+            self.assertEqual([json.loads(line) for line in ids.splitlines()],
+                             [entry["ids"] for entry in entries])
+            decoded = self.run_program("tokenize", "--model", model, "--jsonl", "--decode",
+                                       text=ids).stdout
+            self.assertEqual([json.loads(line) for line in decoded.splitlines()],
+                             [entry["decoded"] for entry in entries])
+
+    def test_whole_input(self):
+        text = "Two lines,\nthe second without an end: é"
+        ids = json.loads(self.run_program("tokenize", "--model", MODEL, text=text.encode()).stdout)
+        with_bos = self.run_program("tokenize", "--model", MODEL, "--bos", text=text.encode())
+        self.assertEqual(json.loads(with_bos.stdout), [GOLDEN["once"]["ids"][0]] + ids)
+        back = self.run_program("tokenize", "--model", MODEL, "--decode", text=with_bos.stdout)
+        self.assertEqual(back.stdout.decode(), text)
+        self.assertEqual(json.loads(self.run_program("tokenize", "--model", MODEL).stdout), [])
+
+    def test_bad_input_is_named(self):
+        for text in (b"[1, 2", b"{}", b"[1.5]", b"[-1]", b"[99999999]", b"[\"a\"]", b"5"):
+            with self.subTest(text):
+                self.error_of("tokenize", "--model", MODEL, "--decode", text=text)
+        message = self.error_of("tokenize", "--model", MODEL, "--jsonl", text=b'"a"\n17\n')
+        self.assertIn("line 2", message)
+
+
+class Inspect(Case):
+    def test_report(self):
+        report = self.json_of("inspect", "--model", MODEL, "--context", 1000)
+        self.assertEqual(report["metadata"]["general.architecture"], "llama")
+        config = report["config"]
+        embedding, = (t for t in report["tensors"] if t["name"] == "token_embd.weight")
+        self.assertEqual(embedding["shape"], [config["dim"], config["vocab_size"]])
+        self.assertEqual(embedding["type"], "Q8_0")
+        self.assertEqual(embedding["bytes"], config["dim"] * config["vocab_size"] // 32 * 34)
+        total = sum(t["bytes"] for t in report["tensors"])
+        self.assertEqual(report["memory"]["weight_bytes"], total)
+        self.assertLess(total, MODEL.stat().st_size)
+        parameters = sum(math.prod(t["shape"]) for t in report["tensors"])
+        self.assertEqual(report["n_parameters"], parameters)
+        experts = sum(math.prod(t["shape"]) for t in report["tensors"] if "_exps" in t["name"])
+        idle = experts * (config["n_experts"] - config["n_experts_used"]) // config["n_experts"]
+        idle += math.prod(embedding["shape"])  # looked up, not multiplied
+        self.assertEqual(report["n_active_parameters"], parameters - idle)
+        more = self.json_of("inspect", "--model", MODEL, "--context", 2000)
+        kv = config["n_layers"] * 2 * config["n_kv_heads"] * config["head_size"]
+        self.assertGreaterEqual(
+            more["memory"]["session_bytes"] - report["memory"]["session_bytes"], 1000 * kv)
+        table = self.run_program("inspect", "--model", MODEL).stdout.decode()
+        for word in ("token_embd.weight", "general.architecture", "active per token", "session"):
+            self.assertIn(word, table)
+
+    def test_logits_and_router(self):
+        golden = GOLDEN["dog"]
+        logits_path, router_path = self.folder / "logits.f32", self.folder / "router.json"
+        bf16 = SHARED / "models" / "tiny-mixtral" / "gguf" / "tiny-mixtral-bf16.gguf"
+        model = bf16 if bf16.exists() else MODEL
+        ids = ",".join(map(str, golden["ids"]))
+        report = self.json_of("inspect", "--model", model, "--tokens", ids, "--logits",
+                              logits_path, "--router", router_path)
+        logits = array.array("f", logits_path.read_bytes())
+        if sys.byteorder == "big":
+            logits.byteswap()
+        self.assertEqual(len(logits), math.prod(golden["logits_shape"]))
+        router = json.loads(router_path.read_text())
+        config = report["config"]
+        self.assertEqual(len(router), config["n_layers"] * len(golden["ids"]))
+        for row in router:
+            self.assertEqual(len(row["experts"]), config["n_experts_used"])
+            self.assertAlmostEqual(sum(row["weights"]), 1, places=5)
+        width = golden["logits_shape"][1]
+        for row in report["tokens"]:
+            own = logits[row["position"] * width:(row["position"] + 1) * width]
+            self.assertEqual(row["best_next"], max(range(width), key=own.__getitem__))
+        if model != bf16:
+            self.skipTest("exact figures need ../shared")
+        expected = array.array("f", (bf16.parent.parent / "golden" / golden["logits_file"])
+                               .read_bytes())
+        self.assertLess(max(abs(a - b) for a, b in zip(logits, expected)), 2e-3)
+        for row in router:
+            reference = golden["router"][row["layer"]]
+            self.assertEqual(row["experts"], reference["experts"][row["position"]])
+            for a, b in zip(row["weights"], reference["weights"][row["position"]]):
+                self.assertAlmostEqual(a, b, delta=1e-4)
+
+    def test_bad_tokens_and_paths(self):
+        self.assertIn("99999999", self.error_of("inspect", "--model", MODEL, "--tokens", 99999999))
+        self.assertIn("no/such", self.error_of("inspect", "--model", MODEL, "--tokens", 1,
+                                               "--logits", "no/such/folder"))
+
+
+class Score(Case):
+    def test_log_likelihood_is_the_reference_s(self):
+        golden = GOLDEN["tale"]
+        path = self.file("text.txt", golden["text"].encode())
+        output = self.json_of("score", "--model", MODEL, "--file", path)
+        self.assertEqual([token["id"] for token in output["tokens"]], golden["ids"][1:])
+        scores = [token["log_probability"] for token in output["tokens"]]
+        self.assertAlmostEqual(-sum(scores) / len(scores), sum(golden["nll"]) / len(scores),
+                               delta=0.02)
+        self.assertAlmostEqual(output["perplexity"], math.exp(-sum(scores) / len(scores)), places=6)
+        self.assertEqual(output["n_scored"], len(scores))
+        table = self.run_program("score", "--model", MODEL, "--file", path).stdout.decode()
+        self.assertEqual(len(table.splitlines()), len(scores) + 1)
+        self.assertIn("perplexity", table.splitlines()[-1])
+
+    def test_long_texts_go_in_windows(self):
+        golden = GOLDEN["tale"]
+        path = self.file("text.txt", golden["text"].encode())
+        whole = self.json_of("score", "--model", MODEL, "--file", path)
+        for context in (2, 3, 16, len(golden["ids"])):
+            windows = self.json_of("score", "--model", MODEL, "--file", path, "--context", context)
+            self.assertEqual([t["id"] for t in windows["tokens"]],
+                             [t["id"] for t in whole["tokens"]])
+            first = min(context - 1, len(whole["tokens"]))
+            for i in range(first):
+                self.assertAlmostEqual(windows["tokens"][i]["log_probability"],
+                                       whole["tokens"][i]["log_probability"], places=3)
+
+    def test_nothing_to_score(self):
+        self.assertIn("no token", self.error_of("score", "--model", MODEL, "--file",
+                                                self.file("empty.txt", b"")))
+
+    def test_progress_is_for_terminals(self):
+        path = self.file("text.txt", GOLDEN["tale"]["text"].encode())
+        leader, follower = pty.openpty()
+        result = subprocess.run([self.bin / "score", "--model", MODEL, "--file", path],
+                                stdout=subprocess.PIPE, stderr=follower, timeout=300)
+        os.close(follower)
+        shown = b""
+        with contextlib.suppress(OSError):  # Linux tells the end so
+            while chunk := os.read(leader, 4096):
+                shown += chunk
+        os.close(leader)
+        self.assertEqual(result.returncode, 0)
+        self.assertIn(b"100%", shown)
+        plain = self.run_program("score", "--model", MODEL, "--file", path)
+        self.assertNotIn(b"%", plain.stderr)
+
+
+class EmbedMinimal(Case):
+    def test_program(self):
+        self.assertLess(len((ROOT / "examples" / "embed_minimal.cpp").read_text().splitlines()), 25)
+        golden = GOLDEN["once"]
+        text = self.run_program("embed_minimal", MODEL, golden["text"]).stdout.decode()
+        self.assertEqual(text[:40], golden["greedy_text"][:40])
+        self.run_program("embed_minimal", code=2)
+        result = self.run_program("embed_minimal", "no/such.gguf", "a", code=1)
+        self.assertIn(b"no/such.gguf", result.stderr)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--bin", type=pathlib.Path, required=True)
+    arguments, rest = parser.parse_known_args()
+    Case.bin = arguments.bin
+    unittest.main(argv=[__file__, *rest])
