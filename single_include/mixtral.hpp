@@ -1814,7 +1814,7 @@ class Model {
   const Tokenizer& tokenizer() const noexcept;
 
   std::uint64_t n_parameters() const noexcept;
-  std::uint64_t n_active_parameters() const noexcept;  // at work on one token
+  std::uint64_t n_active_parameters() const noexcept;  // multiplied with one token
   std::uint64_t weight_bytes() const noexcept;         // of all tensors in the file
   const char* simd_target() const noexcept;            // the Highway target in use, "AVX2" ...
 
@@ -3564,7 +3564,7 @@ class Weights {
   std::pmr::vector<LayerWeights> layers;
 
   std::uint64_t n_parameters = 0;         // in all
-  std::uint64_t n_active_parameters = 0;  // at work on one token
+  std::uint64_t n_active_parameters = 0;  // multiplied with one token
   std::uint64_t bytes = 0;                // of all tensors in the file
 
  private:

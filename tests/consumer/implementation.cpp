@@ -1,0 +1,2 @@
+#define MIXTRAL_IMPLEMENTATION
+#include <mixtral/mixtral.hpp>
