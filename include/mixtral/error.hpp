@@ -112,11 +112,11 @@ auto guard_memory(const char* what, Body&& body) -> decltype(body()) {
 }  // namespace mixtral
 
 // Returns early with the error of `expression` (a Result of any type), if it has one.
-#define MIXTRAL_RETURN_IF_ERROR(expression)                    \
-  do {                                                         \
+#define MIXTRAL_RETURN_IF_ERROR(expression)                      \
+  do {                                                           \
     if (auto&& mixtral_status = (expression); !mixtral_status) { \
-      return mixtral_status.error();                           \
-    }                                                          \
+      return mixtral_status.error();                             \
+    }                                                            \
   } while (false)
 
 #endif  // MIXTRAL_ERROR_HPP_
