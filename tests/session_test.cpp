@@ -24,8 +24,8 @@ struct CountingResource : std::pmr::memory_resource {
     if (n_allocations >= allowed) throw std::bad_alloc();
     ++n_allocations;
     bytes_now += size;
-    return std::aligned_alloc(std::max(alignment, sizeof(void*)),
-                              (size + alignment - 1) / alignment * alignment);
+    const std::size_t step = std::max(alignment, sizeof(void*));  // what aligned_alloc asks for
+    return std::aligned_alloc(step, (size + step - 1) / step * step);
   }
   void do_deallocate(void* memory, std::size_t size, std::size_t) override {
     const std::lock_guard<std::mutex> lock(mutex);
