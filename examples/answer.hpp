@@ -2,6 +2,7 @@
 #ifndef MIXTRAL_EXAMPLES_ANSWER_HPP_
 #define MIXTRAL_EXAMPLES_ANSWER_HPP_
 
+#include <optional>
 #include <random>
 
 #include "program.hpp"
@@ -10,9 +11,16 @@
 struct AnswerFlags {
   std::string model = MIXTRAL_BUNDLED_MODEL;
   mixtral::GenerateOptions generate;
+  std::optional<mixtral::ChatFormat> chat_format;
   std::uint32_t threads = 0;
   std::uint32_t context = 0;
   bool json = false;
+
+  mixtral::Result<mixtral::Model> open_model() const {
+    mixtral::ModelOptions options;
+    options.chat_format = chat_format;
+    return mixtral::open_model(model.c_str(), options);
+  }
 
   void add_to(CLI::App& app) {
     generate.max_tokens = 256;
@@ -20,7 +28,9 @@ struct AnswerFlags {
     sampling.temperature = 0.8f;
     sampling.min_p = 0.05f;
     sampling.seed = std::random_device()();
-    app.add_option("--model", model, "GGUF file (default: the bundled tiny model)");
+    app.add_option("--model", model, "GGUF file or model folder (default: the bundled tiny model)");
+    app.add_option("--chat-format", chat_format, "Instead of what the model itself implies")
+        ->transform(CLI::CheckedTransformer(program::chat_formats()));
     app.add_option("--max-tokens", generate.max_tokens, "Tokens to generate at most")
         ->capture_default_str();
     app.add_option("--temperature", sampling.temperature, "0: greedy; more: more varied")

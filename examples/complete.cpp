@@ -16,7 +16,7 @@ int main(int argc, char** argv) {
   return program::run(app, argc, argv, [&] {
     if (!prompt_file.empty()) prompt = program::read_file(prompt_file);
     const program::Stopwatch load_time;
-    const mixtral::Model model = program::value(mixtral::Model::open(flags.model.c_str()));
+    const mixtral::Model model = program::value(flags.open_model());
     const double load_seconds = load_time.seconds();
 
     mixtral::EncodeOptions with_bos;

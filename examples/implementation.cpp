@@ -1,3 +1,4 @@
 // The one file that holds mixtral's definitions and SIMD kernels, for all example programs.
 #define MIXTRAL_IMPLEMENTATION
+#include <mixtral/checkpoints.hpp>
 #include <mixtral/mixtral.hpp>

@@ -1,6 +1,6 @@
 // What is in a model file, and what a model makes of given tokens.
 #include <algorithm>
-#include <map>
+#include <filesystem>
 
 #include "program.hpp"
 
@@ -34,17 +34,49 @@ json to_json(const mixtral::gguf::Value& value) {
   return elements;
 }
 
-json describe_file(const mixtral::gguf::File& file) {
+json describe_tensor(std::string_view name, mixtral::BlockFormat format,
+                     const std::vector<std::uint64_t>& shape, std::uint64_t bytes) {
+  return {{"name", name},
+          {"type", mixtral::block_format_info(format)->name},
+          {"shape", shape},  // the row length first
+          {"bytes", bytes}};
+}
+
+// Metadata and tensors of a GGUF file, all its parts together.
+json describe_gguf(const std::pmr::vector<mixtral::Bytes>& parts) {
   json metadata = json::object(), tensors = json::array();
-  for (const auto& [key, value] : file.metadata()) metadata[std::string(key)] = to_json(value);
-  for (const mixtral::gguf::Tensor& tensor : file.tensors()) {
-    tensors.push_back({{"name", tensor.name},
-                       {"type", mixtral::block_format_info(tensor.format)->name},
-                       {"shape", std::vector<std::uint64_t>(tensor.shape.begin(),
-                                                            tensor.shape.begin() + tensor.n_dims)},
-                       {"bytes", tensor.bytes}});
+  for (const mixtral::Bytes& part : parts) {
+    const auto file = program::value(
+        mixtral::gguf::File::parse({part.data(), part.size()}, std::pmr::get_default_resource()));
+    for (const auto& [key, value] : file.metadata()) {
+      metadata.emplace(std::string(key), to_json(value));  // the first part's counts
+    }
+    for (const mixtral::gguf::Tensor& tensor : file.tensors()) {
+      tensors.push_back(describe_tensor(
+          tensor.name, tensor.format, {tensor.shape.begin(), tensor.shape.begin() + tensor.n_dims},
+          tensor.bytes));
+    }
   }
-  return {{"gguf_version", file.version()}, {"metadata", metadata}, {"tensors", tensors}};
+  return {{"format", "GGUF"}, {"metadata", metadata}, {"tensors", tensors}};
+}
+
+// The same of a folder: its configuration, and the tensors as the model uses them.
+json describe_folder(const mixtral::Checkpoint& checkpoint, const std::string& path) {
+  json metadata = json::object(), tensors = json::array();
+  const bool huggingface = checkpoint.config.head_order == mixtral::HeadOrder::halves;
+  const auto file = std::filesystem::is_directory(path) ? std::filesystem::path(path)
+                                                        : std::filesystem::path(path).parent_path();
+  metadata = json::parse(
+      program::read_file((file / (huggingface ? "config.json" : "params.json")).string()));
+  for (const mixtral::NamedTensor& tensor : checkpoint.tensors) {
+    const mixtral::simd::Matrix& matrix = tensor.matrix;
+    std::vector<std::uint64_t> shape = {matrix.cols};
+    if (matrix.rows > 1) shape.push_back(matrix.rows);
+    tensors.push_back(describe_tensor(tensor.name, matrix.format, shape, matrix.bytes()));
+  }
+  return {{"format", huggingface ? "Hugging Face" : "original release"},
+          {"metadata", metadata},
+          {"tensors", tensors}};
 }
 
 json describe_model(const mixtral::Model& model, std::uint32_t context) {
@@ -63,10 +95,12 @@ json describe_model(const mixtral::Model& model, std::uint32_t context) {
             {"n_experts_used", config.n_experts_used},
             {"vocab_size", config.vocab_size},
             {"context_length", config.context_length},
+            {"sliding_window", config.sliding_window},
             {"rope_theta", config.rope_theta},
             {"norm_epsilon", config.norm_epsilon}}},
           {"n_parameters", model.n_parameters()},
           {"n_active_parameters", model.n_active_parameters()},
+          {"chat_format", mixtral::chat_format_name(model.chat_format())},
           {"simd_target", model.simd_target()},
           {"memory",
            {{"context", options.context},
@@ -132,7 +166,7 @@ std::string little_endian(const std::vector<float>& values) {
 }
 
 void print_table(const json& report) {
-  std::cout << "GGUF version " << report["gguf_version"] << "\n\nmetadata\n";
+  std::cout << report["format"].get_ref<const std::string&>() << "\n\nmetadata\n";
   for (const auto& [key, value] : report["metadata"].items()) {
     std::cout << "  " << key << " = " << program::dump(value) << '\n';
   }
@@ -151,7 +185,8 @@ void print_table(const json& report) {
   }
   const json& memory = report["memory"];
   std::cout << "\n  parameters        " << report["n_parameters"] << "\n  active per token  "
-            << report["n_active_parameters"] << "\n  SIMD target       "
+            << report["n_active_parameters"] << "\n  chat format       "
+            << report["chat_format"].get_ref<const std::string&>() << "\n  SIMD target       "
             << report["simd_target"].get_ref<const std::string&>() << "\n\nmemory for a context of "
             << memory["context"] << " tokens\n  weights (mapped)  "
             << program::in_units(memory["weight_bytes"]) << "\n  session           "
@@ -173,7 +208,7 @@ int main(int argc, char** argv) {
   std::vector<mixtral::Token> tokens;
   std::uint32_t context = 0;
   bool as_json = false;
-  app.add_option("--model", path, "GGUF file")->required();
+  app.add_option("--model", path, "GGUF file or model folder")->required();
   app.add_option("--context", context, "Tokens of context to state the memory for (default: 4096)")
       ->check(CLI::PositiveNumber);
   CLI::Option* with_tokens =
@@ -187,12 +222,12 @@ int main(int argc, char** argv) {
   app.add_flag("--json", as_json, "Print one JSON object");
 
   return program::run(app, argc, argv, [&] {
-    const auto bytes = program::value(mixtral::Bytes::map_file(path.c_str()));
-    const mixtral::Span<const std::uint8_t> view(bytes.data(), bytes.size());
-    const auto file =
-        program::value(mixtral::gguf::File::parse(view, std::pmr::get_default_resource()));
-    const auto model = program::value(mixtral::Model::from_bytes(mixtral::Bytes::view(view)));
-    json report = describe_file(file);
+    auto checkpoint = program::value(mixtral::open_checkpoint(path.c_str()));
+    const mixtral::Bytes& first = checkpoint.files[0];
+    json report = mixtral::gguf::File::recognises({first.data(), first.size()})
+                      ? describe_gguf(checkpoint.files)
+                      : describe_folder(checkpoint, path);
+    const auto model = program::value(mixtral::Model::from_checkpoint(std::move(checkpoint)));
     report.update(describe_model(model, context));
     if (!tokens.empty()) {
       Recorder recorder = evaluate(model, tokens);

@@ -9,6 +9,8 @@
 #include <fstream>
 #include <iostream>
 #include <iterator>
+#include <map>
+#include <mixtral/checkpoints.hpp>
 #include <mixtral/mixtral.hpp>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
@@ -67,6 +69,16 @@ inline std::string read_file(const std::string& path) {
   // A directory opens, but gives nothing.
   if (!in || (in.peek(), in.bad())) throw std::runtime_error("cannot read '" + path + "'");
   return read_all(in, "'" + path + "'");
+}
+
+// For a command line: the chat formats by name.
+inline std::map<std::string, mixtral::ChatFormat> chat_formats() {
+  std::map<std::string, mixtral::ChatFormat> formats;
+  for (const auto format : {mixtral::ChatFormat::mistral_v1, mixtral::ChatFormat::mistral_v2,
+                            mixtral::ChatFormat::mistral_v3, mixtral::ChatFormat::llama2}) {
+    formats[mixtral::chat_format_name(format)] = format;
+  }
+  return formats;
 }
 
 // One line of JSON; bytes that are not UTF-8 (from odd vocabularies) become U+FFFD.

@@ -55,7 +55,7 @@ int main(int argc, char** argv) {
   std::string model_path, text_path;
   std::uint32_t threads = 0, context = 0;
   bool json = false;
-  app.add_option("--model", model_path, "GGUF file")->required();
+  app.add_option("--model", model_path, "GGUF file or model folder")->required();
   app.add_option("--file", text_path, "The text")->required();
   app.add_option("--threads", threads, "Threads to use (default: all)")->check(CLI::Range(1, 1024));
   app.add_option("--context", context, "Window for texts longer than this many tokens")
@@ -64,7 +64,7 @@ int main(int argc, char** argv) {
 
   return program::run(app, argc, argv, [&] {
     const std::string text = program::read_file(text_path);
-    const mixtral::Model model = program::value(mixtral::Model::open(model_path.c_str()));
+    const mixtral::Model model = program::value(mixtral::open_model(model_path.c_str()));
     const mixtral::Tokenizer& tokenizer = model.tokenizer();
     if (tokenizer.bos() == mixtral::kNoToken)
       throw std::runtime_error("the model has no BOS token");

@@ -1,13 +1,7 @@
 // Text to token ids and back, on stdin and stdout.
-#include <optional>
-
 #include "program.hpp"
 
 namespace {
-
-bool is_gguf(const mixtral::Bytes& bytes) {
-  return mixtral::gguf::File::recognises({bytes.data(), bytes.size()});
-}
 
 nlohmann::json encode(const mixtral::Tokenizer& tokenizer, const std::string& text, bool bos) {
   mixtral::EncodeOptions options;
@@ -32,23 +26,14 @@ int main(int argc, char** argv) {
   CLI::App app{"Turns the text on stdin into a JSON array of token ids, or back.", "tokenize"};
   std::string path;
   bool bos = false, decodes = false, json_lines = false;
-  app.add_option("--model", path, "GGUF file or SentencePiece tokenizer.model")->required();
+  app.add_option("--model", path, "GGUF file, model folder, tokenizer.model or tokenizer.json")
+      ->required();
   app.add_flag("--bos", bos, "Put the beginning-of-sequence token first");
   app.add_flag("--decode", decodes, "Turn ids into text");
   app.add_flag("--jsonl", json_lines, "A JSON string, or array of ids, on each line");
 
   return program::run(app, argc, argv, [&] {
-    auto bytes = program::value(mixtral::Bytes::map_file(path.c_str()));
-    // A model and a bare tokenizer own their vocabulary in different ways; keep whichever it is.
-    std::optional<mixtral::Model> model;
-    std::optional<mixtral::Tokenizer> bare;
-    if (is_gguf(bytes)) {
-      model = program::value(mixtral::Model::from_bytes(std::move(bytes)));
-    } else {
-      bare = program::value(mixtral::Tokenizer::from_sentencepiece({bytes.data(), bytes.size()}));
-    }
-    const mixtral::Tokenizer& tokenizer = model ? model->tokenizer() : *bare;
-
+    const auto tokenizer = program::value(mixtral::open_tokenizer(path.c_str()));
     const auto convert = [&](const std::string& input) {
       if (decodes) return decode(tokenizer, nlohmann::json::parse(input));
       const std::string text = json_lines ? nlohmann::json::parse(input).get<std::string>() : input;

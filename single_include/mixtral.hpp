@@ -731,9 +731,10 @@ void matmul_quantized(const Matrix& w, std::size_t first_row, std::size_t n_rows
   }
 }
 
-// Unpacks n_cols (at most kTile) weights to float32 and clears the rest of the tile.
+// Unpacks n_cols weights to float32 and clears the rest of the n_padded at `tile`.
 template <class Format>
-HWY_INLINE void unpack_floats(const std::uint8_t* data, std::size_t n_cols, float* tile) {
+HWY_INLINE void unpack_floats(const std::uint8_t* data, std::size_t n_cols, std::size_t n_padded,
+                              float* tile) {
   const DF df;
   const std::size_t n = hn::Lanes(df);
   std::size_t i = 0;
@@ -741,7 +742,27 @@ HWY_INLINE void unpack_floats(const std::uint8_t* data, std::size_t n_cols, floa
     hn::Store(Format::load(df, data + i * Format::kBytes), df, tile + i);
   }
   for (; i < n_cols; ++i) tile[i] = Format::load_one(data + i * Format::kBytes);
-  for (; i < kTile; ++i) tile[i] = 0.0f;
+  for (; i < n_padded; ++i) tile[i] = 0.0f;
+}
+
+// Rows of a transposed matrix are gathered this many at a time, a line of the cache or more.
+constexpr std::size_t kTransposedRows = 16;
+
+// The same for rows [0, n_rows) of a transposed matrix, from column `col`: tile r is at
+// tiles + r * kTile. n_rows <= kTransposedRows.
+template <class Format>
+HWY_INLINE void unpack_transposed_floats(const Matrix& w, std::size_t first_row, std::size_t n_rows,
+                                         std::size_t col, float* tiles) {
+  const std::size_t n_cols = HWY_MIN(kTile, w.cols - col);
+  HWY_ALIGN float line[kTile];
+  for (std::size_t c = 0; c < n_cols; ++c) {
+    unpack_floats<Format>(w.data + (col + c) * w.row_bytes + first_row * Format::kBytes, n_rows,
+                          kTransposedRows, line);
+    for (std::size_t r = 0; r < n_rows; ++r) tiles[r * kTile + c] = line[r];
+  }
+  for (std::size_t r = 0; r < n_rows; ++r) {
+    for (std::size_t c = n_cols; c < kTile; ++c) tiles[r * kTile + c] = 0.0f;
+  }
 }
 
 // Four independent sums hide the latency of the multiply-add.
@@ -776,7 +797,7 @@ void matmul_float(const Matrix& w, std::size_t first_row, std::size_t n_rows, co
     for (std::size_t col = 0; col < w.cols; col += kTile) {
       const std::uint8_t* from = data + col * Format::kBytes;
       const bool direct = n_tokens == 1 && col + kTile <= w.cols;
-      if (!direct) unpack_floats<Format>(from, HWY_MIN(kTile, w.cols - col), tile);
+      if (!direct) unpack_floats<Format>(from, HWY_MIN(kTile, w.cols - col), kTile, tile);
       for (std::size_t t = 0; t < n_tokens; ++t) {
         const float* xt = static_cast<const float*>(x[t]) + col;
         const VF sum = hn::Load(df, sums + t * 16);
@@ -790,6 +811,36 @@ void matmul_float(const Matrix& w, std::size_t first_row, std::size_t n_rows, co
     }
     for (std::size_t t = 0; t < n_tokens; ++t) {
       out[t * n_rows + r] = sum_of_lanes(hn::Load(df, sums + t * 16));
+    }
+  }
+}
+
+// Row by row the same sums as matmul_float, so that a model gives the same bits in either layout.
+template <class Format>
+void matmul_transposed(const Matrix& w, std::size_t first_row, std::size_t n_rows,
+                       const void* const* x, std::size_t n_tokens, float* out) {
+  const DF df;
+  HWY_ALIGN float tiles[kTransposedRows * kTile];
+  HWY_ALIGN float sums[kTransposedRows * kMaxMatmulTokens * 16];
+  for (std::size_t begin = 0; begin < n_rows; begin += kTransposedRows) {
+    const std::size_t n = HWY_MIN(kTransposedRows, n_rows - begin);
+    for (std::size_t i = 0; i < n * n_tokens; ++i) hn::Store(hn::Zero(df), df, sums + i * 16);
+    for (std::size_t col = 0; col < w.cols; col += kTile) {
+      unpack_transposed_floats<Format>(w, first_row + begin, n, col, tiles);
+      for (std::size_t r = 0; r < n; ++r) {
+        const auto load_tile = [&](std::size_t i)
+                                   HWY_ATTR { return hn::Load(DF(), tiles + r * kTile + i); };
+        for (std::size_t t = 0; t < n_tokens; ++t) {
+          float* sum = sums + (r * n_tokens + t) * 16;
+          const float* xt = static_cast<const float*>(x[t]) + col;
+          hn::Store(float_tile_dot(load_tile, xt, hn::Load(df, sum)), df, sum);
+        }
+      }
+    }
+    for (std::size_t r = 0; r < n; ++r) {
+      for (std::size_t t = 0; t < n_tokens; ++t) {
+        out[t * n_rows + begin + r] = sum_of_lanes(hn::Load(df, sums + (r * n_tokens + t) * 16));
+      }
     }
   }
 }
@@ -827,8 +878,24 @@ void decode_float_row(const Matrix& w, std::size_t row, float* out) {
   const std::uint8_t* data = w.data + row * w.row_bytes;
   for (std::size_t col = 0; col < w.cols; col += kTile) {
     const std::size_t n_cols = HWY_MIN(kTile, w.cols - col);
-    unpack_floats<Format>(data + col * Format::kBytes, n_cols, tile);
+    unpack_floats<Format>(data + col * Format::kBytes, n_cols, kTile, tile);
     std::memcpy(out + col, tile, n_cols * sizeof(float));
+  }
+}
+
+template <class Format>
+void decode_transposed_rows(const Matrix& w, std::size_t first_row, std::size_t n_rows,
+                            float* out) {
+  HWY_ALIGN float tiles[kTransposedRows * kTile];
+  for (std::size_t begin = 0; begin < n_rows; begin += kTransposedRows) {
+    const std::size_t n = HWY_MIN(kTransposedRows, n_rows - begin);
+    for (std::size_t col = 0; col < w.cols; col += kTile) {
+      unpack_transposed_floats<Format>(w, first_row + begin, n, col, tiles);
+      for (std::size_t r = 0; r < n; ++r) {
+        std::memcpy(out + (begin + r) * w.cols + col, tiles + r * kTile,
+                    HWY_MIN(kTile, w.cols - col) * sizeof(float));
+      }
+    }
   }
 }
 
@@ -861,7 +928,11 @@ struct MatmulVisitor {
 
   template <class Format>
   void floating() const {
-    matmul_float<Format>(w, first_row, n_rows, x, n_tokens, out);
+    if (w.transposed) {
+      matmul_transposed<Format>(w, first_row, n_rows, x, n_tokens, out);
+    } else {
+      matmul_float<Format>(w, first_row, n_rows, x, n_tokens, out);
+    }
   }
   template <class Format>
   void quantized() const {
@@ -874,23 +945,28 @@ void matmul(const Matrix& w, std::size_t first_row, std::size_t n_rows, const vo
   visit_format(w.format, MatmulVisitor{w, first_row, n_rows, x, n_tokens, out});
 }
 
-struct DecodeRowVisitor {
+struct DecodeRowsVisitor {
   const Matrix& w;
-  std::size_t row;
+  std::size_t first_row, n_rows;
   float* out;
 
   template <class Format>
   void floating() const {
-    decode_float_row<Format>(w, row, out);
+    if (w.transposed) return decode_transposed_rows<Format>(w, first_row, n_rows, out);
+    for (std::size_t r = 0; r < n_rows; ++r) {
+      decode_float_row<Format>(w, first_row + r, out + r * w.cols);
+    }
   }
   template <class Format>
   void quantized() const {
-    decode_quantized_row<Format>(w, row, out);
+    for (std::size_t r = 0; r < n_rows; ++r) {
+      decode_quantized_row<Format>(w, first_row + r, out + r * w.cols);
+    }
   }
 };
 
-void decode_row(const Matrix& w, std::size_t row, float* out) {
-  visit_format(w.format, DecodeRowVisitor{w, row, out});
+void decode_rows(const Matrix& w, std::size_t first_row, std::size_t n_rows, float* out) {
+  visit_format(w.format, DecodeRowsVisitor{w, first_row, n_rows, out});
 }
 
 }  // namespace HWY_NAMESPACE
@@ -1004,20 +1080,24 @@ void add_scaled(float a, const float* x, std::size_t n, float* y) {
   });
 }
 
-void attend(const float* q, const float* keys, const float* values, std::size_t stride,
-            std::size_t n_positions, std::size_t head_size, float scale, float* out) {
-  constexpr std::size_t kBlock = 32;
+void attend(const float* q, const KeysAndValues& past, std::size_t first, std::size_t end,
+            std::size_t head_size, float scale, float* out) {
+  constexpr std::size_t kBlock = kAttentionBlock;
   const DF df;
   const std::size_t lanes = hn::Lanes(df);
+  const std::size_t stride = past.stride;
   HWY_ALIGN float scores[kBlock];
   float running_max = -std::numeric_limits<float>::infinity();
   float running_sum = 0.0f;
   for (std::size_t i = 0; i < head_size; ++i) out[i] = 0.0f;
-  for (std::size_t begin = 0; begin < n_positions; begin += kBlock) {
-    const std::size_t n = HWY_MIN(kBlock, n_positions - begin);
+  for (std::size_t begin = first; begin < end;) {
+    const std::size_t n = HWY_MIN(kBlock - begin % kBlock, end - begin);
+    const float* keys = past.keys + begin % past.n_slots * stride;
+    const float* values = past.values + begin % past.n_slots * stride;
+    begin += n;
     float block_max = running_max;
     for (std::size_t p = 0; p < n; ++p) {
-      scores[p] = dot(q, keys + (begin + p) * stride, head_size) * scale;
+      scores[p] = dot(q, keys + p * stride, head_size) * scale;
       block_max = HWY_MAX(block_max, scores[p]);
     }
     for (std::size_t p = n; p < kBlock; ++p) scores[p] = -std::numeric_limits<float>::infinity();
@@ -1032,8 +1112,7 @@ void attend(const float* q, const float* keys, const float* values, std::size_t 
     for_each_vector(head_size, [&](auto d, std::size_t i) HWY_ATTR {
       auto sum = hn::Mul(hn::LoadU(d, out + i), hn::Set(d, correction));
       for (std::size_t p = 0; p < n; ++p) {
-        const auto value = hn::LoadU(d, values + (begin + p) * stride + i);
-        sum = hn::MulAdd(hn::Set(d, scores[p]), value, sum);
+        sum = hn::MulAdd(hn::Set(d, scores[p]), hn::LoadU(d, values + p * stride + i), sum);
       }
       hn::StoreU(sum, d, out + i);
     });
@@ -1053,7 +1132,7 @@ namespace HWY_NAMESPACE {
 constexpr Kernels kKernels{MIXTRAL_TARGET_NAME(HWY_NAMESPACE),
                            HWY_TARGET,
                            matmul,
-                           decode_row,
+                           decode_rows,
                            quantize,
                            rms_norm,
                            swiglu,
@@ -1456,127 +1535,23 @@ class File {
 // What every checkpoint format turns its bytes into: a configuration, a vocabulary and named tensors.
 
 #include <cstdint>
+#include <list>
 #include <memory_resource>
+#include <string>
 #include <vector>
 
-// The numbers that define a model of the family: Mixtral, Mistral, Llama 2.
+// Conversations as token ids, in the Instruct formats of the family.
 
-#include <cstdint>
+#include <memory_resource>
+#include <string_view>
+#include <vector>
 
-namespace mixtral {
-
-// All sizes in elements. Checked when a model is opened: every product used later fits, n_heads is a
-// multiple of n_kv_heads, head_size is even, n_experts_used <= n_experts.
-struct Config {
-  std::uint32_t dim = 0;  // width of the residual stream
-  std::uint32_t n_layers = 0;
-  std::uint32_t n_heads = 0;     // query heads
-  std::uint32_t n_kv_heads = 0;  // key/value heads, each shared by n_heads / n_kv_heads queries
-  std::uint32_t head_size = 0;
-  std::uint32_t hidden_dim = 0;      // inner width of one expert
-  std::uint32_t n_experts = 1;       // 1: a dense model without a router
-  std::uint32_t n_experts_used = 1;  // top-k
-  std::uint32_t vocab_size = 0;
-  std::uint32_t context_length = 0;  // what the model was trained for
-  float rope_theta = 10000.0f;
-  float rope_scale = 1.0f;  // positions are multiplied by this (linear scaling)
-  float norm_epsilon = 1e-5f;
-
-  bool has_router() const noexcept { return n_experts > 1; }
-  std::uint32_t q_dim() const noexcept { return n_heads * head_size; }
-  std::uint32_t kv_dim() const noexcept { return n_kv_heads * head_size; }
-};
-
-}  // namespace mixtral
-// The numeric kernels as a table of functions, one table for each SIMD target compiled in.
-//
-// Kernels work on plain pointers and sizes and know no model. They are written once, in
-// simd/*-inl.hpp and formats/*-inl.hpp, and compiled for every target by simd/all_targets.hpp.
-
-#include <cstddef>
-#include <cstdint>
-
-namespace mixtral::simd {
-
-// Rows are processed in tiles of this many columns; activation rows are padded with zeros to it.
-constexpr std::size_t kTile = 256;
-// Weights have one scale and one offset for each group of this many columns (some formats repeat).
-constexpr std::size_t kGroup = 16;
-constexpr std::size_t kGroupsPerTile = kTile / kGroup;
-// Scales are stored once for every 4 columns, because an 8-bit dot product sums 4 at a time.
-constexpr std::size_t kQuad = 4;
-constexpr std::size_t kQuadsPerTile = kTile / kQuad;
-// How many activation rows one matmul call takes at most.
-constexpr std::size_t kMaxMatmulTokens = 32;
-
-// 256 activations quantised to 8 bits, a scale for every 32: x[i] is about scale[i / 4] * q[i].
-struct ActivationTile {
-  std::int8_t q[kTile];        // in [-127, 127]
-  float scale[kQuadsPerTile];  // equal within each 32 columns
-  float sum[kGroupsPerTile];   // scale * (sum of q) of each 16 columns
-};
-
-// A row-major matrix of `rows` x `cols` in a block format; points into the model's bytes, unaligned.
-struct Matrix {
-  const std::uint8_t* data = nullptr;
-  std::size_t row_bytes = 0;
-  std::size_t rows = 0;
-  std::size_t cols = 0;
-  BlockFormat format = BlockFormat::f32;
-};
-
-constexpr std::size_t padded(std::size_t cols) { return (cols + kTile - 1) / kTile * kTile; }
-
-struct Kernels {
-  const char* target;  // Highway's name: "AVX3_DL", "SSE4" ...
-  std::int64_t target_bit;
-
-  // out[t * n_rows + r] = dot(row (first_row + r) of w, x[t]) for r < n_rows, t < n_tokens.
-  // x[t] points to float[padded(cols)] for a float format, ActivationTile[padded(cols) / kTile]
-  // for a quantised one; columns past w.cols are zero. n_tokens <= kMaxMatmulTokens.
-  // The result for one (row, token) does not depend on which others are asked for with it.
-  void (*matmul)(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
-                 std::size_t n_tokens, float* out);
-
-  // out[c] = row `row` of w as float32, c < w.cols.
-  void (*decode_row)(const Matrix& w, std::size_t row, float* out);
-
-  // Quantises x[0 .. padded(n)) (zeros past n) into padded(n) / kTile tiles.
-  void (*quantize)(const float* x, std::size_t n, ActivationTile* out);
-
-  // out[i] = x[i] / sqrt(mean(x^2) + epsilon) * weight[i] (Zhang & Sennrich 2019, RMSNorm).
-  void (*rms_norm)(const float* x, const float* weight, float epsilon, std::size_t n, float* out);
-
-  // gate[i] = silu(gate[i]) * up[i] (Shazeer 2020, "GLU Variants Improve Transformer", SwiGLU).
-  void (*swiglu)(float* gate, const float* up, std::size_t n);
-
-  // Rotates the n / 2 interleaved pairs (x[2i], x[2i+1]) by angles with the given cosines and
-  // sines, each value there twice (Su et al. 2021, RoFormer, eq. 34).
-  void (*rotate)(float* x, const float* cos2, const float* sin2, std::size_t n);
-
-  // y[i] += a * x[i].
-  void (*add_scaled)(float a, const float* x, std::size_t n, float* y);
-
-  // out = softmax(q K^T * scale) V for one query head over n_positions keys and values of
-  // `head_size` floats, `stride` floats apart: one pass with a running maximum (Milakov & Gimelshein
-  // 2018, "Online normalizer calculation for softmax").
-  void (*attend)(const float* q, const float* keys, const float* values, std::size_t stride,
-                 std::size_t n_positions, std::size_t head_size, float scale, float* out);
-};
-
-// The best table this CPU runs among those in `allowed` (a mask of Highway target bits, 0 for all);
-// null if there is none.
-const Kernels* select_kernels(std::int64_t allowed = 0);
-
-// Calls visit(context, kernels) for every table this CPU runs, best first.
-void for_each_kernels(void (*visit)(void* context, const Kernels& kernels), void* context);
-
-}  // namespace mixtral::simd
 // Text to tokens and back: SentencePiece BPE with byte fallback, as the sentencepiece library does it
 // (Kudo & Richardson 2018; Sennrich et al. 2016 for BPE).
 
 #include <array>
 #include <cstdint>
+#include <list>
 #include <memory_resource>
 #include <string>
 #include <string_view>
@@ -1604,11 +1579,22 @@ struct Piece {
   PieceType type = PieceType::normal;
 };
 
+// Two pieces whose texts in a row are a third.
+struct Merge {
+  Token left;
+  Token right;
+};
+
 // What a tokenizer is made from; a checkpoint format fills it in.
 struct Vocabulary {
-  explicit Vocabulary(std::pmr::memory_resource* resource) : pieces(resource) {}
+  explicit Vocabulary(std::pmr::memory_resource* resource)
+      : pieces(resource), merges(resource), texts(resource) {}
 
   std::pmr::vector<Piece> pieces;  // by id
+  // The merges of a Hugging Face tokenizer, first ones first; if there are none, pieces are merged
+  // by their scores, as SentencePiece does.
+  std::pmr::vector<Merge> merges;
+  std::pmr::list<std::pmr::string> texts;  // texts of pieces that no file holds as they are
   Token unknown = 0;
   Token bos = 1;
   Token eos = 2;
@@ -1676,7 +1662,15 @@ class Tokenizer {
   using Ids = std::pmr::unordered_map<std::string_view, Token>;
 
   explicit Tokenizer(std::pmr::memory_resource* resource)
-      : texts_(resource), pieces_(resource), ids_(resource), reserved_ids_(resource) {}
+      : texts_(resource),
+        pieces_(resource),
+        ids_(resource),
+        reserved_ids_(resource),
+        merge_ranks_(resource) {}
+
+  static std::uint64_t merge_key(Token left, Token right) noexcept {
+    return static_cast<std::uint64_t>(left) << 32 | static_cast<std::uint32_t>(right);
+  }
 
   std::string_view text_of(const StoredPiece& piece) const noexcept {
     return std::string_view(texts_.data() + piece.begin, piece.length);
@@ -1687,6 +1681,7 @@ class Tokenizer {
   std::pmr::vector<StoredPiece> pieces_;
   Ids ids_;           // normal, user-defined and unused pieces
   Ids reserved_ids_;  // unknown, control and byte pieces
+  std::pmr::unordered_map<std::uint64_t, std::uint32_t> merge_ranks_;  // if not by score
   std::array<Token, 256> byte_ids_{};
   std::array<char, 32> unknown_surface_{};
   std::size_t unknown_surface_length_ = 0;
@@ -1736,6 +1731,205 @@ class Detokenizer {
 
 namespace mixtral {
 
+// Each part is encoded by itself, with its own leading space; BOS once (but see llama2).
+//
+//   mistral_v1  <s> [INST] question [/INST] answer</s>
+//               Mixtral 8x7B, Mistral 7B v0.1 and v0.2: [INST] is ordinary text; system text goes
+//               before the first question, with a blank line between; no tools.
+//   mistral_v2  <s>[INST] question[/INST] answer</s>
+//   mistral_v3  Mixtral 8x22B, Mistral 7B v0.3: [INST] and [/INST] are control tokens; system text
+//               goes before the last question, and so do the tools (see below).
+//   llama2      <s> [INST] <<SYS>>\nsystem\n<</SYS>>\n\nquestion [/INST] answer </s>
+//               BOS before every question; spaces around texts are taken away; no tools.
+//
+// Tools in v2 and v3, in token order (mistral-common, InstructTokenizerV2 and V3):
+//   [AVAILABLE_TOOLS] tools[/AVAILABLE_TOOLS][INST] question[/INST][TOOL_CALLS] calls</s>
+//   [TOOL_RESULTS] result[/TOOL_RESULTS] answer</s>
+// v2 leaves out calls and results from before the last question.
+//
+// Sources: mistral-common (github.com/mistralai), tokens/tokenizers/instruct.py; for llama2,
+// github.com/meta-llama/llama, llama/generation.py.
+enum class ChatFormat : std::uint8_t { mistral_v1, mistral_v2, mistral_v3, llama2 };
+
+const char* chat_format_name(ChatFormat format) noexcept;
+
+// The format that a model was trained for, from its vocabulary and its chat template (Jinja source
+// as in GGUF's tokenizer.chat_template; empty if there is none).
+ChatFormat detect_chat_format(const Tokenizer& tokenizer, std::string_view chat_template);
+
+// Texts of tool calls, results and lists are JSON, put in as they stand; mixtral/tools.hpp makes
+// them as mistral-common does.
+struct Message {
+  std::string_view role;          // "system" (at the start only), "user", "assistant" or "tool"
+  std::string_view content;       // of a "tool": the JSON of its result
+  std::string_view tool_calls{};  // of an "assistant": a JSON array of calls, instead of content
+};
+
+struct ChatOptions {
+  // Leaves an assistant turn at the end without EOS, so that generation goes on with it.
+  bool continue_answer = false;
+  // A JSON array of the tools that the model may call; shown before the last question.
+  std::string_view tools;
+};
+
+// Where a conversation stands.
+enum class Turn {
+  start,     // nothing yet: BOS, then system or user
+  answer,    // a question was asked; an answer comes next, or is being given
+  question,  // the last answer ended with EOS
+  tool,      // tools were called, and that ended with EOS; their results come next
+};
+
+// Appends the tokens of `messages` to `out` and moves `turn` on. A question, or a tool's result,
+// after an answer that has no EOS yet (generated text does not) gets it first.
+// Errors: invalid_argument for roles that are unknown or out of order, for tools in a format that
+// has none, and for a vocabulary that lacks the format's control tokens; then `out` and `turn` are
+// unchanged; out_of_memory.
+Status encode_chat(const Tokenizer& tokenizer, ChatFormat format, Span<const Message> messages,
+                   const ChatOptions& options, Turn& turn, std::pmr::vector<Token>& out);
+
+}  // namespace mixtral
+// The numbers that define a model of the family: Mixtral, Mistral, Llama 2.
+
+#include <cstdint>
+
+namespace mixtral {
+
+// How the rows of wq and wk are ordered within a head, whose elements 2i and 2i + 1 are rotated
+// together: as they are, or all even ones before all odd ones (Hugging Face's "rotate half").
+enum class HeadOrder : std::uint8_t { interleaved, halves };
+
+// All sizes in elements. Checked when a model is opened: every product used later fits, n_heads is a
+// multiple of n_kv_heads, head_size is even, n_experts_used <= n_experts.
+struct Config {
+  std::uint32_t dim = 0;  // width of the residual stream
+  std::uint32_t n_layers = 0;
+  std::uint32_t n_heads = 0;     // query heads
+  std::uint32_t n_kv_heads = 0;  // key/value heads, each shared by n_heads / n_kv_heads queries
+  std::uint32_t head_size = 0;
+  std::uint32_t hidden_dim = 0;      // inner width of one expert
+  std::uint32_t n_experts = 1;       // 1: a dense model without a router
+  std::uint32_t n_experts_used = 1;  // top-k
+  std::uint32_t vocab_size = 0;
+  std::uint32_t context_length = 0;  // what the model was trained for
+  std::uint32_t sliding_window = 0;  // a token sees this many, itself included; 0: all before it
+  float rope_theta = 10000.0f;
+  float rope_scale = 1.0f;  // positions are multiplied by this (linear scaling)
+  float norm_epsilon = 1e-5f;
+  HeadOrder head_order = HeadOrder::interleaved;
+
+  bool has_router() const noexcept { return n_experts > 1; }
+  std::uint32_t q_dim() const noexcept { return n_heads * head_size; }
+  std::uint32_t kv_dim() const noexcept { return n_kv_heads * head_size; }
+};
+
+}  // namespace mixtral
+// The numeric kernels as a table of functions, one table for each SIMD target compiled in.
+//
+// Kernels work on plain pointers and sizes and know no model. They are written once, in
+// simd/*-inl.hpp and formats/*-inl.hpp, and compiled for every target by simd/all_targets.hpp.
+
+#include <cstddef>
+#include <cstdint>
+
+namespace mixtral::simd {
+
+// Rows are processed in tiles of this many columns; activation rows are padded with zeros to it.
+constexpr std::size_t kTile = 256;
+// Weights have one scale and one offset for each group of this many columns (some formats repeat).
+constexpr std::size_t kGroup = 16;
+constexpr std::size_t kGroupsPerTile = kTile / kGroup;
+// Scales are stored once for every 4 columns, because an 8-bit dot product sums 4 at a time.
+constexpr std::size_t kQuad = 4;
+constexpr std::size_t kQuadsPerTile = kTile / kQuad;
+// How many activation rows one matmul call takes at most.
+constexpr std::size_t kMaxMatmulTokens = 32;
+
+// 256 activations quantised to 8 bits, a scale for every 32: x[i] is about scale[i / 4] * q[i].
+struct ActivationTile {
+  std::int8_t q[kTile];        // in [-127, 127]
+  float scale[kQuadsPerTile];  // equal within each 32 columns
+  float sum[kGroupsPerTile];   // scale * (sum of q) of each 16 columns
+};
+
+// A matrix of `rows` x `cols` in a block format; points into the model's bytes, unaligned.
+struct Matrix {
+  const std::uint8_t* data = nullptr;
+  std::size_t row_bytes = 0;  // from one row to the next
+  std::size_t rows = 0;
+  std::size_t cols = 0;
+  BlockFormat format = BlockFormat::f32;
+  // The columns are what lies in a piece, row_bytes apart, as w2 in Mixtral's original release.
+  // Float formats only.
+  bool transposed = false;
+
+  std::uint64_t bytes() const noexcept {
+    return std::uint64_t{transposed ? cols : rows} * row_bytes;
+  }
+};
+
+// Attention goes through the past in blocks of this many positions, beginning at its multiples.
+constexpr std::size_t kAttentionBlock = 32;
+
+// The keys and values of one head: position p is in slot p % n_slots, slots are `stride` floats
+// apart. n_slots is a multiple of kAttentionBlock.
+struct KeysAndValues {
+  const float* keys;
+  const float* values;
+  std::size_t stride;
+  std::size_t n_slots;
+};
+
+constexpr std::size_t padded(std::size_t cols) { return (cols + kTile - 1) / kTile * kTile; }
+
+struct Kernels {
+  const char* target;  // Highway's name: "AVX3_DL", "SSE4" ...
+  std::int64_t target_bit;
+
+  // out[t * n_rows + r] = dot(row (first_row + r) of w, x[t]) for r < n_rows, t < n_tokens.
+  // x[t] points to float[padded(cols)] for a float format, ActivationTile[padded(cols) / kTile]
+  // for a quantised one; columns past w.cols are zero. n_tokens <= kMaxMatmulTokens.
+  // The result for one (row, token) does not depend on which others are asked for with it.
+  void (*matmul)(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
+                 std::size_t n_tokens, float* out);
+
+  // out[r * w.cols + c] = element (first_row + r, c) of w as float32, r < n_rows.
+  void (*decode_rows)(const Matrix& w, std::size_t first_row, std::size_t n_rows, float* out);
+
+  // Quantises x[0 .. padded(n)) (zeros past n) into padded(n) / kTile tiles.
+  void (*quantize)(const float* x, std::size_t n, ActivationTile* out);
+
+  // out[i] = x[i] / sqrt(mean(x^2) + epsilon) * weight[i] (Zhang & Sennrich 2019, RMSNorm).
+  void (*rms_norm)(const float* x, const float* weight, float epsilon, std::size_t n, float* out);
+
+  // gate[i] = silu(gate[i]) * up[i] (Shazeer 2020, "GLU Variants Improve Transformer", SwiGLU).
+  void (*swiglu)(float* gate, const float* up, std::size_t n);
+
+  // Rotates the n / 2 interleaved pairs (x[2i], x[2i+1]) by angles with the given cosines and
+  // sines, each value there twice (Su et al. 2021, RoFormer, eq. 34).
+  void (*rotate)(float* x, const float* cos2, const float* sin2, std::size_t n);
+
+  // y[i] += a * x[i].
+  void (*add_scaled)(float a, const float* x, std::size_t n, float* y);
+
+  // out = softmax(q K^T * scale) V for one query head over the positions [first, end) of `past`:
+  // one pass with a running maximum (Milakov & Gimelshein 2018, "Online normalizer calculation for
+  // softmax"). The result depends on the positions only, not on how many slots there are.
+  void (*attend)(const float* q, const KeysAndValues& past, std::size_t first, std::size_t end,
+                 std::size_t head_size, float scale, float* out);
+};
+
+// The best table this CPU runs among those in `allowed` (a mask of Highway target bits, 0 for all);
+// null if there is none.
+const Kernels* select_kernels(std::int64_t allowed = 0);
+
+// Calls visit(context, kernels) for every table this CPU runs, best first.
+void for_each_kernels(void (*visit)(void* context, const Kernels& kernels), void* context);
+
+}  // namespace mixtral::simd
+
+namespace mixtral {
+
 // What a tensor is for, whatever the file calls it.
 enum class Role : std::uint8_t {
   token_embedding,  // [vocab_size, dim]
@@ -1764,19 +1958,36 @@ struct NamedTensor {
   std::string_view name;  // in the file, for error messages
 };
 
-// Views into the bytes it was read from.
+// A model as a file format has it, before it is checked against its configuration. Owns the bytes
+// that everything in it points into. Move only.
 struct Checkpoint {
   explicit Checkpoint(std::pmr::memory_resource* resource)
-      : vocabulary(resource), tensors(resource) {}
+      : files(resource),
+        vocabulary(resource),
+        names(resource),
+        tensors(resource),
+        chat_template(resource) {}
 
+  std::pmr::vector<Bytes> files;
   Config config;
   Vocabulary vocabulary;
+  std::pmr::list<std::pmr::string> names;  // of tensors, where no file holds them as they are
   std::pmr::vector<NamedTensor> tensors;
+  std::pmr::string chat_template;  // Jinja source, empty if there is none
 };
 
-// Reads the model of a GGUF file (architecture "llama", which covers the whole family).
-// Errors: bad_format or unsupported, naming the key or tensor, what was expected and what was found.
-Result<Checkpoint> read_checkpoint(const gguf::File& file, std::pmr::memory_resource* resource);
+// The GGUF file at `path` (UTF-8), architecture "llama", which covers the whole family. Of a file
+// in several parts (NAME-00001-of-0000N.gguf), give the first; the others are found beside it.
+// Errors: io; bad_format or unsupported, naming the key or tensor, what was expected and what was
+// found; out_of_memory.
+Result<Checkpoint> open_gguf(const char* path, std::pmr::memory_resource* resource);
+
+// The same from bytes: all parts of a file, in order, which are moved from.
+Result<Checkpoint> read_gguf(Span<Bytes> parts, std::pmr::memory_resource* resource);
+
+// True if the numbers in `config` make sense and no product of them overflows; every format's
+// reader asks. `where` names the file in the error (bad_format).
+Status check_config(const Config& config, const char* where);
 
 }  // namespace mixtral
 // model
@@ -1785,6 +1996,7 @@ Result<Checkpoint> read_checkpoint(const gguf::File& file, std::pmr::memory_reso
 #include <cstdint>
 #include <memory>
 #include <memory_resource>
+#include <optional>
 
 namespace mixtral {
 
@@ -1794,6 +2006,10 @@ struct ModelOptions {
   std::pmr::memory_resource* memory = nullptr;
   // Highway target bits to choose from (HWY_AVX2 | HWY_SSE4 ...); 0 means the best there is.
   std::int64_t simd_targets = 0;
+  // Instead of what the file says or implies. GGUF files of Mistral 7B v0.1 do not tell its sliding
+  // window of 4096 tokens; 0 is none.
+  std::optional<ChatFormat> chat_format;
+  std::optional<std::uint32_t> sliding_window;
 };
 
 namespace detail {
@@ -1803,15 +2019,20 @@ struct ModelData;
 // A handle; copies share the same model, which lives as long as any handle or session.
 class Model {
  public:
-  // Maps the GGUF file at `path` (UTF-8) and checks it; weights are not copied.
+  // Maps the GGUF file at `path` (UTF-8), the first part if it has several, and checks it; weights
+  // are not copied. For other formats than GGUF see mixtral/checkpoints.hpp.
   // Errors: io; bad_format or unsupported, naming the key or tensor; out_of_memory.
   static Result<Model> open(const char* path, const ModelOptions& options = {});
 
   // The same from bytes that the host has: Bytes::view() of memory, Bytes::read_all() by callback.
   static Result<Model> from_bytes(Bytes bytes, const ModelOptions& options = {});
 
+  // From what a reader of any file format gives.
+  static Result<Model> from_checkpoint(Checkpoint checkpoint, const ModelOptions& options = {});
+
   const Config& config() const noexcept;
   const Tokenizer& tokenizer() const noexcept;
+  ChatFormat chat_format() const noexcept;
 
   std::uint64_t n_parameters() const noexcept;
   std::uint64_t n_active_parameters() const noexcept;  // multiplied with one token
@@ -2018,44 +2239,6 @@ double log_probability(Span<const float> logits, Token token);
 #include <memory_resource>
 #include <string_view>
 
-// Conversations in the Instruct format of Mixtral 8x7B and Mistral 7B v0.1/v0.2:
-//
-//   <s> [INST] first question [/INST] answer</s> [INST] next question [/INST]
-//
-// BOS once; each user turn and each answer is encoded by itself; EOS after each complete answer;
-// system text goes before the first question, with a blank line between (mistral-common, v1).
-
-#include <memory_resource>
-#include <string_view>
-#include <vector>
-
-namespace mixtral {
-
-struct Message {
-  std::string_view role;  // "system" (first only), "user" or "assistant"
-  std::string_view content;
-};
-
-struct ChatOptions {
-  // Leaves an assistant turn at the end without EOS, so that generation goes on with it.
-  bool continue_answer = false;
-};
-
-// Where a conversation stands.
-enum class Turn {
-  start,     // nothing yet: BOS, then system or user
-  answer,    // a question was asked; an answer comes next, or is being given
-  question,  // the last answer ended with EOS
-};
-
-// Appends the tokens of `messages` to `out` and moves `turn` on. A question after an answer that
-// has no EOS yet (generated text does not) gets it first.
-// Errors: invalid_argument for roles that are unknown or out of order, then `out` and `turn` are
-// unchanged; out_of_memory.
-Status encode_chat(const Tokenizer& tokenizer, Span<const Message> messages, ChatOptions options,
-                   Turn& turn, std::pmr::vector<Token>& out);
-
-}  // namespace mixtral
 // Text generation: sampling, evaluating, decoding and stopping, one token a step.
 
 #include <cstddef>
@@ -2247,8 +2430,8 @@ class Session {
   Status append(Span<const Token> tokens);
   Status append(Token token);
   // A conversation, or its next turns; see chat.hpp.
-  Status append_chat(Span<const Message> messages, ChatOptions options = {});
-  Status append_chat(std::initializer_list<Message> messages, ChatOptions options = {}) {
+  Status append_chat(Span<const Message> messages, const ChatOptions& options = {});
+  Status append_chat(std::initializer_list<Message> messages, const ChatOptions& options = {}) {
     return append_chat(Span<const Message>(messages.begin(), messages.size()), options);
   }
 
@@ -3047,6 +3230,29 @@ void Bytes::release() noexcept {
 
 namespace mixtral {
 
+const char* chat_format_name(ChatFormat format) noexcept {
+  switch (format) {
+    case ChatFormat::mistral_v1: return "mistral-v1";
+    case ChatFormat::mistral_v2: return "mistral-v2";
+    case ChatFormat::mistral_v3: return "mistral-v3";
+    case ChatFormat::llama2: return "llama2";
+  }
+  return "unknown";
+}
+
+ChatFormat detect_chat_format(const Tokenizer& tokenizer, std::string_view chat_template) {
+  const auto has = [&](std::string_view part) {
+    return chat_template.find(part) != std::string_view::npos;
+  };
+  if (has("<<SYS>>")) return ChatFormat::llama2;
+  const Token begin = tokenizer.find("[INST]");
+  if (begin == kNoToken || tokenizer.piece(begin).type != PieceType::control) {
+    return ChatFormat::mistral_v1;
+  }
+  // The two differ in tools only: v3 tells which call a result is of.
+  return has("[TOOL_RESULTS]") && !has("call_id") ? ChatFormat::mistral_v2 : ChatFormat::mistral_v3;
+}
+
 namespace detail {
 
 inline Error wrong_role(std::size_t index, std::string_view role, const char* expected) {
@@ -3063,13 +3269,13 @@ inline Status check_roles(Span<const Message> messages, Turn turn) {
   for (std::size_t i = 0; i < messages.size(); ++i) {
     const std::string_view role = messages[i].role;
     if (role == "system") {
-      if (turn != Turn::start || i != 0) {
-        return wrong_role(i, role, "'system' only as the very first message");
+      if (turn != Turn::start || (i != 0 && !after_system)) {
+        return wrong_role(i, role, "'system' only as the very first messages");
       }
       after_system = true;
     } else if (role == "user") {
-      if (turn == Turn::answer && i != 0 && !answered) {
-        return wrong_role(i, role, "'assistant' after a question");
+      if ((turn == Turn::answer && i != 0 && !answered) || turn == Turn::tool) {
+        return wrong_role(i, role, turn == Turn::tool ? "'tool' after a call" : "'assistant'");
       }
       turn = Turn::answer;
       answered = false;
@@ -3078,9 +3284,26 @@ inline Status check_roles(Span<const Message> messages, Turn turn) {
       if (turn != Turn::answer || answered || after_system) {
         return wrong_role(i, role, "'user' before an answer");
       }
-      answered = true;
+      answered = messages[i].tool_calls.empty();
+      if (!answered) turn = Turn::tool;
+    } else if (role == "tool") {
+      // A call may also have been generated, then it is not in the list.
+      const bool called = turn == Turn::tool || (turn == Turn::answer && !answered);
+      if (!called || (i != 0 && turn == Turn::answer && messages[i - 1].role != "tool")) {
+        return wrong_role(i, role, "'tool' only after a call");
+      }
+      // More results may follow, or the answer.
+      turn = Turn::answer;
     } else {
-      return wrong_role(i, role, "'system', 'user' or 'assistant'");
+      return wrong_role(i, role, "'system', 'user', 'assistant' or 'tool'");
+    }
+    if (role != "assistant" && !messages[i].tool_calls.empty()) {
+      return Error(ErrorCode::invalid_argument,
+                   "chat message %zu has tool calls, but is not of the assistant", i);
+    }
+    if (!messages[i].tool_calls.empty() && !messages[i].content.empty()) {
+      return Error(ErrorCode::invalid_argument,
+                   "chat message %zu has both content and tool calls; give one", i);
     }
   }
   if (after_system) {
@@ -3090,52 +3313,188 @@ inline Status check_roles(Span<const Message> messages, Turn turn) {
   return {};
 }
 
-}  // namespace detail
+// Spaces and line breaks off both ends, as Python's str.strip() does.
+inline std::string_view stripped(std::string_view text) {
+  constexpr std::string_view kSpace = " \t\n\v\f\r";
+  const std::size_t begin = text.find_first_not_of(kSpace);
+  if (begin == std::string_view::npos) return {};
+  return text.substr(begin, text.find_last_not_of(kSpace) - begin + 1);
+}
 
-Status encode_chat(const Tokenizer& tokenizer, Span<const Message> messages, ChatOptions options,
-                   Turn& turn, std::pmr::vector<Token>& out) {
-  MIXTRAL_RETURN_IF_ERROR(detail::check_roles(messages, turn));
-  return detail::guard_memory("encoding a chat", [&]() -> Status {
-    std::pmr::memory_resource* resource = out.get_allocator().resource();
-    std::pmr::vector<Token> tokens(resource);
-    std::pmr::string text(resource);
-    Turn now = turn;
-    if (now == Turn::start && tokenizer.bos() != kNoToken) tokens.push_back(tokenizer.bos());
+// Encodes one list of messages in one format.
+class ChatEncoder {
+ public:
+  ChatEncoder(const Tokenizer& tokenizer, ChatFormat format, const ChatOptions& options,
+              std::pmr::memory_resource* resource)
+      : tokenizer_(tokenizer),
+        format_(format),
+        options_(options),
+        tokens_(resource),
+        text_(resource),
+        system_(resource) {}
+
+  Status run(Span<const Message> messages, Turn& turn) {
+    std::size_t last_question = messages.size();
+    for (std::size_t i = 0; i < messages.size(); ++i) {
+      if (messages[i].role == "user") last_question = i;
+      if (!messages[i].tool_calls.empty() || messages[i].role == "tool") {
+        MIXTRAL_RETURN_IF_ERROR(check_tools());
+      }
+    }
+    if (!options_.tools.empty()) MIXTRAL_RETURN_IF_ERROR(check_tools());
+    if (turn == Turn::start && format_ != ChatFormat::llama2) add_special(tokenizer_.bos());
     for (std::size_t i = 0; i < messages.size(); ++i) {
       const Message& message = messages[i];
+      const bool last = i + 1 == messages.size();
+      const bool forgotten = format_ == ChatFormat::mistral_v2 &&
+                             last_question != messages.size() && i < last_question;
       if (message.role == "system") {
-        text.assign("[INST] ");
-        text.append(message.content);
-        text.append("\n\n");
-        continue;
-      }
-      if (message.role == "user") {
-        if (now == Turn::answer && tokenizer.eos() != kNoToken) tokens.push_back(tokenizer.eos());
-        if (text.empty()) text.assign("[INST] ");
-        text.append(message.content);
-        text.append(" [/INST]");
-        MIXTRAL_RETURN_IF_ERROR(tokenizer.encode(text, {}, tokens));
-        text.clear();
-        now = Turn::answer;
+        if (!system_.empty()) system_.append("\n\n");
+        system_.append(message.content);
+      } else if (message.role == "user") {
+        if (turn == Turn::answer) add_special(tokenizer_.eos());
+        MIXTRAL_RETURN_IF_ERROR(add_question(message.content, i == last_question));
+        turn = Turn::answer;
+      } else if (message.role == "tool") {
+        if (turn == Turn::answer && i == 0) add_special(tokenizer_.eos());
+        if (!forgotten) {
+          MIXTRAL_RETURN_IF_ERROR(
+              add_between("[TOOL_RESULTS]", message.content, "[/TOOL_RESULTS]"));
+        }
+        turn = Turn::answer;
+      } else if (!message.tool_calls.empty()) {
+        turn = Turn::tool;
+        if (forgotten) continue;
+        MIXTRAL_RETURN_IF_ERROR(add_between("[TOOL_CALLS]", message.tool_calls, nullptr));
+        add_special(tokenizer_.eos());
       } else {
-        MIXTRAL_RETURN_IF_ERROR(tokenizer.encode(message.content, {}, tokens));
-        const bool last = i + 1 == messages.size();
-        if (!(last && options.continue_answer)) {
-          if (tokenizer.eos() != kNoToken) tokens.push_back(tokenizer.eos());
-          now = Turn::question;
+        const bool goes_on = last && options_.continue_answer;
+        MIXTRAL_RETURN_IF_ERROR(add_answer(message.content, goes_on));
+        if (!goes_on) {
+          add_special(tokenizer_.eos());
+          turn = Turn::question;
         }
       }
     }
-    out.insert(out.end(), tokens.begin(), tokens.end());
+    return {};
+  }
+
+  const std::pmr::vector<Token>& tokens() const noexcept { return tokens_; }
+
+ private:
+  bool has_control_tokens() const noexcept {
+    return format_ == ChatFormat::mistral_v2 || format_ == ChatFormat::mistral_v3;
+  }
+
+  Status check_tools() const {
+    if (has_control_tokens()) return {};
+    return Error(ErrorCode::invalid_argument,
+                 "the chat format %s has no tools; mistral-v2 and mistral-v3 do",
+                 chat_format_name(format_));
+  }
+
+  void add_special(Token token) {
+    if (token != kNoToken) tokens_.push_back(token);
+  }
+
+  Status add_control(const char* piece) {
+    const Token token = tokenizer_.find(piece);
+    if (token == kNoToken || tokenizer_.piece(token).type != PieceType::control) {
+      return Error(ErrorCode::invalid_argument,
+                   "the chat format %s needs the control token %s, which the vocabulary lacks; "
+                   "choose another format",
+                   chat_format_name(format_), piece);
+    }
+    tokens_.push_back(token);
+    return {};
+  }
+
+  Status add_between(const char* begin, std::string_view text, const char* end) {
+    MIXTRAL_RETURN_IF_ERROR(add_control(begin));
+    MIXTRAL_RETURN_IF_ERROR(tokenizer_.encode(text, {}, tokens_));
+    return end == nullptr ? Status() : add_control(end);
+  }
+
+  Status add_question(std::string_view content, bool last) {
+    if (has_control_tokens()) {
+      if (!last) return add_between("[INST]", content, "[/INST]");
+      if (!options_.tools.empty()) {
+        MIXTRAL_RETURN_IF_ERROR(
+            add_between("[AVAILABLE_TOOLS]", options_.tools, "[/AVAILABLE_TOOLS]"));
+      }
+      text_.clear();
+      add_system("", "\n\n");
+      text_.append(content);
+      return add_between("[INST]", text_, "[/INST]");
+    }
+    text_.assign("[INST] ");
+    if (format_ == ChatFormat::llama2) {
+      add_special(tokenizer_.bos());
+      if (!system_.empty()) {
+        add_system("<<SYS>>\n", "\n<</SYS>>\n\n");
+        text_.append(content);
+        // The reference strips the two together.
+        const std::size_t begin = 7;  // after "[INST] "
+        const std::pmr::string both(stripped(std::string_view(text_).substr(begin)),
+                                    text_.get_allocator());
+        text_.resize(begin);
+        text_.append(both);
+      } else {
+        text_.append(stripped(content));
+      }
+    } else {
+      add_system("", "\n\n");
+      text_.append(content);
+    }
+    text_.append(" [/INST]");
+    return tokenizer_.encode(text_, {}, tokens_);
+  }
+
+  // System text is said once.
+  void add_system(const char* before, const char* after) {
+    if (system_.empty()) return;
+    text_.append(before).append(system_).append(after);
+    system_.clear();
+  }
+
+  Status add_answer(std::string_view content, bool goes_on) {
+    if (format_ == ChatFormat::mistral_v1) return tokenizer_.encode(content, {}, tokens_);
+    if (has_control_tokens()) {
+      while (!content.empty() && content.back() == ' ') content.remove_suffix(1);
+      return tokenizer_.encode(content, {}, tokens_);
+    }
+    text_.assign(" ");
+    text_.append(stripped(content));
+    if (!goes_on) text_.push_back(' ');
+    EncodeOptions options;
+    options.leading_space = false;
+    return tokenizer_.encode(text_, options, tokens_);
+  }
+
+  const Tokenizer& tokenizer_;
+  ChatFormat format_;
+  const ChatOptions& options_;
+  std::pmr::vector<Token> tokens_;
+  std::pmr::string text_;
+  std::pmr::string system_;  // not said yet
+};
+
+}  // namespace detail
+
+Status encode_chat(const Tokenizer& tokenizer, ChatFormat format, Span<const Message> messages,
+                   const ChatOptions& options, Turn& turn, std::pmr::vector<Token>& out) {
+  MIXTRAL_RETURN_IF_ERROR(detail::check_roles(messages, turn));
+  return detail::guard_memory("encoding a chat", [&]() -> Status {
+    detail::ChatEncoder encoder(tokenizer, format, options, out.get_allocator().resource());
+    Turn now = turn;
+    MIXTRAL_RETURN_IF_ERROR(encoder.run(messages, now));
+    out.insert(out.end(), encoder.tokens().begin(), encoder.tokens().end());
     turn = now;
     return {};
   });
 }
 
 }  // namespace mixtral
-// From a GGUF directory to a checkpoint: which key and which tensor name means what.
-
-#include <charconv>
 
 namespace mixtral {
 
@@ -3159,360 +3518,52 @@ const char* role_name(Role role) noexcept {
   return "unknown";
 }
 
-namespace detail {
-
-// Typed access to metadata with errors that name the key.
-class GgufKeys {
- public:
-  explicit GgufKeys(const gguf::File& file) noexcept : file_(file) {}
-
-  // Leaves `value` alone if the key is absent and not required.
-  Status read_uint(const char* key, bool required, std::uint32_t low, std::uint32_t high,
-                   std::uint32_t& value) const {
-    const gguf::Value* found = file_.find(key);
-    if (found == nullptr) return required ? missing(key) : Status();
-    const auto number = found->as_uint();
-    if (!number) return wrong_type(key, "a non-negative integer", *found);
-    if (*number < low || *number > high) {
-      return Error(ErrorCode::bad_format, "metadata key '%s' is %llu; expected %u to %u", key,
-                   static_cast<unsigned long long>(*number), static_cast<unsigned>(low),
-                   static_cast<unsigned>(high));
+Status check_config(const Config& config, const char* where) {
+  // More than any model has, and small enough for products of any two to fit 64 bits, and 32 those
+  // of heads and head size.
+  struct Range {
+    const char* name;
+    std::uint32_t value, low, high;
+  };
+  const Range ranges[] = {
+      {"width", config.dim, 1, 1u << 20},
+      {"number of layers", config.n_layers, 1, 4096},
+      {"number of heads", config.n_heads, 1, 65536},
+      {"number of key/value heads", config.n_kv_heads, 1, config.n_heads},
+      {"head size", config.head_size, 2, 8192},
+      {"hidden size", config.hidden_dim, 1, 1u << 20},
+      {"number of experts", config.n_experts, 1, 4096},
+      {"number of experts used", config.n_experts_used, 1, config.n_experts},
+      {"number of experts used", config.n_experts_used, 1, 64},
+      {"vocabulary size", config.vocab_size, 1, 1u << 24},
+      {"context length", config.context_length, 1, 1u << 28},
+      {"sliding window", config.sliding_window, 0, 1u << 28},
+  };
+  for (const Range& range : ranges) {
+    if (range.value < range.low || range.value > range.high) {
+      return Error(ErrorCode::bad_format, "%s: the %s is %u; expected %u to %u", where, range.name,
+                   static_cast<unsigned>(range.value), static_cast<unsigned>(range.low),
+                   static_cast<unsigned>(range.high));
     }
-    value = static_cast<std::uint32_t>(*number);
-    return {};
   }
-
-  Status read_float(const char* key, bool required, double low, double high, float& value) const {
-    const gguf::Value* found = file_.find(key);
-    if (found == nullptr) return required ? missing(key) : Status();
-    const auto number = found->as_double();
-    if (!number) return wrong_type(key, "a number", *found);
-    if (!(*number >= low && *number <= high)) {
-      return Error(ErrorCode::bad_format, "metadata key '%s' is %g; expected %g to %g", key,
-                   *number, low, high);
-    }
-    value = static_cast<float>(*number);
-    return {};
-  }
-
-  Status read_bool(const char* key, bool& value) const {
-    const gguf::Value* found = file_.find(key);
-    if (found == nullptr) return {};
-    const auto flag = found->as_bool();
-    if (!flag) return wrong_type(key, "a bool", *found);
-    value = *flag;
-    return {};
-  }
-
-  Result<std::string_view> read_string(const char* key) const {
-    const gguf::Value* found = file_.find(key);
-    if (found == nullptr) return missing(key);
-    const auto text = found->as_string();
-    if (!text) return wrong_type(key, "a string", *found);
-    return *text;
-  }
-
-  // An array of `count` elements, or of any number if that is 0.
-  Result<const gguf::Value*> find_array(const char* key, bool required, std::uint64_t count) const {
-    const gguf::Value* found = file_.find(key);
-    if (found == nullptr) {
-      if (required) return missing(key);
-      return found;
-    }
-    if (found->type() != gguf::ValueType::array) return wrong_type(key, "an array", *found);
-    if (count != 0 && found->size() != count) {
-      return Error(ErrorCode::bad_format, "metadata key '%s' has %llu elements; expected %llu", key,
-                   static_cast<unsigned long long>(found->size()),
-                   static_cast<unsigned long long>(count));
-    }
-    return found;
-  }
-
-  static Error missing(const char* key) {
-    return Error(
-        ErrorCode::bad_format,
-        "metadata key '%s' is missing; the file is incomplete or holds another kind of model", key);
-  }
-  static Error wrong_type(const char* key, const char* expected, const gguf::Value& found) {
-    return Error(ErrorCode::bad_format, "metadata key '%s': expected %s, found %s", key, expected,
-                 gguf::value_type_name(found.type()));
-  }
-
- private:
-  const gguf::File& file_;
-};
-
-inline Status read_config(const gguf::File& file, Config& config) {
-  const GgufKeys keys(file);
-  const Result<std::string_view> architecture = keys.read_string("general.architecture");
-  if (!architecture) return architecture.error();
-  if (*architecture != "llama") {
-    return Error(
-        ErrorCode::unsupported,
-        "general.architecture is '%.*s'; expected 'llama', which Mixtral, Mistral and Llama 2 "
-        "files have",
-        static_cast<int>(std::min<std::size_t>(architecture->size(), 60)), architecture->data());
-  }
-  constexpr std::uint32_t kMaxWidth = 1u << 20;
-  MIXTRAL_RETURN_IF_ERROR(keys.read_uint("llama.embedding_length", true, 1, kMaxWidth, config.dim));
-  MIXTRAL_RETURN_IF_ERROR(keys.read_uint("llama.block_count", true, 1, 4096, config.n_layers));
-  MIXTRAL_RETURN_IF_ERROR(
-      keys.read_uint("llama.feed_forward_length", true, 1, kMaxWidth, config.hidden_dim));
-  MIXTRAL_RETURN_IF_ERROR(
-      keys.read_uint("llama.attention.head_count", true, 1, 65536, config.n_heads));
-  config.n_kv_heads = config.n_heads;
-  MIXTRAL_RETURN_IF_ERROR(
-      keys.read_uint("llama.attention.head_count_kv", false, 1, config.n_heads, config.n_kv_heads));
   if (config.n_heads % config.n_kv_heads != 0) {
     return Error(ErrorCode::bad_format,
-                 "llama.attention.head_count is %u, not a multiple of head_count_kv, %u",
-                 static_cast<unsigned>(config.n_heads), static_cast<unsigned>(config.n_kv_heads));
+                 "%s: the number of heads is %u, not a multiple of that of key/value heads, %u",
+                 where, static_cast<unsigned>(config.n_heads),
+                 static_cast<unsigned>(config.n_kv_heads));
   }
-  config.head_size = config.dim / config.n_heads;
-  MIXTRAL_RETURN_IF_ERROR(
-      keys.read_uint("llama.attention.key_length", false, 2, 8192, config.head_size));
-  for (const char* key : {"llama.attention.value_length", "llama.rope.dimension_count"}) {
-    std::uint32_t size = config.head_size;
-    MIXTRAL_RETURN_IF_ERROR(keys.read_uint(key, false, 1, 65536, size));
-    if (size != config.head_size) {
-      return Error(ErrorCode::unsupported, "%s is %u; expected the head size, %u", key,
-                   static_cast<unsigned>(size), static_cast<unsigned>(config.head_size));
-    }
-  }
-  if (config.head_size < 2 || config.head_size > 8192 || config.head_size % 2 != 0) {
-    return Error(ErrorCode::bad_format, "the head size is %u; expected an even one, at most 8192",
+  if (config.head_size % 2 != 0) {
+    return Error(ErrorCode::bad_format, "%s: the head size is %u; expected an even one", where,
                  static_cast<unsigned>(config.head_size));
   }
-  std::uint32_t n_experts = 0;
-  MIXTRAL_RETURN_IF_ERROR(keys.read_uint("llama.expert_count", false, 0, 4096, n_experts));
-  if (n_experts > 1) {
-    config.n_experts = n_experts;
-    MIXTRAL_RETURN_IF_ERROR(keys.read_uint("llama.expert_used_count", true, 1,
-                                           std::min(n_experts, 64u), config.n_experts_used));
-  }
-  config.context_length = 2048;
-  MIXTRAL_RETURN_IF_ERROR(
-      keys.read_uint("llama.context_length", true, 1, 1u << 28, config.context_length));
-  MIXTRAL_RETURN_IF_ERROR(
-      keys.read_float("llama.rope.freq_base", false, 1.0, 1e12, config.rope_theta));
-  MIXTRAL_RETURN_IF_ERROR(keys.read_float("llama.attention.layer_norm_rms_epsilon", true, 0.0, 1.0,
-                                          config.norm_epsilon));
-  std::uint32_t window = 0;
-  MIXTRAL_RETURN_IF_ERROR(
-      keys.read_uint("llama.attention.sliding_window", false, 0, 1u << 28, window));
-  if (window != 0 && window < config.context_length) {
-    // Attention is full, so results are those of the model up to the window and no further.
-    config.context_length = window;
-  }
-  if (file.find("llama.rope.scaling.type") != nullptr) {
-    const Result<std::string_view> scaling = keys.read_string("llama.rope.scaling.type");
-    if (!scaling) return scaling.error();
-    if (*scaling == "linear") {
-      float factor = 1.0f;
-      MIXTRAL_RETURN_IF_ERROR(
-          keys.read_float("llama.rope.scaling.factor", true, 1e-3, 1e6, factor));
-      config.rope_scale = 1.0f / factor;
-    } else if (*scaling != "none") {
-      return Error(ErrorCode::unsupported,
-                   "llama.rope.scaling.type is '%.*s'; 'none' and 'linear' are supported",
-                   static_cast<int>(std::min<std::size_t>(scaling->size(), 40)), scaling->data());
-    }
+  if (!(config.rope_theta >= 1.0f && config.rope_theta <= 1e12f) ||
+      !(config.norm_epsilon >= 0.0f && config.norm_epsilon <= 1.0f)) {
+    return Error(ErrorCode::bad_format,
+                 "%s: rope theta is %g and the norm's epsilon %g; expected 1 to 1e12 and 0 to 1",
+                 where, static_cast<double>(config.rope_theta),
+                 static_cast<double>(config.norm_epsilon));
   }
   return {};
-}
-
-inline Status read_vocabulary(const gguf::File& file, Vocabulary& vocabulary) {
-  const GgufKeys keys(file);
-  const Result<std::string_view> model = keys.read_string("tokenizer.ggml.model");
-  if (!model) return model.error();
-  if (*model != "llama") {
-    return Error(ErrorCode::unsupported,
-                 "tokenizer.ggml.model is '%.*s'; expected 'llama' (SentencePiece BPE)",
-                 static_cast<int>(std::min<std::size_t>(model->size(), 40)), model->data());
-  }
-  const auto tokens = keys.find_array("tokenizer.ggml.tokens", true, 0);
-  if (!tokens) return tokens.error();
-  const std::uint64_t n = (*tokens)->size();
-  const auto scores = keys.find_array("tokenizer.ggml.scores", true, n);
-  if (!scores) return scores.error();
-  const auto types = keys.find_array("tokenizer.ggml.token_type", true, n);
-  if (!types) return types.error();
-  const auto wrong_element = [](const char* key, const char* expected, const gguf::Value& array) {
-    return Error(ErrorCode::bad_format,
-                 "metadata key '%s': expected an array of %s, found one of %s", key, expected,
-                 gguf::value_type_name(array.element_type()));
-  };
-  if ((*tokens)->element_type() != gguf::ValueType::string) {
-    return wrong_element("tokenizer.ggml.tokens", "strings", **tokens);
-  }
-  if ((*scores)->element_type() != gguf::ValueType::f32) {
-    return wrong_element("tokenizer.ggml.scores", "f32", **scores);
-  }
-  if ((*types)->element_type() != gguf::ValueType::i32 &&
-      (*types)->element_type() != gguf::ValueType::u32) {
-    return wrong_element("tokenizer.ggml.token_type", "i32", **types);
-  }
-  vocabulary.pieces.resize(static_cast<std::size_t>(n));
-  (*tokens)->for_each([&](std::uint64_t i, const gguf::Value& value) {
-    vocabulary.pieces[static_cast<std::size_t>(i)].text = *value.as_string();
-    return true;
-  });
-  (*scores)->for_each([&](std::uint64_t i, const gguf::Value& value) {
-    vocabulary.pieces[static_cast<std::size_t>(i)].score = static_cast<float>(*value.as_double());
-    return true;
-  });
-  std::uint64_t bad_type_at = n;
-  (*types)->for_each([&](std::uint64_t i, const gguf::Value& value) {
-    const auto type = value.as_uint();
-    if (!type || *type < 1 || *type > 6) {
-      bad_type_at = i;
-      return false;
-    }
-    vocabulary.pieces[static_cast<std::size_t>(i)].type = static_cast<PieceType>(*type);
-    return true;
-  });
-  if (bad_type_at != n) {
-    return Error(ErrorCode::bad_format, "tokenizer.ggml.token_type[%llu] is not one of 1 to 6",
-                 static_cast<unsigned long long>(bad_type_at));
-  }
-  const auto read_id = [&](const char* key, Token& id) -> Status {
-    std::uint32_t value = static_cast<std::uint32_t>(id);
-    MIXTRAL_RETURN_IF_ERROR(
-        keys.read_uint(key, false, 0, static_cast<std::uint32_t>(n - 1), value));
-    id = static_cast<Token>(value);
-    return {};
-  };
-  if (n == 0 || n > (1u << 24)) {
-    return Error(ErrorCode::bad_format, "tokenizer.ggml.tokens has %llu pieces",
-                 static_cast<unsigned long long>(n));
-  }
-  MIXTRAL_RETURN_IF_ERROR(read_id("tokenizer.ggml.unknown_token_id", vocabulary.unknown));
-  MIXTRAL_RETURN_IF_ERROR(read_id("tokenizer.ggml.bos_token_id", vocabulary.bos));
-  MIXTRAL_RETURN_IF_ERROR(read_id("tokenizer.ggml.eos_token_id", vocabulary.eos));
-  MIXTRAL_RETURN_IF_ERROR(keys.read_bool("tokenizer.ggml.add_bos_token", vocabulary.add_bos));
-  MIXTRAL_RETURN_IF_ERROR(
-      keys.read_bool("tokenizer.ggml.add_space_prefix", vocabulary.add_dummy_prefix));
-  return keys.read_bool("tokenizer.ggml.remove_extra_whitespaces",
-                        vocabulary.remove_extra_whitespaces);
-}
-
-// Takes "12." off the front of "12.rest".
-inline bool take_number(std::string_view& text, std::uint32_t& number) {
-  const auto result = std::from_chars(text.data(), text.data() + text.size(), number);
-  if (result.ec != std::errc() || result.ptr == text.data() + text.size() || *result.ptr != '.') {
-    return false;
-  }
-  text.remove_prefix(static_cast<std::size_t>(result.ptr - text.data()) + 1);
-  return true;
-}
-
-inline simd::Matrix matrix_of(const gguf::Tensor& tensor) {
-  const BlockFormatInfo& info = *block_format_info(tensor.format);
-  simd::Matrix matrix;
-  matrix.data = tensor.data;
-  matrix.cols = static_cast<std::size_t>(tensor.shape[0]);
-  matrix.rows = static_cast<std::size_t>(tensor.shape[1]);
-  matrix.row_bytes = matrix.cols / info.block_size * info.block_bytes;
-  matrix.format = tensor.format;
-  return matrix;
-}
-
-// Adds the matrix, or the matrices, of one tensor.
-inline Status add_tensor(const gguf::Tensor& tensor, std::pmr::vector<NamedTensor>& tensors) {
-  struct Name {
-    std::string_view name;
-    Role role;
-  };
-  static constexpr Name kGlobal[] = {{"token_embd.weight", Role::token_embedding},
-                                     {"output_norm.weight", Role::output_norm},
-                                     {"output.weight", Role::output},
-                                     {"rope_freqs.weight", Role::rope_factors}};
-  static constexpr Name kLayer[] = {{"attn_norm.weight", Role::attention_norm},
-                                    {"attn_q.weight", Role::wq},
-                                    {"attn_k.weight", Role::wk},
-                                    {"attn_v.weight", Role::wv},
-                                    {"attn_output.weight", Role::wo},
-                                    {"ffn_norm.weight", Role::ffn_norm},
-                                    {"ffn_gate_inp.weight", Role::router}};
-  static constexpr Name kExpert[] = {
-      {"ffn_gate", Role::w1}, {"ffn_down", Role::w2}, {"ffn_up", Role::w3}};
-
-  const auto add = [&](Role role, std::uint32_t layer, std::uint32_t expert,
-                       const simd::Matrix& matrix) -> Status {
-    tensors.push_back({role, layer, expert, matrix, tensor.name});
-    return {};
-  };
-  std::string_view name = tensor.name;
-  const auto unexpected_dims = [&](std::uint32_t expected) {
-    return Error(ErrorCode::bad_format, "tensor '%.*s' has %u dimensions; expected %u",
-                 static_cast<int>(std::min<std::size_t>(tensor.name.size(), 80)),
-                 tensor.name.data(), static_cast<unsigned>(tensor.n_dims),
-                 static_cast<unsigned>(expected));
-  };
-  for (const Name& known : kGlobal) {
-    if (name != known.name) continue;
-    if (tensor.n_dims > 2) return unexpected_dims(2);
-    return add(known.role, 0, 0, matrix_of(tensor));
-  }
-  std::uint32_t layer = 0;
-  if (name.substr(0, 4) == "blk.") {
-    name.remove_prefix(4);
-    if (take_number(name, layer)) {
-      if (name == "attn_rot_embd.weight") return {};  // of old converters; follows from rope_theta
-      for (const Name& known : kLayer) {
-        if (name != known.name) continue;
-        if (tensor.n_dims > 2) return unexpected_dims(2);
-        return add(known.role, layer, 0, matrix_of(tensor));
-      }
-      for (const Name& known : kExpert) {
-        if (name.substr(0, known.name.size()) != known.name) continue;
-        std::string_view rest = name.substr(known.name.size());
-        simd::Matrix matrix = matrix_of(tensor);
-        if (rest == "_exps.weight") {  // all experts in one tensor
-          if (tensor.n_dims != 3) return unexpected_dims(3);
-          if (tensor.shape[2] > 4096) {
-            return Error(ErrorCode::bad_format, "tensor '%.*s' holds %llu experts; at most 4096",
-                         static_cast<int>(std::min<std::size_t>(tensor.name.size(), 80)),
-                         tensor.name.data(), static_cast<unsigned long long>(tensor.shape[2]));
-          }
-          for (std::uint32_t e = 0; e < tensor.shape[2]; ++e) {
-            MIXTRAL_RETURN_IF_ERROR(add(known.role, layer, e, matrix));
-            matrix.data += matrix.rows * matrix.row_bytes;
-          }
-          return {};
-        }
-        if (tensor.n_dims > 2) return unexpected_dims(2);
-        if (rest == ".weight") return add(known.role, layer, 0, matrix);  // dense
-        std::uint32_t expert = 0;
-        if (!rest.empty() && rest.front() == '.') {
-          rest.remove_prefix(1);
-          if (take_number(rest, expert) && rest == "weight") {  // the early layout
-            return add(known.role, layer, expert, matrix);
-          }
-        }
-      }
-    }
-  }
-  return Error(
-      ErrorCode::unsupported,
-      "tensor '%.*s' is not part of a Mixtral, Mistral or Llama 2 model; running without it "
-      "would give wrong results",
-      static_cast<int>(std::min<std::size_t>(tensor.name.size(), 80)), tensor.name.data());
-}
-
-}  // namespace detail
-
-Result<Checkpoint> read_checkpoint(const gguf::File& file, std::pmr::memory_resource* resource) {
-  return detail::guard_memory("reading the checkpoint", [&]() -> Result<Checkpoint> {
-    Checkpoint checkpoint(resource);
-    MIXTRAL_RETURN_IF_ERROR(detail::read_config(file, checkpoint.config));
-    MIXTRAL_RETURN_IF_ERROR(detail::read_vocabulary(file, checkpoint.vocabulary));
-    checkpoint.config.vocab_size = static_cast<std::uint32_t>(checkpoint.vocabulary.pieces.size());
-    for (const gguf::Tensor& tensor : file.tensors()) {
-      MIXTRAL_RETURN_IF_ERROR(detail::add_tensor(tensor, checkpoint.tensors));
-    }
-    return checkpoint;
-  });
 }
 
 }  // namespace mixtral
@@ -3580,12 +3631,13 @@ namespace detail {
 
 struct ModelData {
   explicit ModelData(std::pmr::memory_resource* memory)
-      : resource(memory), weights(memory), rope_frequencies(memory) {}
+      : resource(memory), files(memory), weights(memory), rope_frequencies(memory) {}
 
   std::pmr::memory_resource* resource;
-  Bytes bytes;
+  std::pmr::vector<Bytes> files;  // which the weights point into
   Config config;
   std::optional<Tokenizer> tokenizer;
+  ChatFormat chat_format = ChatFormat::mistral_v1;
   const simd::Kernels* kernels = nullptr;
   Weights weights;
   std::pmr::vector<double> rope_frequencies;  // [head_size / 2], radians a position
@@ -3595,17 +3647,35 @@ struct ModelData {
 
 Model::Model(std::shared_ptr<const detail::ModelData> data) noexcept : data_(std::move(data)) {}
 
+namespace detail {
+
+inline std::pmr::memory_resource* resource_of(const ModelOptions& options) noexcept {
+  return options.memory != nullptr ? options.memory : std::pmr::get_default_resource();
+}
+
+// The same error, with the path before it.
+inline Error error_in(const char* path, const Error& error) {
+  return Error(error.code(), "'%s': %s", path, error.message());
+}
+
+}  // namespace detail
+
 Result<Model> Model::open(const char* path, const ModelOptions& options) {
-  Result<Bytes> bytes = Bytes::map_file(path);
-  if (!bytes) return bytes.error();
-  Result<Model> model = from_bytes(*std::move(bytes), options);
-  if (!model) return Error(model.error().code(), "'%s': %s", path, model.error().message());
+  Result<Checkpoint> checkpoint = open_gguf(path, detail::resource_of(options));
+  if (!checkpoint) return checkpoint.error();
+  Result<Model> model = from_checkpoint(*std::move(checkpoint), options);
+  if (!model) return detail::error_in(path, model.error());
   return model;
 }
 
 Result<Model> Model::from_bytes(Bytes bytes, const ModelOptions& options) {
-  std::pmr::memory_resource* resource =
-      options.memory != nullptr ? options.memory : std::pmr::get_default_resource();
+  Result<Checkpoint> checkpoint = read_gguf(Span<Bytes>(&bytes, 1), detail::resource_of(options));
+  if (!checkpoint) return checkpoint.error();
+  return from_checkpoint(*std::move(checkpoint), options);
+}
+
+Result<Model> Model::from_checkpoint(Checkpoint checkpoint, const ModelOptions& options) {
+  std::pmr::memory_resource* resource = detail::resource_of(options);
   const simd::Kernels* kernels = simd::select_kernels(options.simd_targets);
   if (kernels == nullptr) {
     return Error(ErrorCode::unsupported,
@@ -3615,20 +3685,19 @@ Result<Model> Model::from_bytes(Bytes bytes, const ModelOptions& options) {
   return detail::guard_memory("opening the model", [&]() -> Result<Model> {
     auto data = std::allocate_shared<detail::ModelData>(
         std::pmr::polymorphic_allocator<detail::ModelData>(resource), resource);
-    data->bytes = std::move(bytes);
     data->kernels = kernels;
-    const Result<gguf::File> file = gguf::File::parse(
-        Span<const std::uint8_t>(data->bytes.data(), data->bytes.size()), resource);
-    if (!file) return file.error();
-    const Result<Checkpoint> checkpoint = read_checkpoint(*file, resource);
-    if (!checkpoint) return checkpoint.error();
-    Result<Tokenizer> tokenizer = Tokenizer::create(checkpoint->vocabulary, resource);
+    Result<Tokenizer> tokenizer = Tokenizer::create(checkpoint.vocabulary, resource);
     if (!tokenizer) return tokenizer.error();
     data->tokenizer.emplace(*std::move(tokenizer));
-    Result<Weights> weights = Weights::create(*checkpoint, *kernels, resource);
+    Result<Weights> weights = Weights::create(checkpoint, *kernels, resource);
     if (!weights) return weights.error();
     data->weights = *std::move(weights);
-    data->config = checkpoint->config;
+    data->config = checkpoint.config;
+    if (options.sliding_window) data->config.sliding_window = *options.sliding_window;
+    data->chat_format = options.chat_format
+                            ? *options.chat_format
+                            : detect_chat_format(*data->tokenizer, checkpoint.chat_template);
+    for (Bytes& file : checkpoint.files) data->files.push_back(std::move(file));
 
     const Config& config = data->config;
     data->rope_frequencies.resize(config.head_size / 2);
@@ -3647,6 +3716,8 @@ Result<Model> Model::from_bytes(Bytes bytes, const ModelOptions& options) {
 
 const Config& Model::config() const noexcept { return data_->config; }
 const Tokenizer& Model::tokenizer() const noexcept { return *data_->tokenizer; }
+ChatFormat Model::chat_format() const noexcept { return data_->chat_format; }
+
 std::uint64_t Model::n_parameters() const noexcept { return data_->weights.n_parameters; }
 std::uint64_t Model::n_active_parameters() const noexcept {
   return data_->weights.n_active_parameters;
@@ -3740,15 +3811,19 @@ void multiply_chunk(const simd::Kernels& kernels, const simd::Matrix& w, std::si
 
 namespace mixtral::detail {
 
-// float32 [layer][kv head][position][head_size], keys and values apart; positions are dense, so one
-// head's past is one contiguous stream.
+// float32 [layer][kv head][slot][head_size], keys and values apart, so that one head's past is one
+// contiguous stream. Position p is in slot p modulo the number of slots, which is a multiple of
+// simd::kAttentionBlock: a block of positions never wraps.
 class KvCache {
  public:
-  void take(Slab& slab, const Config& config, std::size_t n_positions) {
+  // For `n_positions` in all, of which the last n_live must be there at once.
+  void take(Slab& slab, const Config& config, std::size_t n_positions, std::size_t n_live) {
+    constexpr std::size_t kBlock = simd::kAttentionBlock;
     n_kv_heads_ = config.n_kv_heads;
     head_size_ = config.head_size;
-    n_positions_ = n_positions;
-    const std::size_t size = std::size_t{config.n_layers} * config.kv_dim() * n_positions;
+    n_slots_ = n_live < n_positions ? n_live : n_positions;
+    n_slots_ = (n_slots_ + kBlock - 1) / kBlock * kBlock;
+    const std::size_t size = std::size_t{config.n_layers} * config.kv_dim() * n_slots_;
     keys_ = slab.take<float>(size);
     values_ = slab.take<float>(size);
   }
@@ -3760,14 +3835,19 @@ class KvCache {
     return values_ + index(layer, head, position);
   }
 
+  // All slots of one head.
+  simd::KeysAndValues head(std::size_t layer, std::size_t head) const noexcept {
+    return {key(layer, head, 0), value(layer, head, 0), head_size_, n_slots_};
+  }
+
  private:
   std::size_t index(std::size_t layer, std::size_t head, std::size_t position) const noexcept {
-    return ((layer * n_kv_heads_ + head) * n_positions_ + position) * head_size_;
+    return ((layer * n_kv_heads_ + head) * n_slots_ + position % n_slots_) * head_size_;
   }
 
   std::size_t n_kv_heads_ = 0;
   std::size_t head_size_ = 0;
-  std::size_t n_positions_ = 0;
+  std::size_t n_slots_ = 0;
   float* keys_ = nullptr;
   float* values_ = nullptr;
 };
@@ -4002,8 +4082,8 @@ class ForwardPass {
 
   void embed(std::size_t row) const {
     const Config& config = model_->config;
-    kernels().decode_row(model_->weights.token_embedding,
-                         static_cast<std::size_t>(rows_[row].token), x(row));
+    kernels().decode_rows(model_->weights.token_embedding,
+                          static_cast<std::size_t>(rows_[row].token), 1, x(row));
     for (std::size_t i = 0; i < config.head_size / 2; ++i) {
       const double angle = rows_[row].position * model_->rope_frequencies[i];
       const auto cosine = static_cast<float>(std::cos(angle));
@@ -4031,11 +4111,24 @@ class ForwardPass {
       offset += w->rows;
       w = after;
     }
+    const bool halves = model_->config.head_order == HeadOrder::halves && w != &layer().wv;
     multiply_chunk(
         kernels(), *w, chunk, normed_, n_rows_, [](std::size_t t) { return t; },
         [&](std::size_t t, std::size_t first, const float* values, std::size_t n) {
-          std::memcpy(qkv_row(t) + offset + first, values, n * sizeof(float));
+          float* out = qkv_row(t) + offset;
+          if (!halves) {
+            std::memcpy(out + first, values, n * sizeof(float));
+            return;
+          }
+          for (std::size_t i = 0; i < n; ++i) out[interleaved_row(first + i)] = values[i];
         });
+  }
+
+  // Where row `row` of a wq or wk in the order HeadOrder::halves belongs.
+  std::size_t interleaved_row(std::size_t row) const noexcept {
+    const std::size_t size = model_->config.head_size;
+    const std::size_t i = row % size;
+    return row - i + (i < size / 2 ? 2 * i : 2 * (i - size / 2) + 1);
   }
 
   void rotate_and_cache(std::size_t row) const {
@@ -4063,12 +4156,14 @@ class ForwardPass {
     const std::size_t kv_head = chunk % config.n_kv_heads;
     const std::size_t group = config.n_heads / config.n_kv_heads;
     const std::size_t size = config.head_size;
-    const PassRow& info = rows_[row];
+    const std::size_t end = std::size_t{rows_[row].position} + 1;
+    const std::size_t window = config.sliding_window;
+    const std::size_t first = window == 0 || end <= window ? 0 : end - window;
+    const simd::KeysAndValues past = rows_[row].cache->head(layer_, kv_head);
     const float scale = 1.0f / std::sqrt(static_cast<float>(size));
     for (std::size_t h = kv_head * group; h < (kv_head + 1) * group; ++h) {
-      kernels().attend(qkv_row(row) + h * size, info.cache->key(layer_, kv_head, 0),
-                       info.cache->value(layer_, kv_head, 0), size, std::size_t{info.position} + 1,
-                       size, scale, attention_.row(row) + h * size);
+      kernels().attend(qkv_row(row) + h * size, past, first, end, size, scale,
+                       attention_.row(row) + h * size);
     }
   }
 
@@ -4230,7 +4325,10 @@ struct Session::Impl {
   // Lays out all memory; with an empty slab this only measures.
   void take(detail::Slab& from) {
     history = from.take<Token>(context);
-    cache.take(from, data().config, context);
+    const std::uint32_t window = data().config.sliding_window;
+    // With a window, a token's and those of the rest of its pass.
+    cache.take(from, data().config, context,
+               window == 0 ? context : std::size_t{window} + batch - 1);
     pass.take(from, data(), batch);
   }
 
@@ -4369,7 +4467,7 @@ Status Session::append(Span<const Token> tokens) { return impl_->append(tokens);
 
 Status Session::append(Token token) { return impl_->append(Span<const Token>(&token, 1)); }
 
-Status Session::append_chat(Span<const Message> messages, ChatOptions options) {
+Status Session::append_chat(Span<const Message> messages, const ChatOptions& options) {
   return detail::guard_memory("appending a chat", [&]() -> Status {
     Turn turn = impl_->turn;
     // A session that began with plain text has its BOS already.
@@ -4380,10 +4478,12 @@ Status Session::append_chat(Span<const Message> messages, ChatOptions options) {
       turn = Turn::question;
     }
     std::pmr::vector<Token> tokens(impl_->resource());
-    MIXTRAL_RETURN_IF_ERROR(encode_chat(model().tokenizer(), messages, options, turn, tokens));
+    MIXTRAL_RETURN_IF_ERROR(
+        encode_chat(model().tokenizer(), model().chat_format(), messages, options, turn, tokens));
     MIXTRAL_RETURN_IF_ERROR(impl_->append(Span<const Token>(tokens.data(), tokens.size())));
     impl_->turn = turn;
-    if (messages[messages.size() - 1].role == "user") impl_->answer_begin = impl_->n_tokens;
+    const std::string_view last = messages[messages.size() - 1].role;
+    if (last == "user" || last == "tool") impl_->answer_begin = impl_->n_tokens;
     return {};
   });
 }
@@ -5024,6 +5124,463 @@ const Tensor* File::find_tensor(std::string_view name) const noexcept {
 }
 
 }  // namespace mixtral::gguf
+// From a GGUF directory to a checkpoint: which key and which tensor name means what.
+
+#include <charconv>
+
+namespace mixtral {
+
+namespace detail {
+
+// Typed access to metadata with errors that name the key.
+class GgufKeys {
+ public:
+  explicit GgufKeys(const gguf::File& file) noexcept : file_(file) {}
+
+  // Leaves `value` alone if the key is absent and not required.
+  Status read_uint(const char* key, bool required, std::uint32_t low, std::uint32_t high,
+                   std::uint32_t& value) const {
+    const gguf::Value* found = file_.find(key);
+    if (found == nullptr) return required ? missing(key) : Status();
+    const auto number = found->as_uint();
+    if (!number) return wrong_type(key, "a non-negative integer", *found);
+    if (*number < low || *number > high) {
+      return Error(ErrorCode::bad_format, "metadata key '%s' is %llu; expected %u to %u", key,
+                   static_cast<unsigned long long>(*number), static_cast<unsigned>(low),
+                   static_cast<unsigned>(high));
+    }
+    value = static_cast<std::uint32_t>(*number);
+    return {};
+  }
+
+  Status read_float(const char* key, bool required, double low, double high, float& value) const {
+    const gguf::Value* found = file_.find(key);
+    if (found == nullptr) return required ? missing(key) : Status();
+    const auto number = found->as_double();
+    if (!number) return wrong_type(key, "a number", *found);
+    if (!(*number >= low && *number <= high)) {
+      return Error(ErrorCode::bad_format, "metadata key '%s' is %g; expected %g to %g", key,
+                   *number, low, high);
+    }
+    value = static_cast<float>(*number);
+    return {};
+  }
+
+  Status read_bool(const char* key, bool& value) const {
+    const gguf::Value* found = file_.find(key);
+    if (found == nullptr) return {};
+    const auto flag = found->as_bool();
+    if (!flag) return wrong_type(key, "a bool", *found);
+    value = *flag;
+    return {};
+  }
+
+  Result<std::string_view> read_string(const char* key) const {
+    const gguf::Value* found = file_.find(key);
+    if (found == nullptr) return missing(key);
+    const auto text = found->as_string();
+    if (!text) return wrong_type(key, "a string", *found);
+    return *text;
+  }
+
+  // An array of `count` elements, or of any number if that is 0.
+  Result<const gguf::Value*> find_array(const char* key, bool required, std::uint64_t count) const {
+    const gguf::Value* found = file_.find(key);
+    if (found == nullptr) {
+      if (required) return missing(key);
+      return found;
+    }
+    if (found->type() != gguf::ValueType::array) return wrong_type(key, "an array", *found);
+    if (count != 0 && found->size() != count) {
+      return Error(ErrorCode::bad_format, "metadata key '%s' has %llu elements; expected %llu", key,
+                   static_cast<unsigned long long>(found->size()),
+                   static_cast<unsigned long long>(count));
+    }
+    return found;
+  }
+
+  static Error missing(const char* key) {
+    return Error(
+        ErrorCode::bad_format,
+        "metadata key '%s' is missing; the file is incomplete or holds another kind of model", key);
+  }
+  static Error wrong_type(const char* key, const char* expected, const gguf::Value& found) {
+    return Error(ErrorCode::bad_format, "metadata key '%s': expected %s, found %s", key, expected,
+                 gguf::value_type_name(found.type()));
+  }
+
+ private:
+  const gguf::File& file_;
+};
+
+inline Status read_config(const gguf::File& file, Config& config) {
+  const GgufKeys keys(file);
+  const Result<std::string_view> architecture = keys.read_string("general.architecture");
+  if (!architecture) return architecture.error();
+  if (*architecture != "llama") {
+    return Error(
+        ErrorCode::unsupported,
+        "general.architecture is '%.*s'; expected 'llama', which Mixtral, Mistral and Llama 2 "
+        "files have",
+        static_cast<int>(std::min<std::size_t>(architecture->size(), 60)), architecture->data());
+  }
+  // The same limits as in check_config(), here with the key in the error.
+  constexpr std::uint32_t kAny = std::numeric_limits<std::uint32_t>::max();
+  MIXTRAL_RETURN_IF_ERROR(keys.read_uint("llama.embedding_length", true, 1, 1u << 20, config.dim));
+  MIXTRAL_RETURN_IF_ERROR(keys.read_uint("llama.block_count", true, 1, kAny, config.n_layers));
+  MIXTRAL_RETURN_IF_ERROR(
+      keys.read_uint("llama.feed_forward_length", true, 1, kAny, config.hidden_dim));
+  MIXTRAL_RETURN_IF_ERROR(
+      keys.read_uint("llama.attention.head_count", true, 1, 65536, config.n_heads));
+  config.n_kv_heads = config.n_heads;
+  MIXTRAL_RETURN_IF_ERROR(
+      keys.read_uint("llama.attention.head_count_kv", false, 1, config.n_heads, config.n_kv_heads));
+  if (config.n_heads % config.n_kv_heads != 0) {
+    return Error(ErrorCode::bad_format,
+                 "llama.attention.head_count is %u, not a multiple of head_count_kv, %u",
+                 static_cast<unsigned>(config.n_heads), static_cast<unsigned>(config.n_kv_heads));
+  }
+  config.head_size = config.dim / config.n_heads;
+  MIXTRAL_RETURN_IF_ERROR(
+      keys.read_uint("llama.attention.key_length", false, 1, kAny, config.head_size));
+  for (const char* key : {"llama.attention.value_length", "llama.rope.dimension_count"}) {
+    std::uint32_t size = config.head_size;
+    MIXTRAL_RETURN_IF_ERROR(keys.read_uint(key, false, 1, 65536, size));
+    if (size != config.head_size) {
+      return Error(ErrorCode::unsupported, "%s is %u; expected the head size, %u", key,
+                   static_cast<unsigned>(size), static_cast<unsigned>(config.head_size));
+    }
+  }
+  std::uint32_t n_experts = 0;
+  MIXTRAL_RETURN_IF_ERROR(keys.read_uint("llama.expert_count", false, 0, kAny, n_experts));
+  if (n_experts > 1) {
+    config.n_experts = n_experts;
+    MIXTRAL_RETURN_IF_ERROR(keys.read_uint("llama.expert_used_count", true, 1,
+                                           std::min(n_experts, 64u), config.n_experts_used));
+  }
+  MIXTRAL_RETURN_IF_ERROR(
+      keys.read_uint("llama.context_length", true, 1, kAny, config.context_length));
+  MIXTRAL_RETURN_IF_ERROR(
+      keys.read_float("llama.rope.freq_base", false, 1.0, 1e12, config.rope_theta));
+  MIXTRAL_RETURN_IF_ERROR(keys.read_float("llama.attention.layer_norm_rms_epsilon", true, 0.0, 1.0,
+                                          config.norm_epsilon));
+  MIXTRAL_RETURN_IF_ERROR(
+      keys.read_uint("llama.attention.sliding_window", false, 0, kAny, config.sliding_window));
+  if (file.find("llama.rope.scaling.type") != nullptr) {
+    const Result<std::string_view> scaling = keys.read_string("llama.rope.scaling.type");
+    if (!scaling) return scaling.error();
+    if (*scaling == "linear") {
+      float factor = 1.0f;
+      MIXTRAL_RETURN_IF_ERROR(
+          keys.read_float("llama.rope.scaling.factor", true, 1e-3, 1e6, factor));
+      config.rope_scale = 1.0f / factor;
+    } else if (*scaling != "none") {
+      return Error(ErrorCode::unsupported,
+                   "llama.rope.scaling.type is '%.*s'; 'none' and 'linear' are supported",
+                   static_cast<int>(std::min<std::size_t>(scaling->size(), 40)), scaling->data());
+    }
+  }
+  return {};
+}
+
+inline Status read_vocabulary(const gguf::File& file, Vocabulary& vocabulary) {
+  const GgufKeys keys(file);
+  const Result<std::string_view> model = keys.read_string("tokenizer.ggml.model");
+  if (!model) return model.error();
+  if (*model != "llama") {
+    return Error(ErrorCode::unsupported,
+                 "tokenizer.ggml.model is '%.*s'; expected 'llama' (SentencePiece BPE)",
+                 static_cast<int>(std::min<std::size_t>(model->size(), 40)), model->data());
+  }
+  const auto tokens = keys.find_array("tokenizer.ggml.tokens", true, 0);
+  if (!tokens) return tokens.error();
+  const std::uint64_t n = (*tokens)->size();
+  const auto scores = keys.find_array("tokenizer.ggml.scores", true, n);
+  if (!scores) return scores.error();
+  const auto types = keys.find_array("tokenizer.ggml.token_type", true, n);
+  if (!types) return types.error();
+  const auto wrong_element = [](const char* key, const char* expected, const gguf::Value& array) {
+    return Error(ErrorCode::bad_format,
+                 "metadata key '%s': expected an array of %s, found one of %s", key, expected,
+                 gguf::value_type_name(array.element_type()));
+  };
+  if ((*tokens)->element_type() != gguf::ValueType::string) {
+    return wrong_element("tokenizer.ggml.tokens", "strings", **tokens);
+  }
+  if ((*scores)->element_type() != gguf::ValueType::f32) {
+    return wrong_element("tokenizer.ggml.scores", "f32", **scores);
+  }
+  if ((*types)->element_type() != gguf::ValueType::i32 &&
+      (*types)->element_type() != gguf::ValueType::u32) {
+    return wrong_element("tokenizer.ggml.token_type", "i32", **types);
+  }
+  vocabulary.pieces.resize(static_cast<std::size_t>(n));
+  (*tokens)->for_each([&](std::uint64_t i, const gguf::Value& value) {
+    vocabulary.pieces[static_cast<std::size_t>(i)].text = *value.as_string();
+    return true;
+  });
+  (*scores)->for_each([&](std::uint64_t i, const gguf::Value& value) {
+    vocabulary.pieces[static_cast<std::size_t>(i)].score = static_cast<float>(*value.as_double());
+    return true;
+  });
+  std::uint64_t bad_type_at = n;
+  (*types)->for_each([&](std::uint64_t i, const gguf::Value& value) {
+    const auto type = value.as_uint();
+    if (!type || *type < 1 || *type > 6) {
+      bad_type_at = i;
+      return false;
+    }
+    vocabulary.pieces[static_cast<std::size_t>(i)].type = static_cast<PieceType>(*type);
+    return true;
+  });
+  if (bad_type_at != n) {
+    return Error(ErrorCode::bad_format, "tokenizer.ggml.token_type[%llu] is not one of 1 to 6",
+                 static_cast<unsigned long long>(bad_type_at));
+  }
+  const auto read_id = [&](const char* key, Token& id) -> Status {
+    std::uint32_t value = static_cast<std::uint32_t>(id);
+    MIXTRAL_RETURN_IF_ERROR(
+        keys.read_uint(key, false, 0, static_cast<std::uint32_t>(n - 1), value));
+    id = static_cast<Token>(value);
+    return {};
+  };
+  if (n == 0 || n > (1u << 24)) {
+    return Error(ErrorCode::bad_format, "tokenizer.ggml.tokens has %llu pieces",
+                 static_cast<unsigned long long>(n));
+  }
+  MIXTRAL_RETURN_IF_ERROR(read_id("tokenizer.ggml.unknown_token_id", vocabulary.unknown));
+  MIXTRAL_RETURN_IF_ERROR(read_id("tokenizer.ggml.bos_token_id", vocabulary.bos));
+  MIXTRAL_RETURN_IF_ERROR(read_id("tokenizer.ggml.eos_token_id", vocabulary.eos));
+  MIXTRAL_RETURN_IF_ERROR(keys.read_bool("tokenizer.ggml.add_bos_token", vocabulary.add_bos));
+  MIXTRAL_RETURN_IF_ERROR(
+      keys.read_bool("tokenizer.ggml.add_space_prefix", vocabulary.add_dummy_prefix));
+  return keys.read_bool("tokenizer.ggml.remove_extra_whitespaces",
+                        vocabulary.remove_extra_whitespaces);
+}
+
+// Takes "12." off the front of "12.rest".
+inline bool take_number(std::string_view& text, std::uint32_t& number) {
+  const auto result = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (result.ec != std::errc() || result.ptr == text.data() + text.size() || *result.ptr != '.') {
+    return false;
+  }
+  text.remove_prefix(static_cast<std::size_t>(result.ptr - text.data()) + 1);
+  return true;
+}
+
+inline simd::Matrix matrix_of(const gguf::Tensor& tensor) {
+  const BlockFormatInfo& info = *block_format_info(tensor.format);
+  simd::Matrix matrix;
+  matrix.data = tensor.data;
+  matrix.cols = static_cast<std::size_t>(tensor.shape[0]);
+  matrix.rows = static_cast<std::size_t>(tensor.shape[1]);
+  matrix.row_bytes = matrix.cols / info.block_size * info.block_bytes;
+  matrix.format = tensor.format;
+  return matrix;
+}
+
+// Adds the matrix, or the matrices, of one tensor.
+inline Status add_tensor(const gguf::Tensor& tensor, std::pmr::vector<NamedTensor>& tensors) {
+  struct Name {
+    std::string_view name;
+    Role role;
+  };
+  static constexpr Name kGlobal[] = {{"token_embd.weight", Role::token_embedding},
+                                     {"output_norm.weight", Role::output_norm},
+                                     {"output.weight", Role::output},
+                                     {"rope_freqs.weight", Role::rope_factors}};
+  static constexpr Name kLayer[] = {{"attn_norm.weight", Role::attention_norm},
+                                    {"attn_q.weight", Role::wq},
+                                    {"attn_k.weight", Role::wk},
+                                    {"attn_v.weight", Role::wv},
+                                    {"attn_output.weight", Role::wo},
+                                    {"ffn_norm.weight", Role::ffn_norm},
+                                    {"ffn_gate_inp.weight", Role::router}};
+  static constexpr Name kExpert[] = {
+      {"ffn_gate", Role::w1}, {"ffn_down", Role::w2}, {"ffn_up", Role::w3}};
+
+  const auto add = [&](Role role, std::uint32_t layer, std::uint32_t expert,
+                       const simd::Matrix& matrix) -> Status {
+    tensors.push_back({role, layer, expert, matrix, tensor.name});
+    return {};
+  };
+  std::string_view name = tensor.name;
+  const auto unexpected_dims = [&](std::uint32_t expected) {
+    return Error(ErrorCode::bad_format, "tensor '%.*s' has %u dimensions; expected %u",
+                 static_cast<int>(std::min<std::size_t>(tensor.name.size(), 80)),
+                 tensor.name.data(), static_cast<unsigned>(tensor.n_dims),
+                 static_cast<unsigned>(expected));
+  };
+  for (const Name& known : kGlobal) {
+    if (name != known.name) continue;
+    if (tensor.n_dims > 2) return unexpected_dims(2);
+    return add(known.role, 0, 0, matrix_of(tensor));
+  }
+  std::uint32_t layer = 0;
+  if (name.substr(0, 4) == "blk.") {
+    name.remove_prefix(4);
+    if (take_number(name, layer)) {
+      if (name == "attn_rot_embd.weight") return {};  // of old converters; follows from rope_theta
+      for (const Name& known : kLayer) {
+        if (name != known.name) continue;
+        if (tensor.n_dims > 2) return unexpected_dims(2);
+        return add(known.role, layer, 0, matrix_of(tensor));
+      }
+      for (const Name& known : kExpert) {
+        if (name.substr(0, known.name.size()) != known.name) continue;
+        std::string_view rest = name.substr(known.name.size());
+        simd::Matrix matrix = matrix_of(tensor);
+        if (rest == "_exps.weight") {  // all experts in one tensor
+          if (tensor.n_dims != 3) return unexpected_dims(3);
+          if (tensor.shape[2] > 4096) {
+            return Error(ErrorCode::bad_format, "tensor '%.*s' holds %llu experts; at most 4096",
+                         static_cast<int>(std::min<std::size_t>(tensor.name.size(), 80)),
+                         tensor.name.data(), static_cast<unsigned long long>(tensor.shape[2]));
+          }
+          for (std::uint32_t e = 0; e < tensor.shape[2]; ++e) {
+            MIXTRAL_RETURN_IF_ERROR(add(known.role, layer, e, matrix));
+            matrix.data += matrix.rows * matrix.row_bytes;
+          }
+          return {};
+        }
+        if (tensor.n_dims > 2) return unexpected_dims(2);
+        if (rest == ".weight") return add(known.role, layer, 0, matrix);  // dense
+        std::uint32_t expert = 0;
+        if (!rest.empty() && rest.front() == '.') {
+          rest.remove_prefix(1);
+          if (take_number(rest, expert) && rest == "weight") {  // the early layout
+            return add(known.role, layer, expert, matrix);
+          }
+        }
+      }
+    }
+  }
+  return Error(
+      ErrorCode::unsupported,
+      "tensor '%.*s' is not part of a Mixtral, Mistral or Llama 2 model; running without it "
+      "would give wrong results",
+      static_cast<int>(std::min<std::size_t>(tensor.name.size(), 80)), tensor.name.data());
+}
+
+}  // namespace detail
+
+namespace detail {
+
+constexpr std::string_view kFirstPartEnd = "-00001-of-";
+
+// The path of part `number`, from 1, of the file in parts whose first part is at `first`;
+// empty if `first` is not named as such.
+inline std::pmr::string part_path(std::string_view first, std::size_t number,
+                                  std::pmr::memory_resource* resource) {
+  std::pmr::string path(first, resource);
+  const std::size_t at = path.rfind(kFirstPartEnd);
+  if (at == std::string::npos) return std::pmr::string(resource);
+  char digits[24];
+  std::snprintf(digits, sizeof digits, "-%05zu", number);
+  path.replace(at, 6, digits);
+  return path;
+}
+
+// How many parts a file says it has, and which one it is, from 0.
+struct SplitInfo {
+  std::uint32_t count = 1;
+  std::uint32_t number = 0;
+};
+
+inline Result<SplitInfo> read_split(const gguf::File& file) {
+  const GgufKeys keys(file);
+  SplitInfo split;
+  MIXTRAL_RETURN_IF_ERROR(keys.read_uint("split.count", false, 1, 65535, split.count));
+  MIXTRAL_RETURN_IF_ERROR(keys.read_uint("split.no", false, 0, split.count - 1, split.number));
+  return split;
+}
+
+inline Result<gguf::File> parse_part(const Bytes& bytes, std::pmr::memory_resource* resource) {
+  return gguf::File::parse(Span<const std::uint8_t>(bytes.data(), bytes.size()), resource);
+}
+
+}  // namespace detail
+
+Result<Checkpoint> read_gguf(Span<Bytes> parts, std::pmr::memory_resource* resource) {
+  return detail::guard_memory("reading the GGUF file", [&]() -> Result<Checkpoint> {
+    Checkpoint checkpoint(resource);
+    std::uint32_t n_tensors = 0;  // in all parts, if the first one tells
+    std::size_t n_found = 0;
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+      const Result<gguf::File> file = detail::parse_part(parts[i], resource);
+      if (!file) return file.error();
+      const auto split = detail::read_split(*file);
+      if (!split) return split.error();
+      if (split->count != parts.size() || split->number != i) {
+        return Error(ErrorCode::bad_format,
+                     "this is part %u of %u of a GGUF file, given as part %zu of %zu; open the "
+                     "first part by its path, with the others beside it",
+                     static_cast<unsigned>(split->number) + 1, static_cast<unsigned>(split->count),
+                     i + 1, parts.size());
+      }
+      if (i == 0) {
+        MIXTRAL_RETURN_IF_ERROR(detail::read_config(*file, checkpoint.config));
+        MIXTRAL_RETURN_IF_ERROR(detail::read_vocabulary(*file, checkpoint.vocabulary));
+        checkpoint.config.vocab_size =
+            static_cast<std::uint32_t>(checkpoint.vocabulary.pieces.size());
+        MIXTRAL_RETURN_IF_ERROR(check_config(checkpoint.config, "GGUF metadata"));
+        if (const gguf::Value* text = file->find("tokenizer.chat_template")) {
+          checkpoint.chat_template = text->as_string().value_or(std::string_view());
+        }
+        MIXTRAL_RETURN_IF_ERROR(detail::GgufKeys(*file).read_uint("split.tensors.count", false, 0,
+                                                                  1u << 30, n_tensors));
+      }
+      for (const gguf::Tensor& tensor : file->tensors()) {
+        MIXTRAL_RETURN_IF_ERROR(detail::add_tensor(tensor, checkpoint.tensors));
+      }
+      n_found += file->tensors().size();
+    }
+    if (n_tensors != 0 && n_found != n_tensors) {
+      return Error(ErrorCode::bad_format,
+                   "metadata key 'split.tensors.count' is %u, but the %zu parts have %zu tensors",
+                   static_cast<unsigned>(n_tensors), parts.size(), n_found);
+    }
+    for (Bytes& bytes : parts) checkpoint.files.push_back(std::move(bytes));
+    return checkpoint;
+  });
+}
+
+Result<Checkpoint> open_gguf(const char* path, std::pmr::memory_resource* resource) {
+  const auto fail = [&](const Error& error) {
+    return Error(error.code(), "'%s': %s", path, error.message());
+  };
+  return detail::guard_memory("reading the GGUF file", [&]() -> Result<Checkpoint> {
+    std::pmr::vector<Bytes> parts(resource);
+    Result<Bytes> first = Bytes::map_file(path);
+    if (!first) return first.error();
+    parts.push_back(*std::move(first));
+    std::size_t count;
+    {
+      const Result<gguf::File> file = detail::parse_part(parts[0], resource);
+      if (!file) return fail(file.error());
+      const auto split = detail::read_split(*file);
+      if (!split) return fail(split.error());
+      count = split->number == 0 ? split->count : 1;  // of a later part, read_gguf says so
+    }
+    for (std::size_t i = 1; i < count; ++i) {
+      const std::pmr::string name = detail::part_path(path, i + 1, resource);
+      if (name.empty()) {
+        return fail(Error(ErrorCode::bad_format,
+                          "the file has %zu parts, but is not named NAME-00001-of-%05zu.gguf, so "
+                          "that the others could be found",
+                          count, count));
+      }
+      Result<Bytes> part = Bytes::map_file(name.c_str());
+      if (!part) return part.error();
+      parts.push_back(*std::move(part));
+    }
+    Result<Checkpoint> checkpoint = read_gguf(Span<Bytes>(parts), resource);
+    if (!checkpoint) return fail(checkpoint.error());
+    return checkpoint;
+  });
+}
+
+}  // namespace mixtral
 
 #include <algorithm>
 #include <cmath>
@@ -5360,34 +5917,38 @@ inline Status read_normalizer_spec(std::string_view message, Vocabulary& vocabul
   return {};
 }
 
+// The vocabulary of a tokenizer.model file; points into its bytes.
+inline Status read_sentencepiece(Span<const std::uint8_t> bytes, Vocabulary& vocabulary) {
+  vocabulary.remove_extra_whitespaces = true;  // the proto's default
+  bool has_trainer_spec = false;
+  ProtobufReader reader(
+      std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
+  while (reader.next()) {
+    switch (reader.field()) {
+      case 1: MIXTRAL_RETURN_IF_ERROR(read_piece(reader.bytes(), vocabulary)); break;
+      case 2:
+        has_trainer_spec = true;
+        MIXTRAL_RETURN_IF_ERROR(read_trainer_spec(reader.bytes(), vocabulary));
+        break;
+      case 3: MIXTRAL_RETURN_IF_ERROR(read_normalizer_spec(reader.bytes(), vocabulary)); break;
+      default: break;
+    }
+  }
+  if (!reader.ok()) return broken_model("the model");
+  if (!has_trainer_spec || vocabulary.pieces.empty()) {
+    return Error(ErrorCode::bad_format,
+                 "tokenizer.model: no pieces or no trainer_spec; is it a SentencePiece model?");
+  }
+  return {};
+}
+
 }  // namespace detail
 
 Result<Tokenizer> Tokenizer::from_sentencepiece(Span<const std::uint8_t> bytes,
                                                 std::pmr::memory_resource* resource) {
   return detail::guard_memory("reading tokenizer.model", [&]() -> Result<Tokenizer> {
     Vocabulary vocabulary(resource);
-    vocabulary.remove_extra_whitespaces = true;  // the proto's default
-    bool has_trainer_spec = false;
-    detail::ProtobufReader reader(
-        std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
-    while (reader.next()) {
-      switch (reader.field()) {
-        case 1: MIXTRAL_RETURN_IF_ERROR(detail::read_piece(reader.bytes(), vocabulary)); break;
-        case 2:
-          has_trainer_spec = true;
-          MIXTRAL_RETURN_IF_ERROR(detail::read_trainer_spec(reader.bytes(), vocabulary));
-          break;
-        case 3:
-          MIXTRAL_RETURN_IF_ERROR(detail::read_normalizer_spec(reader.bytes(), vocabulary));
-          break;
-        default: break;
-      }
-    }
-    if (!reader.ok()) return detail::broken_model("the model");
-    if (!has_trainer_spec || vocabulary.pieces.empty()) {
-      return Error(ErrorCode::bad_format,
-                   "tokenizer.model: no pieces or no trainer_spec; is it a SentencePiece model?");
-    }
+    MIXTRAL_RETURN_IF_ERROR(detail::read_sentencepiece(bytes, vocabulary));
     return create(vocabulary, resource);
   });
 }
@@ -5554,7 +6115,9 @@ Result<Tokenizer> Tokenizer::create(const Vocabulary& vocabulary,
                                     std::pmr::memory_resource* resource) {
   return detail::guard_memory("building the tokenizer", [&]() -> Result<Tokenizer> {
     const auto& pieces = vocabulary.pieces;
-    if (pieces.empty() || pieces.size() > (std::size_t{1} << 24)) {
+    // Ranks of merges are compared as float32 scores and must be exact there.
+    constexpr std::size_t kMaxPieces = std::size_t{1} << 24;
+    if (pieces.empty() || pieces.size() > kMaxPieces) {
       return Error(ErrorCode::bad_format, "a vocabulary of %zu pieces", pieces.size());
     }
     Tokenizer result(resource);
@@ -5614,6 +6177,20 @@ Result<Tokenizer> Tokenizer::create(const Vocabulary& vocabulary,
                    static_cast<int>(n_byte_pieces));
     }
     result.byte_fallback_ = n_byte_pieces == 256;
+    result.merge_ranks_.reserve(vocabulary.merges.size());
+    for (std::size_t i = 0; i < vocabulary.merges.size(); ++i) {
+      const Merge& merge = vocabulary.merges[i];
+      std::pmr::string text(resource);
+      if (result.contains(merge.left) && result.contains(merge.right)) {
+        text.append(result.piece(merge.left).text).append(result.piece(merge.right).text);
+      }
+      if (i > kMaxPieces || result.ids_.find(text) == result.ids_.end()) {
+        return Error(ErrorCode::bad_format, "merge %zu, of pieces %d and %d, gives no piece", i,
+                     static_cast<int>(merge.left), static_cast<int>(merge.right));
+      }
+      result.merge_ranks_.emplace(merge_key(merge.left, merge.right),
+                                  static_cast<std::uint32_t>(i));
+    }
     result.unknown_ = result.contains(vocabulary.unknown) ? vocabulary.unknown : kNoToken;
     result.bos_ = result.contains(vocabulary.bos) ? vocabulary.bos : kNoToken;
     result.eos_ = result.contains(vocabulary.eos) ? vocabulary.eos : kNoToken;
@@ -5783,13 +6360,25 @@ class Tokenizer::Encoder {
     const std::string_view merged = view(left.begin, length);
     const auto found = tokenizer_.ids_.find(merged);
     if (found == tokenizer_.ids_.end()) return;
-    agenda_.push_back({tokenizer_.pieces_[static_cast<std::size_t>(found->second)].score,
-                       left_index, left.next, length});
+    float score = tokenizer_.pieces_[static_cast<std::size_t>(found->second)].score;
+    if (!tokenizer_.merge_ranks_.empty() && !find_rank(left, right, score)) return;
+    agenda_.push_back({score, left_index, left.next, length});
     std::push_heap(agenda_.begin(), agenda_.end());
     // Unused pieces help merging but are taken apart again at the end.
     if (tokenizer_.has_unused_ && type(found->second) == PieceType::unused) {
       parts_[merged] = {view(left.begin, left.length), view(right.begin, right.length)};
     }
+  }
+
+  // As a score: lower ranks come first.
+  bool find_rank(const Symbol& left, const Symbol& right, float& score) const {
+    const auto left_id = tokenizer_.ids_.find(view(left.begin, left.length));
+    const auto right_id = tokenizer_.ids_.find(view(right.begin, right.length));
+    if (left_id == tokenizer_.ids_.end() || right_id == tokenizer_.ids_.end()) return false;
+    const auto rank = tokenizer_.merge_ranks_.find(merge_key(left_id->second, right_id->second));
+    if (rank == tokenizer_.merge_ranks_.end()) return false;
+    score = -static_cast<float>(rank->second);
+    return true;
   }
 
   void emit(std::string_view piece, bool& after_unknown, std::pmr::vector<Token>& out) {
@@ -6106,7 +6695,7 @@ Result<Weights> Weights::create(const Checkpoint& checkpoint, const simd::Kernel
       const std::uint64_t n = std::uint64_t{tensor.matrix.rows} * tensor.matrix.cols;
       const bool is_expert = tensor.role >= Role::w1;
       weights.n_parameters += n;
-      weights.bytes += std::uint64_t{tensor.matrix.rows} * tensor.matrix.row_bytes;
+      weights.bytes += tensor.matrix.bytes();
       // Of the embedding one row is read, which is not counted, as the field does.
       if (tensor.role != Role::token_embedding && !is_expert) weights.n_active_parameters += n;
       if (is_expert && tensor.expert < config.n_experts_used) weights.n_active_parameters += n;
@@ -6116,7 +6705,7 @@ Result<Weights> Weights::create(const Checkpoint& checkpoint, const simd::Kernel
       }
       const std::size_t begin = weights.floats_.size();
       weights.floats_.resize(begin + tensor.matrix.cols);
-      kernels.decode_row(tensor.matrix, 0, weights.floats_.data() + begin);
+      kernels.decode_rows(tensor.matrix, 0, 1, weights.floats_.data() + begin);
       *place->vector = weights.floats_.data() + begin;
     }
     MIXTRAL_RETURN_IF_ERROR(builder.check_complete());

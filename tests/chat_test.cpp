@@ -14,8 +14,8 @@ std::vector<Token> encode(const mixtral::Tokenizer& tokenizer, const std::vector
   Turn turn = Turn::start;
   mixtral::ChatOptions options;
   options.continue_answer = continue_answer;
-  const auto status =
-      mixtral::encode_chat(tokenizer, {messages.data(), messages.size()}, options, turn, out);
+  const auto status = mixtral::encode_chat(tokenizer, mixtral::ChatFormat::mistral_v1,
+                                           {messages.data(), messages.size()}, options, turn, out);
   REQUIRE_MESSAGE(status, status.error().message());
   return {out.begin(), out.end()};
 }
@@ -77,8 +77,8 @@ TEST_CASE("chat: roles out of order are refused and change nothing") {
   for (const auto& [messages, part] : cases) {
     std::pmr::vector<Token> out = {7};
     Turn turn = Turn::start;
-    const auto status =
-        mixtral::encode_chat(model.tokenizer(), {messages.data(), messages.size()}, {}, turn, out);
+    const auto status = mixtral::encode_chat(model.tokenizer(), model.chat_format(),
+                                             {messages.data(), messages.size()}, {}, turn, out);
     REQUIRE(!status);
     CHECK(status.error().code() == mixtral::ErrorCode::invalid_argument);
     CHECK_MESSAGE(std::string(status.error().message()).find(part) != std::string::npos,

@@ -199,7 +199,7 @@ TEST_CASE("kernels: every block format decodes as its layout says, on every targ
         CAPTURE(std::string(kernels->target));
         std::vector<float> row(cols + 1, -12345.0f);
         for (std::size_t r = 0; r < 3; ++r) {
-          kernels->decode_row(w.matrix, r, row.data());
+          kernels->decode_rows(w.matrix, r, 1, row.data());
           double worst = 0.0;
           for (std::size_t c = 0; c < cols; ++c) {
             const double expected = w.values[r][c];
@@ -225,7 +225,7 @@ TEST_CASE("kernels: half precision is exact for all 65536 values") {
   for (const Kernels* kernels : all_kernels()) {
     CAPTURE(std::string(kernels->target));
     std::vector<float> out(65536);
-    kernels->decode_row(w, 0, out.data());
+    kernels->decode_rows(w, 0, 1, out.data());
     std::size_t wrong = 0;
     for (std::size_t i = 0; i < 65536; ++i) {
       if ((i >> 10 & 31) == 31) {
@@ -416,7 +416,8 @@ TEST_CASE("kernels: attention equals softmax in double, also for large scores") 
     for (const std::size_t head_size : {8u, 18u, 128u}) {
       for (const std::size_t n : {1u, 31u, 32u, 33u, 200u}) {
         const std::size_t stride = head_size + 3;
-        std::vector<float> q(head_size), keys(n * stride), values(n * stride);
+        const std::size_t n_slots = (n + 31) / 32 * 32;
+        std::vector<float> q(head_size), keys(n_slots * stride), values(n_slots * stride);
         for (float& v : q) v = normal(random);
         for (float& v : keys) v = normal(random);
         for (float& v : values) v = normal(random);
@@ -439,8 +440,8 @@ TEST_CASE("kernels: attention equals softmax in double, also for large scores") 
         for (const Kernels* kernels : all_kernels()) {
           CAPTURE(std::string(kernels->target));
           std::vector<float> out(head_size);
-          kernels->attend(q.data(), keys.data(), values.data(), stride, n, head_size,
-                          static_cast<float>(scale), out.data());
+          const mixtral::simd::KeysAndValues past{keys.data(), values.data(), stride, n_slots};
+          kernels->attend(q.data(), past, 0, n, head_size, static_cast<float>(scale), out.data());
           const std::vector<float> reference(expected.begin(), expected.end());
           // Scores of size s are rounded by s * 2^-24, which the exponential magnifies.
           CHECK(max_difference(out, reference) <= (spread > 1.0f ? 2e-1 : 1e-5));

@@ -27,7 +27,8 @@ foreach(header ${MIXTRAL_PUBLIC_HEADERS})
 endforeach()
 add_executable(embedding_host tests/embedding/host.cpp tests/embedding/host_other.cpp
                examples/implementation.cpp ${MIXTRAL_HEADER_UNITS})
-target_link_libraries(embedding_host PRIVATE mixtral::mixtral mixtral_options)
+target_link_libraries(embedding_host PRIVATE mixtral::mixtral nlohmann_json::nlohmann_json
+                      mixtral_options)
 if(NOT MSVC)
   target_compile_options(embedding_host PRIVATE -fno-exceptions -fno-rtti)
 endif()

@@ -3,11 +3,15 @@
 #define MIXTRAL_CHECKPOINT_HPP_
 
 #include <cstdint>
+#include <list>
 #include <memory_resource>
+#include <string>
 #include <vector>
 
+#include "mixtral/bytes.hpp"
+#include "mixtral/chat.hpp"
 #include "mixtral/config.hpp"
-#include "mixtral/gguf.hpp"
+#include "mixtral/error.hpp"
 #include "mixtral/simd/kernels.hpp"
 #include "mixtral/tokenizer.hpp"
 
@@ -41,19 +45,36 @@ struct NamedTensor {
   std::string_view name;  // in the file, for error messages
 };
 
-// Views into the bytes it was read from.
+// A model as a file format has it, before it is checked against its configuration. Owns the bytes
+// that everything in it points into. Move only.
 struct Checkpoint {
   explicit Checkpoint(std::pmr::memory_resource* resource)
-      : vocabulary(resource), tensors(resource) {}
+      : files(resource),
+        vocabulary(resource),
+        names(resource),
+        tensors(resource),
+        chat_template(resource) {}
 
+  std::pmr::vector<Bytes> files;
   Config config;
   Vocabulary vocabulary;
+  std::pmr::list<std::pmr::string> names;  // of tensors, where no file holds them as they are
   std::pmr::vector<NamedTensor> tensors;
+  std::pmr::string chat_template;  // Jinja source, empty if there is none
 };
 
-// Reads the model of a GGUF file (architecture "llama", which covers the whole family).
-// Errors: bad_format or unsupported, naming the key or tensor, what was expected and what was found.
-Result<Checkpoint> read_checkpoint(const gguf::File& file, std::pmr::memory_resource* resource);
+// The GGUF file at `path` (UTF-8), architecture "llama", which covers the whole family. Of a file
+// in several parts (NAME-00001-of-0000N.gguf), give the first; the others are found beside it.
+// Errors: io; bad_format or unsupported, naming the key or tensor, what was expected and what was
+// found; out_of_memory.
+Result<Checkpoint> open_gguf(const char* path, std::pmr::memory_resource* resource);
+
+// The same from bytes: all parts of a file, in order, which are moved from.
+Result<Checkpoint> read_gguf(Span<Bytes> parts, std::pmr::memory_resource* resource);
+
+// True if the numbers in `config` make sense and no product of them overflows; every format's
+// reader asks. `where` names the file in the error (bad_format).
+Status check_config(const Config& config, const char* where);
 
 }  // namespace mixtral
 

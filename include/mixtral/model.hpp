@@ -5,8 +5,11 @@
 #include <cstdint>
 #include <memory>
 #include <memory_resource>
+#include <optional>
 
 #include "mixtral/bytes.hpp"
+#include "mixtral/chat.hpp"
+#include "mixtral/checkpoint.hpp"
 #include "mixtral/config.hpp"
 #include "mixtral/error.hpp"
 #include "mixtral/tokenizer.hpp"
@@ -19,6 +22,10 @@ struct ModelOptions {
   std::pmr::memory_resource* memory = nullptr;
   // Highway target bits to choose from (HWY_AVX2 | HWY_SSE4 ...); 0 means the best there is.
   std::int64_t simd_targets = 0;
+  // Instead of what the file says or implies. GGUF files of Mistral 7B v0.1 do not tell its sliding
+  // window of 4096 tokens; 0 is none.
+  std::optional<ChatFormat> chat_format;
+  std::optional<std::uint32_t> sliding_window;
 };
 
 namespace detail {
@@ -28,15 +35,20 @@ struct ModelData;
 // A handle; copies share the same model, which lives as long as any handle or session.
 class Model {
  public:
-  // Maps the GGUF file at `path` (UTF-8) and checks it; weights are not copied.
+  // Maps the GGUF file at `path` (UTF-8), the first part if it has several, and checks it; weights
+  // are not copied. For other formats than GGUF see mixtral/checkpoints.hpp.
   // Errors: io; bad_format or unsupported, naming the key or tensor; out_of_memory.
   static Result<Model> open(const char* path, const ModelOptions& options = {});
 
   // The same from bytes that the host has: Bytes::view() of memory, Bytes::read_all() by callback.
   static Result<Model> from_bytes(Bytes bytes, const ModelOptions& options = {});
 
+  // From what a reader of any file format gives.
+  static Result<Model> from_checkpoint(Checkpoint checkpoint, const ModelOptions& options = {});
+
   const Config& config() const noexcept;
   const Tokenizer& tokenizer() const noexcept;
+  ChatFormat chat_format() const noexcept;
 
   std::uint64_t n_parameters() const noexcept;
   std::uint64_t n_active_parameters() const noexcept;  // multiplied with one token

@@ -55,8 +55,8 @@ class Session {
   Status append(Span<const Token> tokens);
   Status append(Token token);
   // A conversation, or its next turns; see chat.hpp.
-  Status append_chat(Span<const Message> messages, ChatOptions options = {});
-  Status append_chat(std::initializer_list<Message> messages, ChatOptions options = {}) {
+  Status append_chat(Span<const Message> messages, const ChatOptions& options = {});
+  Status append_chat(std::initializer_list<Message> messages, const ChatOptions& options = {}) {
     return append_chat(Span<const Message>(messages.begin(), messages.size()), options);
   }
 

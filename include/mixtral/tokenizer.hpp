@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstdint>
+#include <list>
 #include <memory_resource>
 #include <string>
 #include <string_view>
@@ -35,11 +36,22 @@ struct Piece {
   PieceType type = PieceType::normal;
 };
 
+// Two pieces whose texts in a row are a third.
+struct Merge {
+  Token left;
+  Token right;
+};
+
 // What a tokenizer is made from; a checkpoint format fills it in.
 struct Vocabulary {
-  explicit Vocabulary(std::pmr::memory_resource* resource) : pieces(resource) {}
+  explicit Vocabulary(std::pmr::memory_resource* resource)
+      : pieces(resource), merges(resource), texts(resource) {}
 
   std::pmr::vector<Piece> pieces;  // by id
+  // The merges of a Hugging Face tokenizer, first ones first; if there are none, pieces are merged
+  // by their scores, as SentencePiece does.
+  std::pmr::vector<Merge> merges;
+  std::pmr::list<std::pmr::string> texts;  // texts of pieces that no file holds as they are
   Token unknown = 0;
   Token bos = 1;
   Token eos = 2;
@@ -107,7 +119,15 @@ class Tokenizer {
   using Ids = std::pmr::unordered_map<std::string_view, Token>;
 
   explicit Tokenizer(std::pmr::memory_resource* resource)
-      : texts_(resource), pieces_(resource), ids_(resource), reserved_ids_(resource) {}
+      : texts_(resource),
+        pieces_(resource),
+        ids_(resource),
+        reserved_ids_(resource),
+        merge_ranks_(resource) {}
+
+  static std::uint64_t merge_key(Token left, Token right) noexcept {
+    return static_cast<std::uint64_t>(left) << 32 | static_cast<std::uint32_t>(right);
+  }
 
   std::string_view text_of(const StoredPiece& piece) const noexcept {
     return std::string_view(texts_.data() + piece.begin, piece.length);
@@ -118,6 +138,7 @@ class Tokenizer {
   std::pmr::vector<StoredPiece> pieces_;
   Ids ids_;           // normal, user-defined and unused pieces
   Ids reserved_ids_;  // unknown, control and byte pieces
+  std::pmr::unordered_map<std::uint64_t, std::uint32_t> merge_ranks_;  // if not by score
   std::array<Token, 256> byte_ids_{};
   std::array<char, 32> unknown_surface_{};
   std::size_t unknown_surface_length_ = 0;

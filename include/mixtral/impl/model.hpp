@@ -13,12 +13,13 @@ namespace detail {
 
 struct ModelData {
   explicit ModelData(std::pmr::memory_resource* memory)
-      : resource(memory), weights(memory), rope_frequencies(memory) {}
+      : resource(memory), files(memory), weights(memory), rope_frequencies(memory) {}
 
   std::pmr::memory_resource* resource;
-  Bytes bytes;
+  std::pmr::vector<Bytes> files;  // which the weights point into
   Config config;
   std::optional<Tokenizer> tokenizer;
+  ChatFormat chat_format = ChatFormat::mistral_v1;
   const simd::Kernels* kernels = nullptr;
   Weights weights;
   std::pmr::vector<double> rope_frequencies;  // [head_size / 2], radians a position
@@ -28,17 +29,35 @@ struct ModelData {
 
 Model::Model(std::shared_ptr<const detail::ModelData> data) noexcept : data_(std::move(data)) {}
 
+namespace detail {
+
+inline std::pmr::memory_resource* resource_of(const ModelOptions& options) noexcept {
+  return options.memory != nullptr ? options.memory : std::pmr::get_default_resource();
+}
+
+// The same error, with the path before it.
+inline Error error_in(const char* path, const Error& error) {
+  return Error(error.code(), "'%s': %s", path, error.message());
+}
+
+}  // namespace detail
+
 Result<Model> Model::open(const char* path, const ModelOptions& options) {
-  Result<Bytes> bytes = Bytes::map_file(path);
-  if (!bytes) return bytes.error();
-  Result<Model> model = from_bytes(*std::move(bytes), options);
-  if (!model) return Error(model.error().code(), "'%s': %s", path, model.error().message());
+  Result<Checkpoint> checkpoint = open_gguf(path, detail::resource_of(options));
+  if (!checkpoint) return checkpoint.error();
+  Result<Model> model = from_checkpoint(*std::move(checkpoint), options);
+  if (!model) return detail::error_in(path, model.error());
   return model;
 }
 
 Result<Model> Model::from_bytes(Bytes bytes, const ModelOptions& options) {
-  std::pmr::memory_resource* resource =
-      options.memory != nullptr ? options.memory : std::pmr::get_default_resource();
+  Result<Checkpoint> checkpoint = read_gguf(Span<Bytes>(&bytes, 1), detail::resource_of(options));
+  if (!checkpoint) return checkpoint.error();
+  return from_checkpoint(*std::move(checkpoint), options);
+}
+
+Result<Model> Model::from_checkpoint(Checkpoint checkpoint, const ModelOptions& options) {
+  std::pmr::memory_resource* resource = detail::resource_of(options);
   const simd::Kernels* kernels = simd::select_kernels(options.simd_targets);
   if (kernels == nullptr) {
     return Error(ErrorCode::unsupported,
@@ -48,20 +67,19 @@ Result<Model> Model::from_bytes(Bytes bytes, const ModelOptions& options) {
   return detail::guard_memory("opening the model", [&]() -> Result<Model> {
     auto data = std::allocate_shared<detail::ModelData>(
         std::pmr::polymorphic_allocator<detail::ModelData>(resource), resource);
-    data->bytes = std::move(bytes);
     data->kernels = kernels;
-    const Result<gguf::File> file = gguf::File::parse(
-        Span<const std::uint8_t>(data->bytes.data(), data->bytes.size()), resource);
-    if (!file) return file.error();
-    const Result<Checkpoint> checkpoint = read_checkpoint(*file, resource);
-    if (!checkpoint) return checkpoint.error();
-    Result<Tokenizer> tokenizer = Tokenizer::create(checkpoint->vocabulary, resource);
+    Result<Tokenizer> tokenizer = Tokenizer::create(checkpoint.vocabulary, resource);
     if (!tokenizer) return tokenizer.error();
     data->tokenizer.emplace(*std::move(tokenizer));
-    Result<Weights> weights = Weights::create(*checkpoint, *kernels, resource);
+    Result<Weights> weights = Weights::create(checkpoint, *kernels, resource);
     if (!weights) return weights.error();
     data->weights = *std::move(weights);
-    data->config = checkpoint->config;
+    data->config = checkpoint.config;
+    if (options.sliding_window) data->config.sliding_window = *options.sliding_window;
+    data->chat_format = options.chat_format
+                            ? *options.chat_format
+                            : detect_chat_format(*data->tokenizer, checkpoint.chat_template);
+    for (Bytes& file : checkpoint.files) data->files.push_back(std::move(file));
 
     const Config& config = data->config;
     data->rope_frequencies.resize(config.head_size / 2);
@@ -80,6 +98,8 @@ Result<Model> Model::from_bytes(Bytes bytes, const ModelOptions& options) {
 
 const Config& Model::config() const noexcept { return data_->config; }
 const Tokenizer& Model::tokenizer() const noexcept { return *data_->tokenizer; }
+ChatFormat Model::chat_format() const noexcept { return data_->chat_format; }
+
 std::uint64_t Model::n_parameters() const noexcept { return data_->weights.n_parameters; }
 std::uint64_t Model::n_active_parameters() const noexcept {
   return data_->weights.n_active_parameters;

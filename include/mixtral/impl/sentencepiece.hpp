@@ -153,34 +153,38 @@ inline Status read_normalizer_spec(std::string_view message, Vocabulary& vocabul
   return {};
 }
 
+// The vocabulary of a tokenizer.model file; points into its bytes.
+inline Status read_sentencepiece(Span<const std::uint8_t> bytes, Vocabulary& vocabulary) {
+  vocabulary.remove_extra_whitespaces = true;  // the proto's default
+  bool has_trainer_spec = false;
+  ProtobufReader reader(
+      std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
+  while (reader.next()) {
+    switch (reader.field()) {
+      case 1: MIXTRAL_RETURN_IF_ERROR(read_piece(reader.bytes(), vocabulary)); break;
+      case 2:
+        has_trainer_spec = true;
+        MIXTRAL_RETURN_IF_ERROR(read_trainer_spec(reader.bytes(), vocabulary));
+        break;
+      case 3: MIXTRAL_RETURN_IF_ERROR(read_normalizer_spec(reader.bytes(), vocabulary)); break;
+      default: break;
+    }
+  }
+  if (!reader.ok()) return broken_model("the model");
+  if (!has_trainer_spec || vocabulary.pieces.empty()) {
+    return Error(ErrorCode::bad_format,
+                 "tokenizer.model: no pieces or no trainer_spec; is it a SentencePiece model?");
+  }
+  return {};
+}
+
 }  // namespace detail
 
 Result<Tokenizer> Tokenizer::from_sentencepiece(Span<const std::uint8_t> bytes,
                                                 std::pmr::memory_resource* resource) {
   return detail::guard_memory("reading tokenizer.model", [&]() -> Result<Tokenizer> {
     Vocabulary vocabulary(resource);
-    vocabulary.remove_extra_whitespaces = true;  // the proto's default
-    bool has_trainer_spec = false;
-    detail::ProtobufReader reader(
-        std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
-    while (reader.next()) {
-      switch (reader.field()) {
-        case 1: MIXTRAL_RETURN_IF_ERROR(detail::read_piece(reader.bytes(), vocabulary)); break;
-        case 2:
-          has_trainer_spec = true;
-          MIXTRAL_RETURN_IF_ERROR(detail::read_trainer_spec(reader.bytes(), vocabulary));
-          break;
-        case 3:
-          MIXTRAL_RETURN_IF_ERROR(detail::read_normalizer_spec(reader.bytes(), vocabulary));
-          break;
-        default: break;
-      }
-    }
-    if (!reader.ok()) return detail::broken_model("the model");
-    if (!has_trainer_spec || vocabulary.pieces.empty()) {
-      return Error(ErrorCode::bad_format,
-                   "tokenizer.model: no pieces or no trainer_spec; is it a SentencePiece model?");
-    }
+    MIXTRAL_RETURN_IF_ERROR(detail::read_sentencepiece(bytes, vocabulary));
     return create(vocabulary, resource);
   });
 }

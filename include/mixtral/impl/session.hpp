@@ -37,7 +37,10 @@ struct Session::Impl {
   // Lays out all memory; with an empty slab this only measures.
   void take(detail::Slab& from) {
     history = from.take<Token>(context);
-    cache.take(from, data().config, context);
+    const std::uint32_t window = data().config.sliding_window;
+    // With a window, a token's and those of the rest of its pass.
+    cache.take(from, data().config, context,
+               window == 0 ? context : std::size_t{window} + batch - 1);
     pass.take(from, data(), batch);
   }
 
@@ -176,7 +179,7 @@ Status Session::append(Span<const Token> tokens) { return impl_->append(tokens);
 
 Status Session::append(Token token) { return impl_->append(Span<const Token>(&token, 1)); }
 
-Status Session::append_chat(Span<const Message> messages, ChatOptions options) {
+Status Session::append_chat(Span<const Message> messages, const ChatOptions& options) {
   return detail::guard_memory("appending a chat", [&]() -> Status {
     Turn turn = impl_->turn;
     // A session that began with plain text has its BOS already.
@@ -187,10 +190,12 @@ Status Session::append_chat(Span<const Message> messages, ChatOptions options) {
       turn = Turn::question;
     }
     std::pmr::vector<Token> tokens(impl_->resource());
-    MIXTRAL_RETURN_IF_ERROR(encode_chat(model().tokenizer(), messages, options, turn, tokens));
+    MIXTRAL_RETURN_IF_ERROR(
+        encode_chat(model().tokenizer(), model().chat_format(), messages, options, turn, tokens));
     MIXTRAL_RETURN_IF_ERROR(impl_->append(Span<const Token>(tokens.data(), tokens.size())));
     impl_->turn = turn;
-    if (messages[messages.size() - 1].role == "user") impl_->answer_begin = impl_->n_tokens;
+    const std::string_view last = messages[messages.size() - 1].role;
+    if (last == "user" || last == "tool") impl_->answer_begin = impl_->n_tokens;
     return {};
   });
 }

@@ -31,7 +31,9 @@ Result<Tokenizer> Tokenizer::create(const Vocabulary& vocabulary,
                                     std::pmr::memory_resource* resource) {
   return detail::guard_memory("building the tokenizer", [&]() -> Result<Tokenizer> {
     const auto& pieces = vocabulary.pieces;
-    if (pieces.empty() || pieces.size() > (std::size_t{1} << 24)) {
+    // Ranks of merges are compared as float32 scores and must be exact there.
+    constexpr std::size_t kMaxPieces = std::size_t{1} << 24;
+    if (pieces.empty() || pieces.size() > kMaxPieces) {
       return Error(ErrorCode::bad_format, "a vocabulary of %zu pieces", pieces.size());
     }
     Tokenizer result(resource);
@@ -91,6 +93,20 @@ Result<Tokenizer> Tokenizer::create(const Vocabulary& vocabulary,
                    static_cast<int>(n_byte_pieces));
     }
     result.byte_fallback_ = n_byte_pieces == 256;
+    result.merge_ranks_.reserve(vocabulary.merges.size());
+    for (std::size_t i = 0; i < vocabulary.merges.size(); ++i) {
+      const Merge& merge = vocabulary.merges[i];
+      std::pmr::string text(resource);
+      if (result.contains(merge.left) && result.contains(merge.right)) {
+        text.append(result.piece(merge.left).text).append(result.piece(merge.right).text);
+      }
+      if (i > kMaxPieces || result.ids_.find(text) == result.ids_.end()) {
+        return Error(ErrorCode::bad_format, "merge %zu, of pieces %d and %d, gives no piece", i,
+                     static_cast<int>(merge.left), static_cast<int>(merge.right));
+      }
+      result.merge_ranks_.emplace(merge_key(merge.left, merge.right),
+                                  static_cast<std::uint32_t>(i));
+    }
     result.unknown_ = result.contains(vocabulary.unknown) ? vocabulary.unknown : kNoToken;
     result.bos_ = result.contains(vocabulary.bos) ? vocabulary.bos : kNoToken;
     result.eos_ = result.contains(vocabulary.eos) ? vocabulary.eos : kNoToken;
@@ -260,13 +276,25 @@ class Tokenizer::Encoder {
     const std::string_view merged = view(left.begin, length);
     const auto found = tokenizer_.ids_.find(merged);
     if (found == tokenizer_.ids_.end()) return;
-    agenda_.push_back({tokenizer_.pieces_[static_cast<std::size_t>(found->second)].score,
-                       left_index, left.next, length});
+    float score = tokenizer_.pieces_[static_cast<std::size_t>(found->second)].score;
+    if (!tokenizer_.merge_ranks_.empty() && !find_rank(left, right, score)) return;
+    agenda_.push_back({score, left_index, left.next, length});
     std::push_heap(agenda_.begin(), agenda_.end());
     // Unused pieces help merging but are taken apart again at the end.
     if (tokenizer_.has_unused_ && type(found->second) == PieceType::unused) {
       parts_[merged] = {view(left.begin, left.length), view(right.begin, right.length)};
     }
+  }
+
+  // As a score: lower ranks come first.
+  bool find_rank(const Symbol& left, const Symbol& right, float& score) const {
+    const auto left_id = tokenizer_.ids_.find(view(left.begin, left.length));
+    const auto right_id = tokenizer_.ids_.find(view(right.begin, right.length));
+    if (left_id == tokenizer_.ids_.end() || right_id == tokenizer_.ids_.end()) return false;
+    const auto rank = tokenizer_.merge_ranks_.find(merge_key(left_id->second, right_id->second));
+    if (rank == tokenizer_.merge_ranks_.end()) return false;
+    score = -static_cast<float>(rank->second);
+    return true;
   }
 
   void emit(std::string_view piece, bool& after_unknown, std::pmr::vector<Token>& out) {

@@ -173,7 +173,7 @@ Result<Weights> Weights::create(const Checkpoint& checkpoint, const simd::Kernel
       const std::uint64_t n = std::uint64_t{tensor.matrix.rows} * tensor.matrix.cols;
       const bool is_expert = tensor.role >= Role::w1;
       weights.n_parameters += n;
-      weights.bytes += std::uint64_t{tensor.matrix.rows} * tensor.matrix.row_bytes;
+      weights.bytes += tensor.matrix.bytes();
       // Of the embedding one row is read, which is not counted, as the field does.
       if (tensor.role != Role::token_embedding && !is_expert) weights.n_active_parameters += n;
       if (is_expert && tensor.expert < config.n_experts_used) weights.n_active_parameters += n;
@@ -183,7 +183,7 @@ Result<Weights> Weights::create(const Checkpoint& checkpoint, const simd::Kernel
       }
       const std::size_t begin = weights.floats_.size();
       weights.floats_.resize(begin + tensor.matrix.cols);
-      kernels.decode_row(tensor.matrix, 0, weights.floats_.data() + begin);
+      kernels.decode_rows(tensor.matrix, 0, 1, weights.floats_.data() + begin);
       *place->vector = weights.floats_.data() + begin;
     }
     MIXTRAL_RETURN_IF_ERROR(builder.check_complete());

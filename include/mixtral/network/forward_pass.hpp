@@ -151,8 +151,8 @@ class ForwardPass {
 
   void embed(std::size_t row) const {
     const Config& config = model_->config;
-    kernels().decode_row(model_->weights.token_embedding,
-                         static_cast<std::size_t>(rows_[row].token), x(row));
+    kernels().decode_rows(model_->weights.token_embedding,
+                          static_cast<std::size_t>(rows_[row].token), 1, x(row));
     for (std::size_t i = 0; i < config.head_size / 2; ++i) {
       const double angle = rows_[row].position * model_->rope_frequencies[i];
       const auto cosine = static_cast<float>(std::cos(angle));
@@ -180,11 +180,24 @@ class ForwardPass {
       offset += w->rows;
       w = after;
     }
+    const bool halves = model_->config.head_order == HeadOrder::halves && w != &layer().wv;
     multiply_chunk(
         kernels(), *w, chunk, normed_, n_rows_, [](std::size_t t) { return t; },
         [&](std::size_t t, std::size_t first, const float* values, std::size_t n) {
-          std::memcpy(qkv_row(t) + offset + first, values, n * sizeof(float));
+          float* out = qkv_row(t) + offset;
+          if (!halves) {
+            std::memcpy(out + first, values, n * sizeof(float));
+            return;
+          }
+          for (std::size_t i = 0; i < n; ++i) out[interleaved_row(first + i)] = values[i];
         });
+  }
+
+  // Where row `row` of a wq or wk in the order HeadOrder::halves belongs.
+  std::size_t interleaved_row(std::size_t row) const noexcept {
+    const std::size_t size = model_->config.head_size;
+    const std::size_t i = row % size;
+    return row - i + (i < size / 2 ? 2 * i : 2 * (i - size / 2) + 1);
   }
 
   void rotate_and_cache(std::size_t row) const {
@@ -212,12 +225,14 @@ class ForwardPass {
     const std::size_t kv_head = chunk % config.n_kv_heads;
     const std::size_t group = config.n_heads / config.n_kv_heads;
     const std::size_t size = config.head_size;
-    const PassRow& info = rows_[row];
+    const std::size_t end = std::size_t{rows_[row].position} + 1;
+    const std::size_t window = config.sliding_window;
+    const std::size_t first = window == 0 || end <= window ? 0 : end - window;
+    const simd::KeysAndValues past = rows_[row].cache->head(layer_, kv_head);
     const float scale = 1.0f / std::sqrt(static_cast<float>(size));
     for (std::size_t h = kv_head * group; h < (kv_head + 1) * group; ++h) {
-      kernels().attend(qkv_row(row) + h * size, info.cache->key(layer_, kv_head, 0),
-                       info.cache->value(layer_, kv_head, 0), size, std::size_t{info.position} + 1,
-                       size, scale, attention_.row(row) + h * size);
+      kernels().attend(qkv_row(row) + h * size, past, first, end, size, scale,
+                       attention_.row(row) + h * size);
     }
   }
 

@@ -6,18 +6,23 @@
 
 #include "mixtral/config.hpp"
 #include "mixtral/impl/slab.hpp"
+#include "mixtral/simd/kernels.hpp"
 
 namespace mixtral::detail {
 
-// float32 [layer][kv head][position][head_size], keys and values apart; positions are dense, so one
-// head's past is one contiguous stream.
+// float32 [layer][kv head][slot][head_size], keys and values apart, so that one head's past is one
+// contiguous stream. Position p is in slot p modulo the number of slots, which is a multiple of
+// simd::kAttentionBlock: a block of positions never wraps.
 class KvCache {
  public:
-  void take(Slab& slab, const Config& config, std::size_t n_positions) {
+  // For `n_positions` in all, of which the last n_live must be there at once.
+  void take(Slab& slab, const Config& config, std::size_t n_positions, std::size_t n_live) {
+    constexpr std::size_t kBlock = simd::kAttentionBlock;
     n_kv_heads_ = config.n_kv_heads;
     head_size_ = config.head_size;
-    n_positions_ = n_positions;
-    const std::size_t size = std::size_t{config.n_layers} * config.kv_dim() * n_positions;
+    n_slots_ = n_live < n_positions ? n_live : n_positions;
+    n_slots_ = (n_slots_ + kBlock - 1) / kBlock * kBlock;
+    const std::size_t size = std::size_t{config.n_layers} * config.kv_dim() * n_slots_;
     keys_ = slab.take<float>(size);
     values_ = slab.take<float>(size);
   }
@@ -29,14 +34,19 @@ class KvCache {
     return values_ + index(layer, head, position);
   }
 
+  // All slots of one head.
+  simd::KeysAndValues head(std::size_t layer, std::size_t head) const noexcept {
+    return {key(layer, head, 0), value(layer, head, 0), head_size_, n_slots_};
+  }
+
  private:
   std::size_t index(std::size_t layer, std::size_t head, std::size_t position) const noexcept {
-    return ((layer * n_kv_heads_ + head) * n_positions_ + position) * head_size_;
+    return ((layer * n_kv_heads_ + head) * n_slots_ + position % n_slots_) * head_size_;
   }
 
   std::size_t n_kv_heads_ = 0;
   std::size_t head_size_ = 0;
-  std::size_t n_positions_ = 0;
+  std::size_t n_slots_ = 0;
   float* keys_ = nullptr;
   float* values_ = nullptr;
 };

@@ -105,20 +105,24 @@ void add_scaled(float a, const float* x, std::size_t n, float* y) {
   });
 }
 
-void attend(const float* q, const float* keys, const float* values, std::size_t stride,
-            std::size_t n_positions, std::size_t head_size, float scale, float* out) {
-  constexpr std::size_t kBlock = 32;
+void attend(const float* q, const KeysAndValues& past, std::size_t first, std::size_t end,
+            std::size_t head_size, float scale, float* out) {
+  constexpr std::size_t kBlock = kAttentionBlock;
   const DF df;
   const std::size_t lanes = hn::Lanes(df);
+  const std::size_t stride = past.stride;
   HWY_ALIGN float scores[kBlock];
   float running_max = -std::numeric_limits<float>::infinity();
   float running_sum = 0.0f;
   for (std::size_t i = 0; i < head_size; ++i) out[i] = 0.0f;
-  for (std::size_t begin = 0; begin < n_positions; begin += kBlock) {
-    const std::size_t n = HWY_MIN(kBlock, n_positions - begin);
+  for (std::size_t begin = first; begin < end;) {
+    const std::size_t n = HWY_MIN(kBlock - begin % kBlock, end - begin);
+    const float* keys = past.keys + begin % past.n_slots * stride;
+    const float* values = past.values + begin % past.n_slots * stride;
+    begin += n;
     float block_max = running_max;
     for (std::size_t p = 0; p < n; ++p) {
-      scores[p] = dot(q, keys + (begin + p) * stride, head_size) * scale;
+      scores[p] = dot(q, keys + p * stride, head_size) * scale;
       block_max = HWY_MAX(block_max, scores[p]);
     }
     for (std::size_t p = n; p < kBlock; ++p) scores[p] = -std::numeric_limits<float>::infinity();
@@ -133,8 +137,7 @@ void attend(const float* q, const float* keys, const float* values, std::size_t 
     for_each_vector(head_size, [&](auto d, std::size_t i) HWY_ATTR {
       auto sum = hn::Mul(hn::LoadU(d, out + i), hn::Set(d, correction));
       for (std::size_t p = 0; p < n; ++p) {
-        const auto value = hn::LoadU(d, values + (begin + p) * stride + i);
-        sum = hn::MulAdd(hn::Set(d, scores[p]), value, sum);
+        sum = hn::MulAdd(hn::Set(d, scores[p]), hn::LoadU(d, values + p * stride + i), sum);
       }
       hn::StoreU(sum, d, out + i);
     });

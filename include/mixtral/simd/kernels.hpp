@@ -30,13 +30,32 @@ struct ActivationTile {
   float sum[kGroupsPerTile];   // scale * (sum of q) of each 16 columns
 };
 
-// A row-major matrix of `rows` x `cols` in a block format; points into the model's bytes, unaligned.
+// A matrix of `rows` x `cols` in a block format; points into the model's bytes, unaligned.
 struct Matrix {
   const std::uint8_t* data = nullptr;
-  std::size_t row_bytes = 0;
+  std::size_t row_bytes = 0;  // from one row to the next
   std::size_t rows = 0;
   std::size_t cols = 0;
   BlockFormat format = BlockFormat::f32;
+  // The columns are what lies in a piece, row_bytes apart, as w2 in Mixtral's original release.
+  // Float formats only.
+  bool transposed = false;
+
+  std::uint64_t bytes() const noexcept {
+    return std::uint64_t{transposed ? cols : rows} * row_bytes;
+  }
+};
+
+// Attention goes through the past in blocks of this many positions, beginning at its multiples.
+constexpr std::size_t kAttentionBlock = 32;
+
+// The keys and values of one head: position p is in slot p % n_slots, slots are `stride` floats
+// apart. n_slots is a multiple of kAttentionBlock.
+struct KeysAndValues {
+  const float* keys;
+  const float* values;
+  std::size_t stride;
+  std::size_t n_slots;
 };
 
 constexpr std::size_t padded(std::size_t cols) { return (cols + kTile - 1) / kTile * kTile; }
@@ -52,8 +71,8 @@ struct Kernels {
   void (*matmul)(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
                  std::size_t n_tokens, float* out);
 
-  // out[c] = row `row` of w as float32, c < w.cols.
-  void (*decode_row)(const Matrix& w, std::size_t row, float* out);
+  // out[r * w.cols + c] = element (first_row + r, c) of w as float32, r < n_rows.
+  void (*decode_rows)(const Matrix& w, std::size_t first_row, std::size_t n_rows, float* out);
 
   // Quantises x[0 .. padded(n)) (zeros past n) into padded(n) / kTile tiles.
   void (*quantize)(const float* x, std::size_t n, ActivationTile* out);
@@ -71,11 +90,11 @@ struct Kernels {
   // y[i] += a * x[i].
   void (*add_scaled)(float a, const float* x, std::size_t n, float* y);
 
-  // out = softmax(q K^T * scale) V for one query head over n_positions keys and values of
-  // `head_size` floats, `stride` floats apart: one pass with a running maximum (Milakov & Gimelshein
-  // 2018, "Online normalizer calculation for softmax").
-  void (*attend)(const float* q, const float* keys, const float* values, std::size_t stride,
-                 std::size_t n_positions, std::size_t head_size, float scale, float* out);
+  // out = softmax(q K^T * scale) V for one query head over the positions [first, end) of `past`:
+  // one pass with a running maximum (Milakov & Gimelshein 2018, "Online normalizer calculation for
+  // softmax"). The result depends on the positions only, not on how many slots there are.
+  void (*attend)(const float* q, const KeysAndValues& past, std::size_t first, std::size_t end,
+                 std::size_t head_size, float scale, float* out);
 };
 
 // The best table this CPU runs among those in `allowed` (a mask of Highway target bits, 0 for all);

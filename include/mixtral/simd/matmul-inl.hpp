@@ -69,9 +69,10 @@ void matmul_quantized(const Matrix& w, std::size_t first_row, std::size_t n_rows
   }
 }
 
-// Unpacks n_cols (at most kTile) weights to float32 and clears the rest of the tile.
+// Unpacks n_cols weights to float32 and clears the rest of the n_padded at `tile`.
 template <class Format>
-HWY_INLINE void unpack_floats(const std::uint8_t* data, std::size_t n_cols, float* tile) {
+HWY_INLINE void unpack_floats(const std::uint8_t* data, std::size_t n_cols, std::size_t n_padded,
+                              float* tile) {
   const DF df;
   const std::size_t n = hn::Lanes(df);
   std::size_t i = 0;
@@ -79,7 +80,27 @@ HWY_INLINE void unpack_floats(const std::uint8_t* data, std::size_t n_cols, floa
     hn::Store(Format::load(df, data + i * Format::kBytes), df, tile + i);
   }
   for (; i < n_cols; ++i) tile[i] = Format::load_one(data + i * Format::kBytes);
-  for (; i < kTile; ++i) tile[i] = 0.0f;
+  for (; i < n_padded; ++i) tile[i] = 0.0f;
+}
+
+// Rows of a transposed matrix are gathered this many at a time, a line of the cache or more.
+constexpr std::size_t kTransposedRows = 16;
+
+// The same for rows [0, n_rows) of a transposed matrix, from column `col`: tile r is at
+// tiles + r * kTile. n_rows <= kTransposedRows.
+template <class Format>
+HWY_INLINE void unpack_transposed_floats(const Matrix& w, std::size_t first_row, std::size_t n_rows,
+                                         std::size_t col, float* tiles) {
+  const std::size_t n_cols = HWY_MIN(kTile, w.cols - col);
+  HWY_ALIGN float line[kTile];
+  for (std::size_t c = 0; c < n_cols; ++c) {
+    unpack_floats<Format>(w.data + (col + c) * w.row_bytes + first_row * Format::kBytes, n_rows,
+                          kTransposedRows, line);
+    for (std::size_t r = 0; r < n_rows; ++r) tiles[r * kTile + c] = line[r];
+  }
+  for (std::size_t r = 0; r < n_rows; ++r) {
+    for (std::size_t c = n_cols; c < kTile; ++c) tiles[r * kTile + c] = 0.0f;
+  }
 }
 
 // Four independent sums hide the latency of the multiply-add.
@@ -114,7 +135,7 @@ void matmul_float(const Matrix& w, std::size_t first_row, std::size_t n_rows, co
     for (std::size_t col = 0; col < w.cols; col += kTile) {
       const std::uint8_t* from = data + col * Format::kBytes;
       const bool direct = n_tokens == 1 && col + kTile <= w.cols;
-      if (!direct) unpack_floats<Format>(from, HWY_MIN(kTile, w.cols - col), tile);
+      if (!direct) unpack_floats<Format>(from, HWY_MIN(kTile, w.cols - col), kTile, tile);
       for (std::size_t t = 0; t < n_tokens; ++t) {
         const float* xt = static_cast<const float*>(x[t]) + col;
         const VF sum = hn::Load(df, sums + t * 16);
@@ -128,6 +149,36 @@ void matmul_float(const Matrix& w, std::size_t first_row, std::size_t n_rows, co
     }
     for (std::size_t t = 0; t < n_tokens; ++t) {
       out[t * n_rows + r] = sum_of_lanes(hn::Load(df, sums + t * 16));
+    }
+  }
+}
+
+// Row by row the same sums as matmul_float, so that a model gives the same bits in either layout.
+template <class Format>
+void matmul_transposed(const Matrix& w, std::size_t first_row, std::size_t n_rows,
+                       const void* const* x, std::size_t n_tokens, float* out) {
+  const DF df;
+  HWY_ALIGN float tiles[kTransposedRows * kTile];
+  HWY_ALIGN float sums[kTransposedRows * kMaxMatmulTokens * 16];
+  for (std::size_t begin = 0; begin < n_rows; begin += kTransposedRows) {
+    const std::size_t n = HWY_MIN(kTransposedRows, n_rows - begin);
+    for (std::size_t i = 0; i < n * n_tokens; ++i) hn::Store(hn::Zero(df), df, sums + i * 16);
+    for (std::size_t col = 0; col < w.cols; col += kTile) {
+      unpack_transposed_floats<Format>(w, first_row + begin, n, col, tiles);
+      for (std::size_t r = 0; r < n; ++r) {
+        const auto load_tile = [&](std::size_t i)
+                                   HWY_ATTR { return hn::Load(DF(), tiles + r * kTile + i); };
+        for (std::size_t t = 0; t < n_tokens; ++t) {
+          float* sum = sums + (r * n_tokens + t) * 16;
+          const float* xt = static_cast<const float*>(x[t]) + col;
+          hn::Store(float_tile_dot(load_tile, xt, hn::Load(df, sum)), df, sum);
+        }
+      }
+    }
+    for (std::size_t r = 0; r < n; ++r) {
+      for (std::size_t t = 0; t < n_tokens; ++t) {
+        out[t * n_rows + begin + r] = sum_of_lanes(hn::Load(df, sums + (r * n_tokens + t) * 16));
+      }
     }
   }
 }
@@ -165,8 +216,24 @@ void decode_float_row(const Matrix& w, std::size_t row, float* out) {
   const std::uint8_t* data = w.data + row * w.row_bytes;
   for (std::size_t col = 0; col < w.cols; col += kTile) {
     const std::size_t n_cols = HWY_MIN(kTile, w.cols - col);
-    unpack_floats<Format>(data + col * Format::kBytes, n_cols, tile);
+    unpack_floats<Format>(data + col * Format::kBytes, n_cols, kTile, tile);
     std::memcpy(out + col, tile, n_cols * sizeof(float));
+  }
+}
+
+template <class Format>
+void decode_transposed_rows(const Matrix& w, std::size_t first_row, std::size_t n_rows,
+                            float* out) {
+  HWY_ALIGN float tiles[kTransposedRows * kTile];
+  for (std::size_t begin = 0; begin < n_rows; begin += kTransposedRows) {
+    const std::size_t n = HWY_MIN(kTransposedRows, n_rows - begin);
+    for (std::size_t col = 0; col < w.cols; col += kTile) {
+      unpack_transposed_floats<Format>(w, first_row + begin, n, col, tiles);
+      for (std::size_t r = 0; r < n; ++r) {
+        std::memcpy(out + (begin + r) * w.cols + col, tiles + r * kTile,
+                    HWY_MIN(kTile, w.cols - col) * sizeof(float));
+      }
+    }
   }
 }
 
@@ -199,7 +266,11 @@ struct MatmulVisitor {
 
   template <class Format>
   void floating() const {
-    matmul_float<Format>(w, first_row, n_rows, x, n_tokens, out);
+    if (w.transposed) {
+      matmul_transposed<Format>(w, first_row, n_rows, x, n_tokens, out);
+    } else {
+      matmul_float<Format>(w, first_row, n_rows, x, n_tokens, out);
+    }
   }
   template <class Format>
   void quantized() const {
@@ -212,23 +283,28 @@ void matmul(const Matrix& w, std::size_t first_row, std::size_t n_rows, const vo
   visit_format(w.format, MatmulVisitor{w, first_row, n_rows, x, n_tokens, out});
 }
 
-struct DecodeRowVisitor {
+struct DecodeRowsVisitor {
   const Matrix& w;
-  std::size_t row;
+  std::size_t first_row, n_rows;
   float* out;
 
   template <class Format>
   void floating() const {
-    decode_float_row<Format>(w, row, out);
+    if (w.transposed) return decode_transposed_rows<Format>(w, first_row, n_rows, out);
+    for (std::size_t r = 0; r < n_rows; ++r) {
+      decode_float_row<Format>(w, first_row + r, out + r * w.cols);
+    }
   }
   template <class Format>
   void quantized() const {
-    decode_quantized_row<Format>(w, row, out);
+    for (std::size_t r = 0; r < n_rows; ++r) {
+      decode_quantized_row<Format>(w, first_row + r, out + r * w.cols);
+    }
   }
 };
 
-void decode_row(const Matrix& w, std::size_t row, float* out) {
-  visit_format(w.format, DecodeRowVisitor{w, row, out});
+void decode_rows(const Matrix& w, std::size_t first_row, std::size_t n_rows, float* out) {
+  visit_format(w.format, DecodeRowsVisitor{w, first_row, n_rows, out});
 }
 
 }  // namespace HWY_NAMESPACE

@@ -42,7 +42,7 @@ namespace HWY_NAMESPACE {
 constexpr Kernels kKernels{MIXTRAL_TARGET_NAME(HWY_NAMESPACE),
                            HWY_TARGET,
                            matmul,
-                           decode_row,
+                           decode_rows,
                            quantize,
                            rms_norm,
                            swiglu,
