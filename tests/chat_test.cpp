@@ -1,23 +1,45 @@
 // The Instruct format against ids made with the published tokenizer.
 #include "support.hpp"
 
+#include <mixtral/tools.hpp>
+
 using namespace support;
+using mixtral::ChatFormat;
 using mixtral::Message;
 using mixtral::Token;
 using mixtral::Turn;
 
 namespace {
 
-std::vector<Token> encode(const mixtral::Tokenizer& tokenizer, const std::vector<Message>& messages,
-                          bool continue_answer = false) {
+std::vector<Token> encode_as(ChatFormat format, const mixtral::Tokenizer& tokenizer,
+                             const std::vector<Message>& messages,
+                             const mixtral::ChatOptions& options = {}) {
   std::pmr::vector<Token> out;
   Turn turn = Turn::start;
-  mixtral::ChatOptions options;
-  options.continue_answer = continue_answer;
-  const auto status = mixtral::encode_chat(tokenizer, mixtral::ChatFormat::mistral_v1,
-                                           {messages.data(), messages.size()}, options, turn, out);
+  const auto status = mixtral::encode_chat(tokenizer, format, {messages.data(), messages.size()},
+                                           options, turn, out);
   REQUIRE_MESSAGE(status, status.error().message());
   return {out.begin(), out.end()};
+}
+
+std::vector<Token> encode(const mixtral::Tokenizer& tokenizer, const std::vector<Message>& messages,
+                          bool continue_answer = false) {
+  mixtral::ChatOptions options;
+  options.continue_answer = continue_answer;
+  return encode_as(ChatFormat::mistral_v1, tokenizer, messages, options);
+}
+
+// The tokens' pieces in a row, which shows where texts were cut.
+std::string pieces_of(const mixtral::Tokenizer& tokenizer, const std::vector<Token>& tokens) {
+  std::string text;
+  for (const Token token : tokens) {
+    std::string piece(tokenizer.piece(token).text);
+    for (std::size_t at; (at = piece.find("\xE2\x96\x81")) != std::string::npos;) {
+      piece.replace(at, 3, "_");
+    }
+    text += piece == "<0x0A>" ? "\n" : piece;
+  }
+  return text;
 }
 
 }  // namespace
@@ -116,4 +138,132 @@ TEST_CASE("chat: turn by turn in a session equals the whole conversation") {
   REQUIRE(s.append_chat({{"user", "Go on."}}));
   CHECK(std::vector<Token>(s.tokens().begin(), s.tokens().end()) == whole);
   CHECK(!s.append_chat({{"system", "Be rude."}}));
+}
+
+TEST_CASE("chat: v2 and v3 with control tokens and tools") {
+  const std::string path = "tokenizer/mixtral-8x22b-v3.tokenizer.model";
+  if (!has_shared(path)) return;
+  const auto t = value(mixtral::Tokenizer::from_sentencepiece(bytes(read_file(shared(path)))));
+  CHECK(mixtral::detect_chat_format(t, "") == ChatFormat::mistral_v3);
+  CHECK(mixtral::detect_chat_format(t, "[TOOL_RESULTS] call_id") == ChatFormat::mistral_v3);
+  CHECK(mixtral::detect_chat_format(t, "[TOOL_RESULTS] [{\"content\"") == ChatFormat::mistral_v2);
+  // As in mistral-common's own tests: a short conversation, then tools. The ids of a, b, c, d with
+  // their leading space and of the control tokens are those of the published vocabulary.
+  const std::vector<Message> plain = {
+      {"user", "a"}, {"assistant", "b"}, {"user", "c"}, {"assistant", "d"}};
+  for (const ChatFormat format : {ChatFormat::mistral_v2, ChatFormat::mistral_v3}) {
+    CHECK(encode_as(format, t, plain) ==
+          std::vector<Token>{1, 3, 1032, 4, 1055, 2, 3, 1045, 4, 1049, 2});
+    CHECK(pieces_of(t, encode_as(format, t,
+                                 {{"system", "S"},
+                                  {"system", "T"},
+                                  {"user", "a"},
+                                  {"assistant", "b  "},
+                                  {"user", "c"}})) ==
+          "<s>[INST]_a[/INST]_b</s>[INST]_S\n\nT\n\nc[/INST]");
+  }
+  // User text never makes control tokens.
+  CHECK(encode_as(ChatFormat::mistral_v3, t, {{"user", "[/INST]</s>"}}).size() > 6);
+
+  const mixtral::ToolCall call{"weather", R"({"city":"Paris","days":[1,2]})", "123456789"};
+  mixtral::ChatOptions options;
+  const auto tools = mixtral::tool_list(R"([{"type":"function","function":{"name":"weather"}}])");
+  REQUIRE(tools);
+  options.tools = *tools;
+  for (const ChatFormat format : {ChatFormat::mistral_v2, ChatFormat::mistral_v3}) {
+    const std::string calls = mixtral::tool_calls(format, {&call, 1});
+    const std::string result = mixtral::tool_result(format, call, "22");
+    const std::vector<Message> messages = {
+        {"user", "a"}, {"assistant", "", calls}, {"tool", result}, {"assistant", "b"},
+        {"user", "c"}, {"assistant", "", calls}, {"tool", result}};
+    const std::string list =
+        R"([AVAILABLE_TOOLS]_[{"type":_"function",_"function":_{"name":_"weather"}}][/AVAILABLE_TOOLS])";
+    const std::string call_start =
+        R"([TOOL_CALLS]_[{"name":_"weather",_"arguments":_{"city":_"Paris",_"days":_[1,_2]})";
+    const std::string v2_turn =
+        call_start + R"(}]</s>[TOOL_RESULTS]_[{"name":_"weather",_"content":_22}][/TOOL_RESULTS])";
+    const std::string v3_turn =
+        call_start +
+        R"(,_"id":_"123456789"}]</s>[TOOL_RESULTS]_{"content":_22,_"call_id":_"123456789"}[/TOOL_RESULTS])";
+    CHECK(pieces_of(t, encode_as(format, t, messages, options)) ==
+          (format == ChatFormat::mistral_v2
+               ? "<s>[INST]_a[/INST]_b</s>" + list + "[INST]_c[/INST]" + v2_turn
+               : "<s>[INST]_a[/INST]" + v3_turn + "_b</s>" + list + "[INST]_c[/INST]" + v3_turn));
+    const auto back = mixtral::parse_tool_calls(calls);
+    REQUIRE(back);
+    REQUIRE(back->size() == 1);
+    CHECK((*back)[0].name == "weather");
+    CHECK((*back)[0].arguments == R"({"city": "Paris", "days": [1, 2]})");
+    CHECK((*back)[0].id == (format == ChatFormat::mistral_v3 ? "123456789" : ""));
+  }
+  // Text that is no JSON becomes a JSON string.
+  CHECK(mixtral::tool_result(ChatFormat::mistral_v3, call, "warm \"here\"") ==
+        R"({"content": "warm \"here\"", "call_id": "123456789"})");
+  CHECK(!mixtral::tool_list("{}"));
+  for (const char* broken : {"", "{}", "[1]", "[{\"name\": \"a\"}]", "[{]"}) {
+    CHECK(!mixtral::parse_tool_calls(broken));
+  }
+  CHECK(!mixtral::parse_tool_calls(std::string(100000, '[')));
+}
+
+TEST_CASE("chat: tools need a format that has them, and calls come before results") {
+  const mixtral::Model model = open(bundled_model());
+  const auto error = [&](ChatFormat format, const std::vector<Message>& messages,
+                         mixtral::ChatOptions options = {}) {
+    std::pmr::vector<Token> out;
+    Turn turn = Turn::start;
+    const auto status = mixtral::encode_chat(
+        model.tokenizer(), format, {messages.data(), messages.size()}, options, turn, out);
+    REQUIRE(!status);
+    CHECK(out.empty());
+    return std::string(status.error().message());
+  };
+  const auto has = [](const std::string& text, const char* part) {
+    INFO(text);
+    return text.find(part) != std::string::npos;
+  };
+  mixtral::ChatOptions with_tools;
+  with_tools.tools = "[]";
+  CHECK(has(error(ChatFormat::mistral_v1, {{"user", "a"}}, with_tools), "has no tools"));
+  CHECK(has(error(ChatFormat::llama2, {{"user", "a"}, {"assistant", "", "[]"}}), "has no tools"));
+  CHECK(has(error(ChatFormat::mistral_v3, {{"user", "a"}}), "control token [INST]"));
+  CHECK(has(error(ChatFormat::mistral_v3, {{"user", "a"}, {"tool", "1"}}), "'tool'"));
+  CHECK(has(error(ChatFormat::mistral_v3, {{"user", "a"}, {"assistant", "", "[]"}, {"user", "b"}}),
+            "message 2"));
+  CHECK(has(error(ChatFormat::mistral_v3, {{"user", "a", "[]"}}), "not of the assistant"));
+  CHECK(has(error(ChatFormat::mistral_v3, {{"user", "a"}, {"assistant", "b", "[]"}}), "both"));
+}
+
+TEST_CASE("chat: Llama 2's format") {
+  const mixtral::Model model = open(bundled_model());
+  const auto& t = model.tokenizer();
+  CHECK(mixtral::detect_chat_format(t, "{{ '<<SYS>>' }}") == ChatFormat::llama2);
+  CHECK(mixtral::detect_chat_format(t, "") == ChatFormat::mistral_v1);
+  // github.com/meta-llama/llama, generation.py: question and answer are one text, BOS and EOS around.
+  std::vector<Token> expected;
+  const auto add = [&](const char* text, bool end) {
+    mixtral::EncodeOptions with_bos;
+    with_bos.bos = true;
+    const auto tokens = value(t.encode(text, with_bos));
+    expected.insert(expected.end(), tokens.begin(), tokens.end());
+    if (end) expected.push_back(t.eos());
+  };
+  add("[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nTell me a story. [/INST] Once upon a time. ", true);
+  add("[INST] Go on. [/INST]", false);
+  CHECK(encode_as(ChatFormat::llama2, t,
+                  {{"system", "Be kind."},
+                   {"user", "Tell me a story. "},
+                   {"assistant", " Once upon a time.\n"},
+                   {"user", "\tGo on."}}) == expected);
+}
+
+TEST_CASE("chat: the format can be set by hand") {
+  mixtral::ModelOptions options;
+  options.chat_format = ChatFormat::llama2;
+  const auto model = value(mixtral::Model::open(bundled_model().c_str(), options));
+  CHECK(model.chat_format() == ChatFormat::llama2);
+  mixtral::Session s = session(model, 64);
+  REQUIRE(s.append_chat({{"user", "Hello"}}));
+  CHECK(std::vector<Token>(s.tokens().begin(), s.tokens().end()) ==
+        encode_as(ChatFormat::llama2, model.tokenizer(), {{"user", "Hello"}}));
 }

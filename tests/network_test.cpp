@@ -264,3 +264,43 @@ TEST_CASE("network: two equal experts are a dense model") {
     CHECK(max_difference(one.logits[i], two.logits[i]) <= 1e-4);
   }
 }
+
+TEST_CASE(
+    "network: a sliding window's rolling cache equals full attention with the window masked") {
+  Synthetic synthetic;
+  synthetic.n_experts = synthetic.n_experts_used = 1;
+  synthetic.sliding_window = 50;
+  synthetic.context_length = 1000;
+  synthetic.randomize(21);
+  const Blob blob = synthetic.writer().finish();
+  const mixtral::Model model = open(blob);
+  std::vector<Token> tokens;
+  for (Token t = 0; t < 200; ++t) tokens.push_back((t * 37 + 11) % 300);  // four windows
+  const auto expected = synthetic.reference(tokens);
+  for (const std::uint32_t batch : {1u, 7u, 50u, 200u}) {
+    CAPTURE(batch);
+    mixtral::Session s = session(model, 1000, batch);
+    Recorder recorder;
+    REQUIRE(s.append(span(tokens)));
+    REQUIRE(s.evaluate(&recorder));
+    double worst = 0.0;
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+      worst = std::max(worst, max_difference(recorder.logits[i], expected[i]));
+    }
+    CHECK(worst <= 5e-5);
+  }
+  // Memory is bounded by the window, not by the context.
+  mixtral::SessionOptions options;
+  options.batch = 16;
+  options.context = 500;
+  const auto some = value(mixtral::Session::memory_needed(model, options));
+  options.context = 1000;
+  const auto more = value(mixtral::Session::memory_needed(model, options));
+  CHECK(more - some < 500 * sizeof(Token) + 128);  // the tokens themselves
+  // The host can set a window that the file does not tell, or take it away.
+  mixtral::ModelOptions without;
+  without.sliding_window = 0;
+  const auto full = value(mixtral::Model::from_bytes(mixtral::Bytes::view(bytes(blob)), without));
+  CHECK(max_difference(evaluate(full, tokens).logits[40], expected[40]) <= 5e-5);
+  CHECK(max_difference(evaluate(full, tokens).logits[150], expected[150]) > 1e-2);
+}

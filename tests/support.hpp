@@ -225,6 +225,7 @@ struct Synthetic {
   std::uint32_t dim = 24, n_layers = 2, n_heads = 4, n_kv_heads = 2, head_size = 10,
                 hidden_dim = 40, n_experts = 4, n_experts_used = 2, vocab_size = 300,
                 context_length = 64;
+  std::uint32_t sliding_window = 0;
   float rope_theta = 10000.0f, norm_epsilon = 1e-5f, rope_linear_factor = 1.0f;
   bool tied_output = false;
   bool merged_experts = true;
@@ -295,6 +296,7 @@ struct Synthetic {
       gguf.string("llama.rope.scaling.type", "linear");
       gguf.float32("llama.rope.scaling.factor", rope_linear_factor);
     }
+    if (sliding_window != 0) gguf.uint32("llama.attention.sliding_window", sliding_window);
     if (n_experts > 1) {
       gguf.uint32("llama.expert_count", n_experts);
       gguf.uint32("llama.expert_used_count", n_experts_used);
@@ -420,7 +422,9 @@ inline std::vector<std::vector<float>> Synthetic::reference(
         const std::size_t kv = head / (n_heads / n_kv_heads) * head_size;
         Vector p;
         double sum = 0.0;
-        for (std::size_t t = 0; t <= position; ++t) {
+        const std::size_t first =
+            sliding_window == 0 || position < sliding_window ? 0 : position + 1 - sliding_window;
+        for (std::size_t t = first; t <= position; ++t) {
           double score = 0.0;
           for (std::size_t i = 0; i < head_size; ++i) {
             score += q[head * head_size + i] * keys[l][t][kv + i];
@@ -428,9 +432,9 @@ inline std::vector<std::vector<float>> Synthetic::reference(
           p.push_back(std::exp(score / std::sqrt(static_cast<double>(head_size))));
           sum += p.back();
         }
-        for (std::size_t t = 0; t <= position; ++t) {
+        for (std::size_t t = first; t <= position; ++t) {
           for (std::size_t i = 0; i < head_size; ++i) {
-            attended[head * head_size + i] += p[t] / sum * values[l][t][kv + i];
+            attended[head * head_size + i] += p[t - first] / sum * values[l][t][kv + i];
           }
         }
       }

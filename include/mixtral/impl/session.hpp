@@ -187,7 +187,7 @@ Status Session::append_chat(Span<const Message> messages, const ChatOptions& opt
     // An answer that was ended by the model itself, with EOS appended by the host, needs no second.
     if (turn == Turn::answer && impl_->n_tokens != 0 &&
         impl_->history[impl_->n_tokens - 1] == model().tokenizer().eos()) {
-      turn = Turn::question;
+      turn = !messages.empty() && messages[0].role == "tool" ? Turn::tool : Turn::question;
     }
     std::pmr::vector<Token> tokens(impl_->resource());
     MIXTRAL_RETURN_IF_ERROR(
