@@ -1022,7 +1022,9 @@ void quantize(const float* x, std::size_t n, ActivationTile* out) {
     const float scale = maximum / 127.0f;
     const float inverse = maximum > 0.0f ? 127.0f / maximum : 0.0f;
     for (std::size_t i = 0; i < 32; i += lanes) {
-      const auto q = hn::NearestInt(hn::Mul(hn::LoadU(df, from + i), hn::Set(df, inverse)));
+      const auto scaled = hn::Mul(hn::LoadU(df, from + i), hn::Set(df, inverse));
+      // What is not a number (an infinity times 0, too) becomes 0; no integer stands for it.
+      const auto q = hn::NearestInt(hn::IfThenElseZero(hn::Eq(scaled, scaled), scaled));
       hn::StoreU(hn::DemoteTo(d8, q), d8, tile.q + first + i);
     }
     for (std::size_t i = 0; i < 8; ++i) tile.scale[first / kQuad + i] = scale;
@@ -2560,9 +2562,10 @@ inline float portable_half_to_float(const std::uint8_t* bytes) {
 
 }  // namespace mixtral::simd
 
-// Without -march, Highway 1.0.3 falls back to scalar code on x86-64, for want of a plain SSE2 target.
-// The least that it has with vectors is SSSE3 (2006); supported_targets() checks that the CPU has it.
-#if HWY_STATIC_TARGET == HWY_SCALAR && defined(__x86_64__)
+// Without -march, Highway 1.0.3 falls back to scalar or emulated code on x86-64, for want of a plain
+// SSE2 target. The least that it has with vectors is SSSE3 (2006); supported_targets() checks that
+// the CPU has it.
+#if (HWY_STATIC_TARGET == HWY_SCALAR || HWY_STATIC_TARGET == HWY_EMU128) && defined(__x86_64__)
 #undef HWY_BASELINE_TARGETS
 #define HWY_BASELINE_TARGETS HWY_SSSE3
 #define MIXTRAL_CHECK_SSSE3
@@ -4475,7 +4478,7 @@ Status Session::append_chat(Span<const Message> messages, const ChatOptions& opt
     // An answer that was ended by the model itself, with EOS appended by the host, needs no second.
     if (turn == Turn::answer && impl_->n_tokens != 0 &&
         impl_->history[impl_->n_tokens - 1] == model().tokenizer().eos()) {
-      turn = Turn::question;
+      turn = !messages.empty() && messages[0].role == "tool" ? Turn::tool : Turn::question;
     }
     std::pmr::vector<Token> tokens(impl_->resource());
     MIXTRAL_RETURN_IF_ERROR(

@@ -327,6 +327,25 @@ TEST_CASE("kernels: quantised activations are within half a step, sums included"
   }
 }
 
+TEST_CASE(
+    "kernels: activations that are no numbers, or infinite, are quantised to something defined") {
+  const float inf = std::numeric_limits<float>::infinity();
+  std::vector<float> x(256, 1.0f);
+  x[3] = std::nanf("");
+  x[40] = inf;
+  x[41] = -inf;
+  for (const Kernels* kernels : all_kernels()) {
+    CAPTURE(std::string(kernels->target));
+    ActivationTile tile;
+    kernels->quantize(x.data(), 256, &tile);
+    CHECK(tile.q[3] == 0);
+    CHECK(tile.q[40] == 0);
+    CHECK(std::isinf(tile.scale[40 / 4]));
+    CHECK(tile.q[100] == 127);
+    for (const auto q : tile.q) CHECK(q >= -127);
+  }
+}
+
 TEST_CASE("kernels: extreme 8-bit values do not overflow") {
   // Q8_0 allows -128, twice as likely to break as anything the quantiser writes.
   for (const int extreme : {-128, 127}) {

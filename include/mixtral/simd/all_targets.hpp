@@ -22,9 +22,10 @@
 #include "mixtral/simd/half.hpp"
 #include "mixtral/simd/kernels.hpp"
 
-// Without -march, Highway 1.0.3 falls back to scalar code on x86-64, for want of a plain SSE2 target.
-// The least that it has with vectors is SSSE3 (2006); supported_targets() checks that the CPU has it.
-#if HWY_STATIC_TARGET == HWY_SCALAR && defined(__x86_64__)
+// Without -march, Highway 1.0.3 falls back to scalar or emulated code on x86-64, for want of a plain
+// SSE2 target. The least that it has with vectors is SSSE3 (2006); supported_targets() checks that
+// the CPU has it.
+#if (HWY_STATIC_TARGET == HWY_SCALAR || HWY_STATIC_TARGET == HWY_EMU128) && defined(__x86_64__)
 #undef HWY_BASELINE_TARGETS
 #define HWY_BASELINE_TARGETS HWY_SSSE3
 #define MIXTRAL_CHECK_SSSE3

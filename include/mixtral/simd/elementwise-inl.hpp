@@ -47,7 +47,9 @@ void quantize(const float* x, std::size_t n, ActivationTile* out) {
     const float scale = maximum / 127.0f;
     const float inverse = maximum > 0.0f ? 127.0f / maximum : 0.0f;
     for (std::size_t i = 0; i < 32; i += lanes) {
-      const auto q = hn::NearestInt(hn::Mul(hn::LoadU(df, from + i), hn::Set(df, inverse)));
+      const auto scaled = hn::Mul(hn::LoadU(df, from + i), hn::Set(df, inverse));
+      // What is not a number (an infinity times 0, too) becomes 0; no integer stands for it.
+      const auto q = hn::NearestInt(hn::IfThenElseZero(hn::Eq(scaled, scaled), scaled));
       hn::StoreU(hn::DemoteTo(d8, q), d8, tile.q + first + i);
     }
     for (std::size_t i = 0; i < 8; ++i) tile.scale[first / kQuad + i] = scale;
