@@ -390,6 +390,54 @@ class Score(Case):
         self.assertNotIn(b"%", plain.stderr)
 
 
+class OtherFormats(Case):
+    def folders(self):
+        base = SHARED / "models" / "tiny-mixtral"
+        if not base.exists():
+            self.skipTest("needs ../shared")
+        return base / "gguf" / "tiny-mixtral-bf16.gguf", [
+            base / "hf", base / "hf" / "model.safetensors.index.json", base / "mistral",
+            base / "mistral" / "consolidated.00.pth"]
+
+    def test_every_program_reads_folders(self):
+        gguf, others = self.folders()
+        prompt = ["--prompt", "Once upon a time", "--temperature", 0, "--max-tokens", 12]
+        text = self.file("text.txt", b"A little dog ran home.")
+        expected = self.json_of("complete", "--model", gguf, *prompt)["tokens"]
+        score = self.json_of("score", "--model", gguf, "--file", text)["perplexity"]
+        totals = self.json_of("inspect", "--model", gguf)
+        for model in others:
+            with self.subTest(model.name):
+                self.assertEqual(
+                    self.json_of("complete", "--model", model, *prompt)["tokens"], expected)
+                self.assertEqual(
+                    self.json_of("score", "--model", model, "--file", text)["perplexity"], score)
+                report = self.json_of("inspect", "--model", model)
+                self.assertEqual(report["config"], totals["config"])
+                self.assertEqual(report["n_parameters"], totals["n_parameters"])
+                self.assertEqual(sum(t["bytes"] for t in report["tensors"]),
+                                 report["memory"]["weight_bytes"])
+                self.assertIn("n_layers" if "mistral" in model.parts else "model_type",
+                              report["metadata"])
+                ids = self.run_program("tokenize", "--model", model, text=b"dog").stdout
+                self.assertEqual(
+                    ids, self.run_program("tokenize", "--model", gguf, text=b"dog").stdout)
+
+    def test_a_folder_without_a_model(self):
+        self.assertIn("params.json", self.error_of("inspect", "--model", self.folder))
+
+    def test_chat_format_by_hand(self):
+        text = b"Hello\n"
+        fixed = ["--temperature", 0, "--max-tokens", 3, "--json"]
+        counts = {
+            name: json.loads(self.run_program("chat", *fixed, "--chat-format", name, "--system",
+                                              "S", text=text).stdout)["timings"]["prompt_tokens"]
+            for name in ("mistral-v1", "llama2")}
+        self.assertGreater(counts["llama2"], counts["mistral-v1"])
+        self.assertIn("[INST]", self.error_of("chat", "--chat-format", "mistral-v3", text=text))
+        self.run_program("chat", "--chat-format", "alpaca", text=text, code=2)
+
+
 class EmbedMinimal(Case):
     def test_program(self):
         self.assertLess(len((ROOT / "examples" / "embed_minimal.cpp").read_text().splitlines()), 25)

@@ -329,9 +329,10 @@ class FolderReader {
   Checkpoint checkpoint_;
 };
 
-// The folder that a file is in, or that the path is.
+// The folder that a file of weights or configuration is in; any other path as it is.
 inline std::string folder_of(std::string_view path) {
-  for (const char* end : {".safetensors", ".json", ".pth", ".pt"}) {
+  for (const char* end :
+       {".safetensors", ".pth", ".pt", ".index.json", "config.json", "params.json"}) {
     if (!ends_with(path, end)) continue;
     const std::size_t slash = path.find_last_of("/\\");
     return slash == std::string_view::npos ? "." : std::string(path.substr(0, slash));
@@ -346,7 +347,9 @@ Result<Checkpoint> open_checkpoint(const char* path, std::pmr::memory_resource* 
   return detail::guard_memory("opening the model", [&]() -> Result<Checkpoint> {
     {
       const Result<Bytes> bytes = Bytes::map_file(path);
-      if (bytes && gguf::File::recognises(detail::view_of(*bytes))) {
+      // A file that is not part of a folder's layout is GGUF, or the error says that it is not.
+      if (bytes &&
+          (gguf::File::recognises(detail::view_of(*bytes)) || detail::folder_of(path) == path)) {
         return open_gguf(path, resource);
       }
     }
@@ -365,7 +368,9 @@ Result<Model> open_model(const char* path, const ModelOptions& options) {
 Result<Tokenizer> open_tokenizer(const char* path, std::pmr::memory_resource* resource) {
   return detail::guard_memory("opening the tokenizer", [&]() -> Result<Tokenizer> {
     const Result<Bytes> bytes = Bytes::map_file(path);
-    if (!bytes) return detail::FolderReader(detail::folder_of(path), resource).run_tokenizer();
+    if (!bytes || detail::folder_of(path) != path) {
+      return detail::FolderReader(detail::folder_of(path), resource).run_tokenizer();
+    }
     const auto view = detail::view_of(*bytes);
     Result<Tokenizer> tokenizer = [&]() -> Result<Tokenizer> {
       if (gguf::File::recognises(view)) {
