@@ -1,10 +1,10 @@
 # libFuzzer programs for every parser of files, with seeds; included with MIXTRAL_FUZZ (clang only).
 # `fuzz_run` gives each of them MIXTRAL_FUZZ_SECONDS.
-set(MIXTRAL_FUZZ_SECONDS 20 CACHE STRING "Seconds for each target of fuzz_run")
+set(MIXTRAL_FUZZ_SECONDS 10 CACHE STRING "Seconds for each target of fuzz_run")
 set(MIXTRAL_SEEDS ${CMAKE_BINARY_DIR}/seeds)
 
 add_executable(write_seeds EXCLUDE_FROM_ALL tests/fuzz/write_seeds.cpp)
-target_link_libraries(write_seeds PRIVATE mixtral_implementation doctest::doctest
+target_link_libraries(write_seeds PRIVATE mixtral::mixtral doctest::doctest
                       nlohmann_json::nlohmann_json)
 target_compile_definitions(write_seeds PRIVATE MIXTRAL_SOURCE_DIR="${CMAKE_CURRENT_SOURCE_DIR}")
 
