@@ -285,6 +285,73 @@ struct F32 {
 }  // namespace HWY_NAMESPACE
 }  // namespace mixtral::simd
 HWY_AFTER_NAMESPACE();
+// IQ4_NL: 32 weights in 18 bytes { f16 d; u8 qs[16] }, weight = d * level[q]; nibbles as in Q4_0. The
+// 16 levels are not evenly spaced. Layout and levels: ggml-common.h, block_iq4_nl, kvalues_iq4nl.
+
+HWY_BEFORE_NAMESPACE();
+namespace mixtral::simd {
+namespace HWY_NAMESPACE {
+
+// Stores the levels of 16 bytes of nibbles, low nibbles first.
+HWY_INLINE void unpack_levels_16(const std::uint8_t* nibbles, std::int8_t* q) {
+  alignas(16) static constexpr std::int8_t kLevel[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                                         1,    13,   25,  38,  53,  69,  89,  113};
+  const hn::CappedTag<std::uint8_t, 16> d;
+  const hn::RebindToSigned<decltype(d)> di;
+  const auto levels = hn::BitCast(d, hn::LoadDup128(di, kLevel));
+  const auto packed = hn::LoadU(d, nibbles);
+  store_quants(hn::TableLookupBytes(levels, hn::And(packed, hn::Set(d, 0x0f))), d, q);
+  store_quants(hn::TableLookupBytes(levels, hn::ShiftRight<4>(packed)), d, q + 16);
+}
+
+struct Iq4_Nl {
+  static constexpr std::size_t kBlockBytes = 18;
+  static constexpr bool kSigned = true;
+  static constexpr bool kOffset = false;
+
+  static HWY_INLINE void unpack_block(const std::uint8_t* block, std::size_t first,
+                                      QuantTile& tile) {
+    set_scale<32>(tile, first, half_to_float(block));
+    unpack_levels_16(block + 2, tile.q + first);
+  }
+
+  static HWY_INLINE void unpack(const std::uint8_t* data, std::size_t n_cols, QuantTile& tile) {
+    unpack_small_blocks<Iq4_Nl>(data, n_cols / 32, tile);
+  }
+};
+
+}  // namespace HWY_NAMESPACE
+}  // namespace mixtral::simd
+HWY_AFTER_NAMESPACE();
+// IQ4_XS: 256 weights in 136 bytes { f16 d; u16 scales_h; u8 scales_l[4]; u8 qs[128] }.
+// Sub-block s of 32 weights: weight = d * (scale[s] - 32) * level[q], levels and nibbles as in
+// IQ4_NL. The 6-bit scales: low nibble of scale s in nibble s of scales_l, top two bits in bits 2s,
+// 2s + 1 of scales_h. Layout: ggml-common.h, block_iq4_xs.
+
+HWY_BEFORE_NAMESPACE();
+namespace mixtral::simd {
+namespace HWY_NAMESPACE {
+
+struct Iq4_Xs {
+  static constexpr std::size_t kBlockBytes = 136;
+  static constexpr bool kSigned = true;
+  static constexpr bool kOffset = false;
+
+  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, QuantTile& tile) {
+    const float d_scale = half_to_float(block);
+    const unsigned top_bits = block[2] | static_cast<unsigned>(block[3]) << 8;
+    for (std::size_t s = 0; s < 8; ++s) {
+      const int low = block[4 + s / 2] >> (s % 2 * 4) & 15;
+      const int high = static_cast<int>(top_bits >> (2 * s) & 3);
+      set_scale<32>(tile, s * 32, d_scale * static_cast<float>((low | high << 4) - 32));
+      unpack_levels_16(block + 8 + s * 16, tile.q + s * 32);
+    }
+  }
+};
+
+}  // namespace HWY_NAMESPACE
+}  // namespace mixtral::simd
+HWY_AFTER_NAMESPACE();
 // Q2_K: 256 weights in 84 bytes { u8 scales[16]; u8 qs[64]; f16 d; f16 dmin }.
 // Sub-block s of 16 weights: weight = d * (scales[s] & 15) * q - dmin * (scales[s] >> 4).
 // Each 32 bytes of qs hold 128 weights: bits 2j, 2j+1 of byte l are weight 32 j + l of those.
@@ -916,6 +983,8 @@ HWY_INLINE void visit_format(BlockFormat format, const Visitor& visit) {
     case BlockFormat::q4_k: return visit.template quantized<Q4_K>();
     case BlockFormat::q5_k: return visit.template quantized<Q5_K>();
     case BlockFormat::q6_k: return visit.template quantized<Q6_K>();
+    case BlockFormat::iq4_nl: return visit.template quantized<Iq4_Nl>();
+    case BlockFormat::iq4_xs: return visit.template quantized<Iq4_Xs>();
   }
 }
 
@@ -1398,6 +1467,8 @@ enum class BlockFormat : std::uint32_t {
   q4_k = 12,
   q5_k = 13,
   q6_k = 14,
+  iq4_nl = 20,
+  iq4_xs = 23,
   bf16 = 30,
 };
 
@@ -1414,13 +1485,21 @@ struct BlockFormatEntry {
   BlockFormatInfo info;
 };
 inline constexpr BlockFormatEntry kBlockFormats[] = {
-    {BlockFormat::f32, {"F32", 1, 4, false}},      {BlockFormat::f16, {"F16", 1, 2, false}},
-    {BlockFormat::bf16, {"BF16", 1, 2, false}},    {BlockFormat::q8_0, {"Q8_0", 32, 34, true}},
-    {BlockFormat::q4_0, {"Q4_0", 32, 18, true}},   {BlockFormat::q4_1, {"Q4_1", 32, 20, true}},
-    {BlockFormat::q5_0, {"Q5_0", 32, 22, true}},   {BlockFormat::q5_1, {"Q5_1", 32, 24, true}},
-    {BlockFormat::q2_k, {"Q2_K", 256, 84, true}},  {BlockFormat::q3_k, {"Q3_K", 256, 110, true}},
-    {BlockFormat::q4_k, {"Q4_K", 256, 144, true}}, {BlockFormat::q5_k, {"Q5_K", 256, 176, true}},
+    {BlockFormat::f32, {"F32", 1, 4, false}},
+    {BlockFormat::f16, {"F16", 1, 2, false}},
+    {BlockFormat::bf16, {"BF16", 1, 2, false}},
+    {BlockFormat::q8_0, {"Q8_0", 32, 34, true}},
+    {BlockFormat::q4_0, {"Q4_0", 32, 18, true}},
+    {BlockFormat::q4_1, {"Q4_1", 32, 20, true}},
+    {BlockFormat::q5_0, {"Q5_0", 32, 22, true}},
+    {BlockFormat::q5_1, {"Q5_1", 32, 24, true}},
+    {BlockFormat::q2_k, {"Q2_K", 256, 84, true}},
+    {BlockFormat::q3_k, {"Q3_K", 256, 110, true}},
+    {BlockFormat::q4_k, {"Q4_K", 256, 144, true}},
+    {BlockFormat::q5_k, {"Q5_K", 256, 176, true}},
     {BlockFormat::q6_k, {"Q6_K", 256, 210, true}},
+    {BlockFormat::iq4_nl, {"IQ4_NL", 32, 18, true}},
+    {BlockFormat::iq4_xs, {"IQ4_XS", 256, 136, true}},
 };
 }  // namespace detail
 
@@ -5057,7 +5136,7 @@ Status Parser::parse_tensor(File& file) {
     return Error(
         ErrorCode::unsupported,
         "tensor '%.*s' has GGUF type %u, which is not supported; use F32, F16, BF16, Q8_0, "
-        "Q4_0, Q4_1, Q5_0, Q5_1 or Q2_K to Q6_K",
+        "Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to Q6_K, IQ4_NL or IQ4_XS",
         length, name->data(), static_cast<unsigned>(type));
   }
   if (tensor.shape[0] % info->block_size != 0) {

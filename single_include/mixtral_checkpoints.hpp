@@ -938,15 +938,19 @@ class TokenizerJsonReader {
   Vocabulary& vocabulary_;
 };
 
+inline Status read_tokenizer_json(Span<const std::uint8_t> bytes, Vocabulary& vocabulary) {
+  const Result<Json> json = parse_json(bytes, "tokenizer.json");
+  if (!json) return json.error();
+  return TokenizerJsonReader(*json, vocabulary).run();
+}
+
 }  // namespace detail
 
 Result<Vocabulary> read_tokenizer_json(Span<const std::uint8_t> bytes,
                                        std::pmr::memory_resource* resource) {
   return detail::guard_memory("reading tokenizer.json", [&]() -> Result<Vocabulary> {
-    const Result<detail::Json> json = detail::parse_json(bytes, "tokenizer.json");
-    if (!json) return json.error();
     Vocabulary vocabulary(resource);
-    MIXTRAL_RETURN_IF_ERROR(detail::TokenizerJsonReader(*json, vocabulary).run());
+    MIXTRAL_RETURN_IF_ERROR(detail::read_tokenizer_json(bytes, vocabulary));
     return vocabulary;
   });
 }
@@ -1865,10 +1869,8 @@ class FolderReader {
       return Error(ErrorCode::io, "'%s': there is neither tokenizer.model nor tokenizer.json",
                    folder_.c_str());
     }
-    Result<Vocabulary> vocabulary = read_tokenizer_json(view_of(*bytes), resource_);
-    if (!vocabulary) return error_in(path("tokenizer.json").c_str(), vocabulary.error());
-    checkpoint_.vocabulary = *std::move(vocabulary);
-    return {};
+    const Status read = detail::read_tokenizer_json(view_of(*bytes), checkpoint_.vocabulary);
+    return read ? Status() : error_in(path("tokenizer.json").c_str(), read.error());
   }
 
   // tokenizer_config.json, if it is there: added tokens, BOS, chat template.

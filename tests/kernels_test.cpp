@@ -36,6 +36,9 @@ std::vector<double> decode_block(BlockFormat format, const std::uint8_t* b) {
   const auto nibble = [](const std::uint8_t* qs, int i) {
     return i < 16 ? qs[i] & 15 : qs[i - 16] >> 4;
   };
+  const auto nibble_of_byte = [](std::uint8_t byte, int i) { return byte >> (4 * i) & 15; };
+  static constexpr int kLevels[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                      1,    13,   25,  38,  53,  69,  89,  113};
   const auto bit = [](const std::uint8_t* bits, int i) { return bits[i / 8] >> (i % 8) & 1; };
   switch (format) {
     case BlockFormat::q8_0:
@@ -103,6 +106,17 @@ std::vector<double> decode_block(BlockFormat format, const std::uint8_t* b) {
         const std::uint8_t low = b[part * 64 + g % 2 * 32 + l];
         const int q = (g < 2 ? low & 15 : low >> 4) | (b[128 + part * 32 + l] >> (2 * g) & 3) << 4;
         out.push_back(half(b + 208) * static_cast<std::int8_t>(b[192 + i / 16]) * (q - 32));
+      }
+      break;
+    case BlockFormat::iq4_nl:
+      for (int i = 0; i < 32; ++i) out.push_back(half(b) * kLevels[nibble(b + 2, i)]);
+      break;
+    case BlockFormat::iq4_xs:
+      for (int i = 0; i < 256; ++i) {
+        const int s = i / 32;
+        const int high = (b[2] | b[3] << 8) >> (2 * s) & 3;
+        const int scale = (nibble_of_byte(b[4 + s / 2], s % 2) | high << 4) - 32;
+        out.push_back(half(b) * scale * kLevels[nibble(b + 8 + 16 * s, i % 32)]);
       }
       break;
     case BlockFormat::f32: {

@@ -123,7 +123,8 @@ TEST_CASE("network: logits, experts and greedy text equal the reference's on BF1
 //
 // e of a uniform quantiser is its step / sqrt(12): for Gaussian weights in blocks of 32 the largest
 // is 2.1 standard deviations (16: 1.8), so Q8_0 2.1 / 127 / 3.5 = 0.005; Q6_K 1.8 / 32 / 3.5 = 0.016;
-// Q5 2.1 / 16 / 3.5 = 0.04; Q4 0.08; Q3_K 1.8 / 4 / 3.5 = 0.13; Q2_K, 3.6 in 3 steps, 0.34.
+// Q5 2.1 / 16 / 3.5 = 0.04; Q4 0.08; Q3_K 1.8 / 4 / 3.5 = 0.13; Q2_K, 3.6 in 3 steps, 0.34; the 16 levels of
+// IQ4 are spaced for Gaussian weights, so at most as Q4.
 TEST_CASE("network: quantised files keep the log-likelihood of the golden texts") {
   struct Case {
     const char* type;
@@ -131,7 +132,7 @@ TEST_CASE("network: quantised files keep the log-likelihood of the golden texts"
   };
   const Case cases[] = {{"Q8_0", 0.005},  {"Q6_K", 0.016},  {"Q5_K_M", 0.04}, {"Q5_1", 0.04},
                         {"Q5_0", 0.04},   {"Q4_K_M", 0.08}, {"Q4_1", 0.08},   {"Q4_0", 0.08},
-                        {"Q3_K_M", 0.13}, {"Q2_K", 0.34}};
+                        {"Q3_K_M", 0.13}, {"Q2_K", 0.34},   {"IQ4_NL", 0.08}, {"IQ4_XS", 0.08}};
   const auto entries = golden();
   double n_scored;
   const double expected = golden_nll(entries, n_scored);

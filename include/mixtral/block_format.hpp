@@ -23,6 +23,8 @@ enum class BlockFormat : std::uint32_t {
   q4_k = 12,
   q5_k = 13,
   q6_k = 14,
+  iq4_nl = 20,
+  iq4_xs = 23,
   bf16 = 30,
 };
 
@@ -39,13 +41,21 @@ struct BlockFormatEntry {
   BlockFormatInfo info;
 };
 inline constexpr BlockFormatEntry kBlockFormats[] = {
-    {BlockFormat::f32, {"F32", 1, 4, false}},      {BlockFormat::f16, {"F16", 1, 2, false}},
-    {BlockFormat::bf16, {"BF16", 1, 2, false}},    {BlockFormat::q8_0, {"Q8_0", 32, 34, true}},
-    {BlockFormat::q4_0, {"Q4_0", 32, 18, true}},   {BlockFormat::q4_1, {"Q4_1", 32, 20, true}},
-    {BlockFormat::q5_0, {"Q5_0", 32, 22, true}},   {BlockFormat::q5_1, {"Q5_1", 32, 24, true}},
-    {BlockFormat::q2_k, {"Q2_K", 256, 84, true}},  {BlockFormat::q3_k, {"Q3_K", 256, 110, true}},
-    {BlockFormat::q4_k, {"Q4_K", 256, 144, true}}, {BlockFormat::q5_k, {"Q5_K", 256, 176, true}},
+    {BlockFormat::f32, {"F32", 1, 4, false}},
+    {BlockFormat::f16, {"F16", 1, 2, false}},
+    {BlockFormat::bf16, {"BF16", 1, 2, false}},
+    {BlockFormat::q8_0, {"Q8_0", 32, 34, true}},
+    {BlockFormat::q4_0, {"Q4_0", 32, 18, true}},
+    {BlockFormat::q4_1, {"Q4_1", 32, 20, true}},
+    {BlockFormat::q5_0, {"Q5_0", 32, 22, true}},
+    {BlockFormat::q5_1, {"Q5_1", 32, 24, true}},
+    {BlockFormat::q2_k, {"Q2_K", 256, 84, true}},
+    {BlockFormat::q3_k, {"Q3_K", 256, 110, true}},
+    {BlockFormat::q4_k, {"Q4_K", 256, 144, true}},
+    {BlockFormat::q5_k, {"Q5_K", 256, 176, true}},
     {BlockFormat::q6_k, {"Q6_K", 256, 210, true}},
+    {BlockFormat::iq4_nl, {"IQ4_NL", 32, 18, true}},
+    {BlockFormat::iq4_xs, {"IQ4_XS", 256, 136, true}},
 };
 }  // namespace detail
 

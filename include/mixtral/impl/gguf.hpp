@@ -344,7 +344,7 @@ Status Parser::parse_tensor(File& file) {
     return Error(
         ErrorCode::unsupported,
         "tensor '%.*s' has GGUF type %u, which is not supported; use F32, F16, BF16, Q8_0, "
-        "Q4_0, Q4_1, Q5_0, Q5_1 or Q2_K to Q6_K",
+        "Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to Q6_K, IQ4_NL or IQ4_XS",
         length, name->data(), static_cast<unsigned>(type));
   }
   if (tensor.shape[0] % info->block_size != 0) {

@@ -254,6 +254,8 @@ HWY_INLINE void visit_format(BlockFormat format, const Visitor& visit) {
     case BlockFormat::q4_k: return visit.template quantized<Q4_K>();
     case BlockFormat::q5_k: return visit.template quantized<Q5_K>();
     case BlockFormat::q6_k: return visit.template quantized<Q6_K>();
+    case BlockFormat::iq4_nl: return visit.template quantized<Iq4_Nl>();
+    case BlockFormat::iq4_xs: return visit.template quantized<Iq4_Xs>();
   }
 }
 

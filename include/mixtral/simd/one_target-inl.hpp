@@ -20,6 +20,8 @@
 #include "mixtral/formats/bf16-inl.hpp"
 #include "mixtral/formats/f16-inl.hpp"
 #include "mixtral/formats/f32-inl.hpp"
+#include "mixtral/formats/iq4_nl-inl.hpp"
+#include "mixtral/formats/iq4_xs-inl.hpp"
 #include "mixtral/formats/q2_k-inl.hpp"
 #include "mixtral/formats/q3_k-inl.hpp"
 #include "mixtral/formats/q4_0-inl.hpp"

@@ -247,10 +247,8 @@ class FolderReader {
       return Error(ErrorCode::io, "'%s': there is neither tokenizer.model nor tokenizer.json",
                    folder_.c_str());
     }
-    Result<Vocabulary> vocabulary = read_tokenizer_json(view_of(*bytes), resource_);
-    if (!vocabulary) return error_in(path("tokenizer.json").c_str(), vocabulary.error());
-    checkpoint_.vocabulary = *std::move(vocabulary);
-    return {};
+    const Status read = detail::read_tokenizer_json(view_of(*bytes), checkpoint_.vocabulary);
+    return read ? Status() : error_in(path("tokenizer.json").c_str(), read.error());
   }
 
   // tokenizer_config.json, if it is there: added tokens, BOS, chat template.

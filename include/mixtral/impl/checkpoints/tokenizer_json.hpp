@@ -227,15 +227,19 @@ class TokenizerJsonReader {
   Vocabulary& vocabulary_;
 };
 
+inline Status read_tokenizer_json(Span<const std::uint8_t> bytes, Vocabulary& vocabulary) {
+  const Result<Json> json = parse_json(bytes, "tokenizer.json");
+  if (!json) return json.error();
+  return TokenizerJsonReader(*json, vocabulary).run();
+}
+
 }  // namespace detail
 
 Result<Vocabulary> read_tokenizer_json(Span<const std::uint8_t> bytes,
                                        std::pmr::memory_resource* resource) {
   return detail::guard_memory("reading tokenizer.json", [&]() -> Result<Vocabulary> {
-    const Result<detail::Json> json = detail::parse_json(bytes, "tokenizer.json");
-    if (!json) return json.error();
     Vocabulary vocabulary(resource);
-    MIXTRAL_RETURN_IF_ERROR(detail::TokenizerJsonReader(*json, vocabulary).run());
+    MIXTRAL_RETURN_IF_ERROR(detail::read_tokenizer_json(bytes, vocabulary));
     return vocabulary;
   });
 }
