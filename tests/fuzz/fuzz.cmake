@@ -23,7 +23,7 @@ foreach(target gguf safetensors torch_file json_config sentencepiece tokenizer_j
   # One after the other, whatever the number of build jobs.
   add_custom_target(fuzz_run_${target}
     COMMAND write_seeds ${MIXTRAL_SEEDS}
-    COMMAND fuzz_${target} -max_total_time=${MIXTRAL_FUZZ_SECONDS} -timeout=10 -rss_limit_mb=2048
+    COMMAND fuzz_${target} -max_total_time=${MIXTRAL_FUZZ_SECONDS} -timeout=60 -rss_limit_mb=2048
             -max_len=65536 -print_final_stats=1 -artifact_prefix=${CMAKE_BINARY_DIR}/${target}-
             ${MIXTRAL_SEEDS}/${target}
     USES_TERMINAL VERBATIM)
