@@ -26,11 +26,24 @@ namespace support {
 std::size_t heap_allocations() { return n_heap_allocations; }
 }  // namespace support
 
+// Not inlined, or g++ sees free() of what it takes for memory of another operator new.
+#if defined(__GNUC__)
+#define MIXTRAL_TESTS_NOINLINE __attribute__((noinline))
+#else
+#define MIXTRAL_TESTS_NOINLINE
+#endif
+
 void* operator new(std::size_t size) { return count_and_allocate(size, 1); }
 void* operator new(std::size_t size, std::align_val_t alignment) {
   return count_and_allocate(size, static_cast<std::size_t>(alignment));
 }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
+MIXTRAL_TESTS_NOINLINE void operator delete(void* memory) noexcept { std::free(memory); }
+MIXTRAL_TESTS_NOINLINE void operator delete(void* memory, std::size_t) noexcept {
+  std::free(memory);
+}
+MIXTRAL_TESTS_NOINLINE void operator delete(void* memory, std::align_val_t) noexcept {
+  std::free(memory);
+}
+MIXTRAL_TESTS_NOINLINE void operator delete(void* memory, std::size_t, std::align_val_t) noexcept {
+  std::free(memory);
+}
