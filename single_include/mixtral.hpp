@@ -3580,6 +3580,15 @@ Status encode_chat(const Tokenizer& tokenizer, ChatFormat format, Span<const Mes
 
 namespace mixtral {
 
+namespace detail {
+
+// The same error, with the path before it.
+inline Error error_in(const char* path, const Error& error) {
+  return Error(error.code(), "'%s': %s", path, error.message());
+}
+
+}  // namespace detail
+
 const char* role_name(Role role) noexcept {
   switch (role) {
     case Role::token_embedding: return "token embedding";
@@ -3733,11 +3742,6 @@ namespace detail {
 
 inline std::pmr::memory_resource* resource_of(const ModelOptions& options) noexcept {
   return options.memory != nullptr ? options.memory : std::pmr::get_default_resource();
-}
-
-// The same error, with the path before it.
-inline Error error_in(const char* path, const Error& error) {
-  return Error(error.code(), "'%s': %s", path, error.message());
 }
 
 }  // namespace detail
@@ -5628,9 +5632,7 @@ Result<Checkpoint> read_gguf(Span<Bytes> parts, std::pmr::memory_resource* resou
 }
 
 Result<Checkpoint> open_gguf(const char* path, std::pmr::memory_resource* resource) {
-  const auto fail = [&](const Error& error) {
-    return Error(error.code(), "'%s': %s", path, error.message());
-  };
+  const auto fail = [&](const Error& error) { return detail::error_in(path, error); };
   return detail::guard_memory("reading the GGUF file", [&]() -> Result<Checkpoint> {
     std::pmr::vector<Bytes> parts(resource);
     Result<Bytes> first = Bytes::map_file(path);

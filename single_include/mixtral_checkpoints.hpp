@@ -338,11 +338,6 @@ inline Result<simd::Matrix> matrix_of(const StoredTensor& tensor, std::uint64_t 
   return matrix;
 }
 
-// A number and a point at the beginning of `text`, as in "12.rest", is taken off it.
-inline bool take_index(std::string_view& text, std::uint32_t& number) {
-  return take_number(text, number);
-}
-
 // Takes `prefix` off the beginning of `text`, if it is there.
 inline bool take_prefix(std::string_view& text, std::string_view prefix) {
   if (text.substr(0, prefix.size()) != prefix) return false;
@@ -473,14 +468,14 @@ inline Status add_huggingface_tensor(const StoredTensor& tensor, Checkpoint& che
     if (name == known.name) return add(known.role, 0, 0);
   }
   std::uint32_t layer = 0, expert = 0;
-  if (!take_prefix(name, "model.layers.") || !take_index(name, layer)) {
+  if (!take_prefix(name, "model.layers.") || !take_number(name, layer)) {
     return unknown_tensor(tensor);
   }
   if (name == "self_attn.rotary_emb.inv_freq") return {};  // follows from rope_theta
   for (const Name& known : kLayer) {
     if (name == known.name) return add(known.role, layer, 0);
   }
-  if (take_prefix(name, "block_sparse_moe.experts.") && take_index(name, expert)) {
+  if (take_prefix(name, "block_sparse_moe.experts.") && take_number(name, expert)) {
     for (const Name& known : kExpert) {
       if (name == known.name) return add(known.role, layer, expert);
     }
@@ -584,7 +579,7 @@ inline Status add_original_tensor(const StoredTensor& tensor, const Config& conf
     if (name == known.name) return add(known.role, 0, 0);
   }
   std::uint32_t layer = 0, expert = 0;
-  if (!take_prefix(name, "layers.") || !take_index(name, layer)) return unknown_tensor(tensor);
+  if (!take_prefix(name, "layers.") || !take_number(name, layer)) return unknown_tensor(tensor);
   for (const Name& known : kLayer) {
     if (name == known.name) return add(known.role, layer, 0);
   }
@@ -604,7 +599,7 @@ inline Status add_original_tensor(const StoredTensor& tensor, const Config& conf
     }
     return {};
   }
-  if (take_prefix(name, "feed_forward.experts.") && take_index(name, expert)) {
+  if (take_prefix(name, "feed_forward.experts.") && take_number(name, expert)) {
     for (const Name& known : kExpert) {
       if (name == known.name) return add(known.role, layer, expert);
     }

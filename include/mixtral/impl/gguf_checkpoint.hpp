@@ -6,6 +6,7 @@
 
 #include "mixtral/checkpoint.hpp"
 #include "mixtral/gguf.hpp"
+#include "mixtral/impl/checkpoint.hpp"
 
 namespace mixtral {
 
@@ -425,9 +426,7 @@ Result<Checkpoint> read_gguf(Span<Bytes> parts, std::pmr::memory_resource* resou
 }
 
 Result<Checkpoint> open_gguf(const char* path, std::pmr::memory_resource* resource) {
-  const auto fail = [&](const Error& error) {
-    return Error(error.code(), "'%s': %s", path, error.message());
-  };
+  const auto fail = [&](const Error& error) { return detail::error_in(path, error); };
   return detail::guard_memory("reading the GGUF file", [&]() -> Result<Checkpoint> {
     std::pmr::vector<Bytes> parts(resource);
     Result<Bytes> first = Bytes::map_file(path);

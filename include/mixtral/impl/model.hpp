@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "mixtral/checkpoint.hpp"
+#include "mixtral/impl/checkpoint.hpp"
 #include "mixtral/model.hpp"
 #include "mixtral/weights.hpp"
 
@@ -33,11 +34,6 @@ namespace detail {
 
 inline std::pmr::memory_resource* resource_of(const ModelOptions& options) noexcept {
   return options.memory != nullptr ? options.memory : std::pmr::get_default_resource();
-}
-
-// The same error, with the path before it.
-inline Error error_in(const char* path, const Error& error) {
-  return Error(error.code(), "'%s': %s", path, error.message());
 }
 
 }  // namespace detail

@@ -111,14 +111,14 @@ inline Status add_huggingface_tensor(const StoredTensor& tensor, Checkpoint& che
     if (name == known.name) return add(known.role, 0, 0);
   }
   std::uint32_t layer = 0, expert = 0;
-  if (!take_prefix(name, "model.layers.") || !take_index(name, layer)) {
+  if (!take_prefix(name, "model.layers.") || !take_number(name, layer)) {
     return unknown_tensor(tensor);
   }
   if (name == "self_attn.rotary_emb.inv_freq") return {};  // follows from rope_theta
   for (const Name& known : kLayer) {
     if (name == known.name) return add(known.role, layer, 0);
   }
-  if (take_prefix(name, "block_sparse_moe.experts.") && take_index(name, expert)) {
+  if (take_prefix(name, "block_sparse_moe.experts.") && take_number(name, expert)) {
     for (const Name& known : kExpert) {
       if (name == known.name) return add(known.role, layer, expert);
     }

@@ -93,7 +93,7 @@ inline Status add_original_tensor(const StoredTensor& tensor, const Config& conf
     if (name == known.name) return add(known.role, 0, 0);
   }
   std::uint32_t layer = 0, expert = 0;
-  if (!take_prefix(name, "layers.") || !take_index(name, layer)) return unknown_tensor(tensor);
+  if (!take_prefix(name, "layers.") || !take_number(name, layer)) return unknown_tensor(tensor);
   for (const Name& known : kLayer) {
     if (name == known.name) return add(known.role, layer, 0);
   }
@@ -113,7 +113,7 @@ inline Status add_original_tensor(const StoredTensor& tensor, const Config& conf
     }
     return {};
   }
-  if (take_prefix(name, "feed_forward.experts.") && take_index(name, expert)) {
+  if (take_prefix(name, "feed_forward.experts.") && take_number(name, expert)) {
     for (const Name& known : kExpert) {
       if (name == known.name) return add(known.role, layer, expert);
     }

@@ -86,11 +86,6 @@ inline Result<simd::Matrix> matrix_of(const StoredTensor& tensor, std::uint64_t 
   return matrix;
 }
 
-// A number and a point at the beginning of `text`, as in "12.rest", is taken off it.
-inline bool take_index(std::string_view& text, std::uint32_t& number) {
-  return take_number(text, number);
-}
-
 // Takes `prefix` off the beginning of `text`, if it is there.
 inline bool take_prefix(std::string_view& text, std::string_view prefix) {
   if (text.substr(0, prefix.size()) != prefix) return false;
