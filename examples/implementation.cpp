@@ -2,3 +2,4 @@
 #define MIXTRAL_IMPLEMENTATION
 #include <mixtral/checkpoints.hpp>
 #include <mixtral/mixtral.hpp>
+#include <mixtral/quantize.hpp>

@@ -146,13 +146,6 @@ Recorder evaluate(const mixtral::Model& model, const std::vector<mixtral::Token>
   return recorder;
 }
 
-void write_file(const std::string& path, const std::string& bytes) {
-  std::ofstream out(path, std::ios::binary);
-  out.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-  out.flush();
-  if (!out) throw std::runtime_error("cannot write '" + path + "'");
-}
-
 std::string little_endian(const std::vector<float>& values) {
   std::string bytes;
   bytes.reserve(values.size() * 4);
@@ -231,8 +224,9 @@ int main(int argc, char** argv) {
     report.update(describe_model(model, context));
     if (!tokens.empty()) {
       Recorder recorder = evaluate(model, tokens);
-      if (!logits_path.empty()) write_file(logits_path, little_endian(recorder.logits));
-      if (!router_path.empty()) write_file(router_path, program::dump(recorder.router) + '\n');
+      if (!logits_path.empty()) program::write_file(logits_path, little_endian(recorder.logits));
+      if (!router_path.empty())
+        program::write_file(router_path, program::dump(recorder.router) + '\n');
       report["tokens"] = std::move(recorder.next);
     }
     if (as_json) {

@@ -71,6 +71,13 @@ inline std::string read_file(const std::string& path) {
   return read_all(in, "'" + path + "'");
 }
 
+inline void write_file(const std::string& path, std::string_view bytes) {
+  std::ofstream out(path, std::ios::binary);
+  out.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  out.close();
+  if (!out) throw std::runtime_error("cannot write '" + path + "'");
+}
+
 // For a command line: the chat formats by name.
 inline std::map<std::string, mixtral::ChatFormat> chat_formats() {
   std::map<std::string, mixtral::ChatFormat> formats;
@@ -134,30 +141,47 @@ class Stopwatch {
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
-// A bar on stderr if that is a terminal, else nothing.
+// A bar on stderr with the time left, if that is a terminal, else nothing.
 class ProgressBar {
  public:
   explicit ProgressBar(std::string label) : label_(std::move(label)), shown_(is_terminal(stderr)) {}
-  ~ProgressBar() {
-    if (last_ >= 0) std::cerr << "\r\033[K";
-  }
+  ~ProgressBar() { clear(); }
   ProgressBar(const ProgressBar&) = delete;
   ProgressBar& operator=(const ProgressBar&) = delete;
 
-  void update(std::size_t done, std::size_t total) {
+  void update(std::uint64_t done, std::uint64_t total) {
     constexpr std::size_t kWidth = 40;
     const auto percent = static_cast<int>(total == 0 ? 100 : done * 100 / total);
     if (!shown_ || percent == last_) return;
     last_ = percent;
     const std::size_t filled = kWidth * static_cast<std::size_t>(percent) / 100;
     std::cerr << '\r' << label_ << " [" << std::string(filled, '#')
-              << std::string(kWidth - filled, ' ') << "] " << percent << '%' << std::flush;
+              << std::string(kWidth - filled, ' ') << "] " << percent << "%, "
+              << time_left(done, total) << "\033[K" << std::flush;
+  }
+
+  // Takes the bar away.
+  void clear() {
+    if (last_ >= 0) std::cerr << "\r\033[K";
+    last_ = -1;
   }
 
  private:
+  std::string time_left(std::uint64_t done, std::uint64_t total) const {
+    if (done == 0) return "";
+    const auto share = static_cast<double>(total - done) / static_cast<double>(done);
+    const auto seconds = static_cast<std::uint64_t>(time_.seconds() * share + 0.5);
+    char text[48];
+    std::snprintf(text, sizeof text, "%llu:%02llu left",
+                  static_cast<unsigned long long>(seconds / 60),
+                  static_cast<unsigned long long>(seconds % 60));
+    return text;
+  }
+
   std::string label_;
   bool shown_;
   int last_ = -1;
+  Stopwatch time_;
 };
 
 }  // namespace program

@@ -1,6 +1,7 @@
 // How likely a model finds a text: perplexity and the log-probability of each token.
 #include <algorithm>
 #include <cmath>
+#include <mixtral/quantize.hpp>
 
 #include "program.hpp"
 
@@ -13,8 +14,13 @@ class Scorer : public mixtral::Observer {
  public:
   // The window is BOS and the tokens [begin, end) of the text; `scores` has ln p of those before.
   Scorer(mixtral::Span<const Token> text, std::size_t begin, std::size_t end,
-         std::vector<double>& scores, program::ProgressBar& bar)
-      : text_(text), begin_(begin), end_(end), scores_(scores), bar_(bar) {}
+         std::vector<double>& scores, program::ProgressBar& bar, mixtral::Importance* importance)
+      : text_(text),
+        begin_(begin),
+        end_(end),
+        scores_(scores),
+        bar_(bar),
+        importance_(importance) {}
 
   bool wants_all_logits() const override { return true; }
   void on_logits(std::uint32_t position, mixtral::Span<const float> logits) override {
@@ -24,22 +30,30 @@ class Scorer : public mixtral::Observer {
     bar_.update(scores_.size(), text_.size());
   }
 
+  bool wants_inputs() const override { return importance_ != nullptr; }
+  void on_input(mixtral::Role role, std::uint32_t layer, std::uint32_t expert,
+                mixtral::Span<const float> input) override {
+    importance_->on_input(role, layer, expert, input);
+  }
+
  private:
   mixtral::Span<const Token> text_;
   std::size_t begin_, end_;
   std::vector<double>& scores_;
   program::ProgressBar& bar_;
+  mixtral::Importance* importance_;
 };
 
 // ln p of every token. A text longer than the session is scored in windows that overlap by half, so
 // that each token sees at least half a window before it, except at the beginning.
-std::vector<double> score(mixtral::Session& session, mixtral::Span<const Token> text, Token bos) {
+std::vector<double> score(mixtral::Session& session, mixtral::Span<const Token> text, Token bos,
+                          mixtral::Importance* importance) {
   program::ProgressBar bar("scoring");
   std::vector<double> scores;
   const std::size_t room = session.context() - 1;
   for (std::size_t begin = 0; scores.size() < text.size(); begin += (room + 1) / 2) {
     const std::size_t end = std::min(begin + room, text.size());
-    Scorer scorer(text, begin, end, scores, bar);
+    Scorer scorer(text, begin, end, scores, bar, importance);
     session.clear();
     program::check(session.append(bos));
     program::check(session.append(text.subspan(begin, end - begin)));
@@ -52,7 +66,7 @@ std::vector<double> score(mixtral::Session& session, mixtral::Span<const Token> 
 
 int main(int argc, char** argv) {
   CLI::App app{"Scores a text: perplexity and the log-probability of each token.", "score"};
-  std::string model_path, text_path;
+  std::string model_path, text_path, importance_path;
   std::uint32_t threads = 0, context = 0;
   bool json = false;
   app.add_option("--model", model_path, "GGUF file or model folder")->required();
@@ -60,6 +74,8 @@ int main(int argc, char** argv) {
   app.add_option("--threads", threads, "Threads to use (default: all)")->check(CLI::Range(1, 1024));
   app.add_option("--context", context, "Window for texts longer than this many tokens")
       ->check(CLI::Range(2u, std::numeric_limits<std::uint32_t>::max()));
+  app.add_option("--importance", importance_path,
+                 "Write here how much each column of the matrices mattered, for quantize");
   app.add_flag("--json", json, "Print one JSON object");
 
   return program::run(app, argc, argv, [&] {
@@ -77,9 +93,16 @@ int main(int argc, char** argv) {
     options.context = context;
     auto session = program::value(mixtral::Session::open(model, options));
     const program::Stopwatch time;
+    mixtral::Importance importance(model.config());
     const std::vector<double> scores =
-        score(session, {tokens.data(), tokens.size()}, tokenizer.bos());
+        score(session, {tokens.data(), tokens.size()}, tokenizer.bos(),
+              importance_path.empty() ? nullptr : &importance);
     const double seconds = time.seconds();
+    if (!importance_path.empty()) {
+      const auto bytes = program::value(importance.to_gguf());
+      program::write_file(importance_path,
+                          {reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+    }
 
     double sum = 0.0;
     for (const double s : scores) sum += s;

@@ -1905,6 +1905,32 @@ struct Config {
 };
 
 }  // namespace mixtral
+// What a tensor of a model is for, whatever a file calls it.
+
+#include <cstdint>
+
+namespace mixtral {
+
+enum class Role : std::uint8_t {
+  token_embedding,  // [vocab_size, dim]
+  output_norm,      // [dim]
+  output,           // [vocab_size, dim]; absent if tied to token_embedding
+  rope_factors,     // [head_size / 2], optional: frequencies are divided by these
+  attention_norm,   // [dim]
+  wq,               // [n_heads * head_size, dim]
+  wk,               // [n_kv_heads * head_size, dim]
+  wv,               // [n_kv_heads * head_size, dim]
+  wo,               // [dim, n_heads * head_size]
+  ffn_norm,         // [dim]
+  router,           // [n_experts, dim]
+  w1,               // [hidden_dim, dim], gate, of one expert
+  w2,               // [dim, hidden_dim], down
+  w3,               // [hidden_dim, dim], up
+};
+
+const char* role_name(Role role) noexcept;
+
+}  // namespace mixtral
 // The numeric kernels as a table of functions, one table for each SIMD target compiled in.
 //
 // Kernels work on plain pointers and sizes and know no model. They are written once, in
@@ -2010,26 +2036,6 @@ void for_each_kernels(void (*visit)(void* context, const Kernels& kernels), void
 }  // namespace mixtral::simd
 
 namespace mixtral {
-
-// What a tensor is for, whatever the file calls it.
-enum class Role : std::uint8_t {
-  token_embedding,  // [vocab_size, dim]
-  output_norm,      // [dim]
-  output,           // [vocab_size, dim]; absent if tied to token_embedding
-  rope_factors,     // [head_size / 2], optional: frequencies are divided by these
-  attention_norm,   // [dim]
-  wq,               // [n_heads * head_size, dim]
-  wk,               // [n_kv_heads * head_size, dim]
-  wv,               // [n_kv_heads * head_size, dim]
-  wo,               // [dim, n_heads * head_size]
-  ffn_norm,         // [dim]
-  router,           // [n_experts, dim]
-  w1,               // [hidden_dim, dim], gate, of one expert
-  w2,               // [dim, hidden_dim], down
-  w3,               // [hidden_dim, dim], up
-};
-
-const char* role_name(Role role) noexcept;
 
 struct NamedTensor {
   Role role;
@@ -2220,6 +2226,19 @@ class Observer {
     static_cast<void>(position);
     static_cast<void>(experts);
     static_cast<void>(weights);
+  }
+
+  // If true, on_input() is called.
+  virtual bool wants_inputs() const { return false; }
+
+  // What the matrix of this role in `layer`, of `expert` for w1 and w2, is multiplied with for one
+  // token. wk and wv have the same input as wq, w3 that of w1; they are not reported.
+  virtual void on_input(Role role, std::uint32_t layer, std::uint32_t expert,
+                        Span<const float> input) {
+    static_cast<void>(role);
+    static_cast<void>(layer);
+    static_cast<void>(expert);
+    static_cast<void>(input);
   }
 };
 
@@ -4119,6 +4138,7 @@ class ForwardPass {
 
   // To be called once all chunks of the current stage have run.
   void next_stage() {
+    if (observer_ != nullptr && observer_->wants_inputs()) show_inputs();
     switch (stage_) {
       case Stage::router: finish_router(); break;
       case Stage::experts_down:
@@ -4284,6 +4304,42 @@ class ForwardPass {
       observer_->on_router(static_cast<std::uint32_t>(layer_), rows_[row].position,
                            Span<const std::uint32_t>(assignment_.experts(row), k),
                            Span<const float>(assignment_.weights(row), k));
+    }
+  }
+
+  // Tells the observer what the stages after this one multiply matrices with.
+  void show_inputs() const {
+    const auto l = static_cast<std::uint32_t>(layer_);
+    const auto show = [&](Role role, std::size_t expert, const float* input, std::size_t width) {
+      observer_->on_input(role, l, static_cast<std::uint32_t>(expert),
+                          Span<const float>(input, width));
+    };
+    const Config& config = model_->config;
+    switch (stage_) {
+      case Stage::attention_norm:
+        for (std::size_t r = 0; r < n_rows_; ++r) show(Role::wq, 0, normed_.row(r), config.dim);
+        return;
+      case Stage::attention:
+        for (std::size_t r = 0; r < n_rows_; ++r) {
+          show(Role::wo, 0, attention_.row(r), config.q_dim());
+        }
+        return;
+      case Stage::experts_up:  // normed_ and hidden_ are as they were or will be used
+        for (std::size_t i = 0; i < assignment_.n_active(); ++i) {
+          const std::size_t e = assignment_.active(i);
+          for (std::size_t t = 0; t < assignment_.count(e); ++t) {
+            const std::size_t slot = assignment_.begin(e) + t;
+            show(Role::w1, e, normed_.row(assignment_.slot_row(slot)), config.dim);
+            show(Role::w2, e, hidden_.row(slot), config.hidden_dim);
+          }
+        }
+        return;
+      case Stage::final_norm:
+        for (std::size_t i = 0; i < n_logit_rows_; ++i) {
+          observer_->on_input(Role::output, 0, 0, Span<const float>(final_.row(i), config.dim));
+        }
+        return;
+      default: return;
     }
   }
 
@@ -5212,7 +5268,108 @@ const Tensor* File::find_tensor(std::string_view name) const noexcept {
 }  // namespace mixtral::gguf
 // From a GGUF directory to a checkpoint: which key and which tensor name means what.
 
+// What the tensors of a model are called in GGUF files of architecture "llama".
+
 #include <charconv>
+#include <cstdio>
+#include <optional>
+#include <string_view>
+
+namespace mixtral::detail {
+
+struct GgufName {
+  std::string_view name;
+  Role role;
+};
+inline constexpr GgufName kGlobalNames[] = {{"token_embd.weight", Role::token_embedding},
+                                            {"output_norm.weight", Role::output_norm},
+                                            {"output.weight", Role::output},
+                                            {"rope_freqs.weight", Role::rope_factors}};
+// After "blk.N."
+inline constexpr GgufName kLayerNames[] = {{"attn_norm.weight", Role::attention_norm},
+                                           {"attn_q.weight", Role::wq},
+                                           {"attn_k.weight", Role::wk},
+                                           {"attn_v.weight", Role::wv},
+                                           {"attn_output.weight", Role::wo},
+                                           {"ffn_norm.weight", Role::ffn_norm},
+                                           {"ffn_gate_inp.weight", Role::router}};
+// After "blk.N.", before ".weight" (dense), ".E.weight" (one expert) or "_exps.weight" (all).
+inline constexpr GgufName kExpertNames[] = {
+    {"ffn_gate", Role::w1}, {"ffn_down", Role::w2}, {"ffn_up", Role::w3}};
+
+struct GgufTensorName {
+  enum class Kind { one, all_experts, not_needed };
+  Role role = Role::token_embedding;
+  std::uint32_t layer = 0;
+  std::uint32_t expert = 0;
+  Kind kind = Kind::one;
+};
+
+// Takes "12." off the front of "12.rest".
+inline bool take_number(std::string_view& text, std::uint32_t& number) {
+  const auto result = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (result.ec != std::errc() || result.ptr == text.data() + text.size() || *result.ptr != '.') {
+    return false;
+  }
+  text.remove_prefix(static_cast<std::size_t>(result.ptr - text.data()) + 1);
+  return true;
+}
+
+inline std::optional<GgufTensorName> parse_tensor_name(std::string_view name) {
+  using Kind = GgufTensorName::Kind;
+  for (const GgufName& known : kGlobalNames) {
+    if (name == known.name) return GgufTensorName{known.role, 0, 0, Kind::one};
+  }
+  std::uint32_t layer = 0;
+  if (name.substr(0, 4) != "blk.") return std::nullopt;
+  name.remove_prefix(4);
+  if (!take_number(name, layer)) return std::nullopt;
+  if (name == "attn_rot_embd.weight") {  // of old converters; follows from rope_theta
+    return GgufTensorName{Role::rope_factors, layer, 0, Kind::not_needed};
+  }
+  for (const GgufName& known : kLayerNames) {
+    if (name == known.name) return GgufTensorName{known.role, layer, 0, Kind::one};
+  }
+  for (const GgufName& known : kExpertNames) {
+    if (name.substr(0, known.name.size()) != known.name) continue;
+    std::string_view rest = name.substr(known.name.size());
+    if (rest == "_exps.weight") return GgufTensorName{known.role, layer, 0, Kind::all_experts};
+    if (rest == ".weight") return GgufTensorName{known.role, layer, 0, Kind::one};
+    std::uint32_t expert = 0;
+    if (!rest.empty() && rest.front() == '.') {
+      rest.remove_prefix(1);
+      if (take_number(rest, expert) && rest == "weight") {  // the early layout
+        return GgufTensorName{known.role, layer, expert, Kind::one};
+      }
+    }
+  }
+  return std::nullopt;
+}
+
+// Writes the name of a tensor, with all experts in one where there are several, to `out`; gives its
+// length. Any uint32_t fits.
+template <std::size_t n>
+std::size_t format_tensor_name(Role role, std::uint32_t layer, bool several_experts,
+                               char (&out)[n]) {
+  static_assert(n >= 48);
+  const auto print = [&](const GgufName& known, const char* rest) {
+    return static_cast<std::size_t>(std::snprintf(
+        out, n, "blk.%u.%s%s", static_cast<unsigned>(layer), known.name.data(), rest));
+  };
+  for (const GgufName& known : kGlobalNames) {
+    if (known.role != role) continue;
+    return static_cast<std::size_t>(std::snprintf(out, n, "%s", known.name.data()));
+  }
+  for (const GgufName& known : kLayerNames) {
+    if (known.role == role) return print(known, "");
+  }
+  for (const GgufName& known : kExpertNames) {
+    if (known.role == role) return print(known, several_experts ? "_exps.weight" : ".weight");
+  }
+  return 0;
+}
+
+}  // namespace mixtral::detail
 
 namespace mixtral {
 
@@ -5444,16 +5601,6 @@ inline Status read_vocabulary(const gguf::File& file, Vocabulary& vocabulary) {
                         vocabulary.remove_extra_whitespaces);
 }
 
-// Takes "12." off the front of "12.rest".
-inline bool take_number(std::string_view& text, std::uint32_t& number) {
-  const auto result = std::from_chars(text.data(), text.data() + text.size(), number);
-  if (result.ec != std::errc() || result.ptr == text.data() + text.size() || *result.ptr != '.') {
-    return false;
-  }
-  text.remove_prefix(static_cast<std::size_t>(result.ptr - text.data()) + 1);
-  return true;
-}
-
 inline simd::Matrix matrix_of(const gguf::Tensor& tensor) {
   const BlockFormatInfo& info = *block_format_info(tensor.format);
   simd::Matrix matrix;
@@ -5467,90 +5614,35 @@ inline simd::Matrix matrix_of(const gguf::Tensor& tensor) {
 
 // Adds the matrix, or the matrices, of one tensor.
 inline Status add_tensor(const gguf::Tensor& tensor, std::pmr::vector<NamedTensor>& tensors) {
-  struct Name {
-    std::string_view name;
-    Role role;
-  };
-  static constexpr Name kGlobal[] = {{"token_embd.weight", Role::token_embedding},
-                                     {"output_norm.weight", Role::output_norm},
-                                     {"output.weight", Role::output},
-                                     {"rope_freqs.weight", Role::rope_factors}};
-  static constexpr Name kLayer[] = {{"attn_norm.weight", Role::attention_norm},
-                                    {"attn_q.weight", Role::wq},
-                                    {"attn_k.weight", Role::wk},
-                                    {"attn_v.weight", Role::wv},
-                                    {"attn_output.weight", Role::wo},
-                                    {"ffn_norm.weight", Role::ffn_norm},
-                                    {"ffn_gate_inp.weight", Role::router}};
-  static constexpr Name kExpert[] = {
-      {"ffn_gate", Role::w1}, {"ffn_down", Role::w2}, {"ffn_up", Role::w3}};
-
-  const auto add = [&](Role role, std::uint32_t layer, std::uint32_t expert,
-                       const simd::Matrix& matrix) -> Status {
-    tensors.push_back({role, layer, expert, matrix, tensor.name});
-    return {};
-  };
-  std::string_view name = tensor.name;
-  const auto unexpected_dims = [&](std::uint32_t expected) {
-    return Error(ErrorCode::bad_format, "tensor '%.*s' has %u dimensions; expected %u",
-                 static_cast<int>(std::min<std::size_t>(tensor.name.size(), 80)),
+  using Kind = GgufTensorName::Kind;
+  const int length = static_cast<int>(std::min<std::size_t>(tensor.name.size(), 80));
+  const std::optional<GgufTensorName> name = parse_tensor_name(tensor.name);
+  if (!name) {
+    return Error(
+        ErrorCode::unsupported,
+        "tensor '%.*s' is not part of a Mixtral, Mistral or Llama 2 model; running without it "
+        "would give wrong results",
+        length, tensor.name.data());
+  }
+  if (name->kind == Kind::not_needed) return {};
+  const std::uint32_t most_dims = name->kind == Kind::all_experts ? 3 : 2;
+  if (tensor.n_dims > most_dims || (most_dims == 3 && tensor.n_dims != 3)) {
+    return Error(ErrorCode::bad_format, "tensor '%.*s' has %u dimensions; expected %u", length,
                  tensor.name.data(), static_cast<unsigned>(tensor.n_dims),
-                 static_cast<unsigned>(expected));
-  };
-  for (const Name& known : kGlobal) {
-    if (name != known.name) continue;
-    if (tensor.n_dims > 2) return unexpected_dims(2);
-    return add(known.role, 0, 0, matrix_of(tensor));
+                 static_cast<unsigned>(most_dims));
   }
-  std::uint32_t layer = 0;
-  if (name.substr(0, 4) == "blk.") {
-    name.remove_prefix(4);
-    if (take_number(name, layer)) {
-      if (name == "attn_rot_embd.weight") return {};  // of old converters; follows from rope_theta
-      for (const Name& known : kLayer) {
-        if (name != known.name) continue;
-        if (tensor.n_dims > 2) return unexpected_dims(2);
-        return add(known.role, layer, 0, matrix_of(tensor));
-      }
-      for (const Name& known : kExpert) {
-        if (name.substr(0, known.name.size()) != known.name) continue;
-        std::string_view rest = name.substr(known.name.size());
-        simd::Matrix matrix = matrix_of(tensor);
-        if (rest == "_exps.weight") {  // all experts in one tensor
-          if (tensor.n_dims != 3) return unexpected_dims(3);
-          if (tensor.shape[2] > 4096) {
-            return Error(ErrorCode::bad_format, "tensor '%.*s' holds %llu experts; at most 4096",
-                         static_cast<int>(std::min<std::size_t>(tensor.name.size(), 80)),
-                         tensor.name.data(), static_cast<unsigned long long>(tensor.shape[2]));
-          }
-          for (std::uint32_t e = 0; e < tensor.shape[2]; ++e) {
-            MIXTRAL_RETURN_IF_ERROR(add(known.role, layer, e, matrix));
-            matrix.data += matrix.rows * matrix.row_bytes;
-          }
-          return {};
-        }
-        if (tensor.n_dims > 2) return unexpected_dims(2);
-        if (rest == ".weight") return add(known.role, layer, 0, matrix);  // dense
-        std::uint32_t expert = 0;
-        if (!rest.empty() && rest.front() == '.') {
-          rest.remove_prefix(1);
-          if (take_number(rest, expert) && rest == "weight") {  // the early layout
-            return add(known.role, layer, expert, matrix);
-          }
-        }
-      }
-    }
+  if (tensor.shape[2] > 4096) {
+    return Error(ErrorCode::bad_format, "tensor '%.*s' holds %llu experts; at most 4096", length,
+                 tensor.name.data(), static_cast<unsigned long long>(tensor.shape[2]));
   }
-  return Error(
-      ErrorCode::unsupported,
-      "tensor '%.*s' is not part of a Mixtral, Mistral or Llama 2 model; running without it "
-      "would give wrong results",
-      static_cast<int>(std::min<std::size_t>(tensor.name.size(), 80)), tensor.name.data());
+  simd::Matrix matrix = matrix_of(tensor);
+  for (std::uint32_t e = 0; e < tensor.shape[2]; ++e) {
+    const std::uint32_t expert = name->kind == Kind::all_experts ? e : name->expert;
+    tensors.push_back({name->role, name->layer, expert, matrix, tensor.name});
+    matrix.data += matrix.rows * matrix.row_bytes;
+  }
+  return {};
 }
-
-}  // namespace detail
-
-namespace detail {
 
 constexpr std::string_view kFirstPartEnd = "-00001-of-";
 

@@ -19,7 +19,7 @@ MODEL = ROOT / "examples" / "models" / "tiny-mixtral-Q8_0.gguf"
 SHARED = ROOT.parent / "shared"
 GOLDEN = {entry["name"]: entry
           for entry in json.loads((ROOT / "tests" / "data" / "golden.json").read_text())}
-PROGRAMS = ["complete", "chat", "tokenize", "inspect", "score"]
+PROGRAMS = ["complete", "chat", "tokenize", "inspect", "score", "quantize"]
 
 
 class Case(unittest.TestCase):
@@ -60,12 +60,13 @@ class EveryProgram(Case):
         for name in PROGRAMS:
             with self.subTest(name):
                 text = self.run_program(name, "--help").stdout.decode()
-                self.assertIn("--model", text)
+                self.assertIn("--input" if name == "quantize" else "--model", text)
                 self.assertIn("--help", text)
 
     def test_bad_arguments_give_2(self):
         needed = {"complete": ["--prompt", "a"], "chat": [], "tokenize": ["--model", MODEL],
-                  "inspect": ["--model", MODEL], "score": ["--model", MODEL, "--file", MODEL]}
+                  "inspect": ["--model", MODEL], "score": ["--model", MODEL, "--file", MODEL],
+                  "quantize": ["--input", MODEL, "--output", "x", "--type", "Q4_0"]}
         for name in PROGRAMS:
             with self.subTest(name):
                 result = self.run_program(name, *needed[name], "--no-such-option", code=2)
@@ -82,7 +83,11 @@ class EveryProgram(Case):
                           ["chat", "--threads", "100000"], ["tokenize"], ["inspect"],
                           ["inspect", "--model", MODEL, "--logits", "x"],
                           ["inspect", "--model", MODEL, "--tokens", "a,b"],
-                          ["score", "--model", MODEL], ["score", "--file", MODEL]):
+                          ["score", "--model", MODEL], ["score", "--file", MODEL],
+                          ["quantize", "--input", MODEL, "--output", "x"],
+                          ["quantize", "--input", MODEL, "--output", "x", "--type", "Q9_K"],
+                          ["quantize", "--input", MODEL, "--output", "x", "--type", "Q4_0",
+                           "--expert-type", "Q4_K_M"]):
             with self.subTest(arguments):
                 result = self.run_program(*arguments, code=2)
                 self.assertNotEqual(result.stderr, b"")
@@ -90,12 +95,14 @@ class EveryProgram(Case):
     def test_errors_give_1_and_one_line(self):
         not_a_model = self.file("not-a-model.gguf", b"this is no model")
         prompt = self.file("prompt.txt", b"Once")
-        rest = {"complete": ["--prompt", "a"], "score": ["--file", prompt]}
+        rest = {"complete": ["--prompt", "a"], "score": ["--file", prompt],
+                "quantize": ["--output", self.folder / "x.gguf", "--type", "Q4_0"]}
         for name in PROGRAMS:
+            model = "--input" if name == "quantize" else "--model"
             with self.subTest(name):
-                missing = self.error_of(name, "--model", "no/such.gguf", *rest.get(name, []))
+                missing = self.error_of(name, model, "no/such.gguf", *rest.get(name, []))
                 self.assertIn("no/such.gguf", missing)
-                wrong = self.error_of(name, "--model", not_a_model, *rest.get(name, []))
+                wrong = self.error_of(name, model, not_a_model, *rest.get(name, []))
                 self.assertRegex(wrong, "GGUF|tokenizer|protobuf")
         self.assertIn("no/such.txt", self.error_of("complete", "--prompt-file", "no/such.txt"))
         self.assertIn(str(self.folder), self.error_of("complete", "--prompt-file", self.folder))
@@ -388,6 +395,94 @@ class Score(Case):
         self.assertIn(b"100%", shown)
         plain = self.run_program("score", "--model", MODEL, "--file", path)
         self.assertNotIn(b"%", plain.stderr)
+
+
+class Quantize(Case):
+    def quantize(self, kind, *arguments, name="out.gguf", source=MODEL):
+        path = self.folder / name
+        self.run_program("quantize", "--input", source, "--output", path, "--type", kind, *arguments)
+        return path
+
+    def perplexity(self, model):
+        text = self.file("text.txt", GOLDEN["tale"]["text"].encode())
+        return self.json_of("score", "--model", model, "--file", text)["perplexity"]
+
+    def test_the_file_is_a_model_that_reads_well(self):
+        expected = self.perplexity(MODEL)
+        for kind, size, more in (("q8_0", 1.0, 0.001), ("Q4_K_M", 0.65, 0.05), ("IQ4_XS", 0.6, 0.1)):
+            with self.subTest(kind):
+                path = self.quantize(kind, "--force")
+                self.assertLess(path.stat().st_size, size * MODEL.stat().st_size + 1000)
+                self.assertLess(abs(self.perplexity(path) / expected - 1), more)
+        self.assertEqual([p.name for p in self.folder.glob("*.part")], [])
+
+    def test_types_of_output_and_experts(self):
+        path = self.quantize("Q4_K_S", "--output-tensor-type", "q8_0", "--expert-type", "Q3_K",
+                             "--threads", 1)
+        formats = {t["name"]: t["type"] for t in self.json_of("inspect", "--model", path)["tensors"]}
+        self.assertEqual(formats["output.weight"], "Q8_0")
+        self.assertEqual(formats["blk.0.ffn_up_exps.weight"], "Q3_K")
+        self.assertEqual(formats["blk.0.attn_q.weight"], "Q4_K")
+        pure = self.quantize("Q4_K_S", "--pure", name="pure.gguf")
+        formats = {t["name"]: t["type"] for t in self.json_of("inspect", "--model", pure)["tensors"]}
+        self.assertEqual({f for n, f in formats.items() if "norm" not in n and "_inp" not in n},
+                         {"Q4_K"})
+
+    def test_nothing_is_overwritten_without_force(self):
+        path = self.file("out.gguf", b"precious")
+        arguments = ["--input", MODEL, "--output", path, "--type", "F16"]
+        self.assertIn("--force", self.error_of("quantize", *arguments))
+        self.assertEqual(path.read_bytes(), b"precious")
+        self.run_program("quantize", *arguments, "--force")
+        self.assertGreater(path.stat().st_size, 10**7)
+        copy = self.file("copy.gguf", MODEL.read_bytes())
+        self.assertIn("is the input", self.error_of("quantize", "--input", copy, "--output", copy,
+                                                    "--type", "F16", "--force"))
+        self.assertEqual(copy.read_bytes(), MODEL.read_bytes())
+
+    def test_failures_leave_nothing(self):
+        error = self.error_of("quantize", "--input", MODEL, "--output", self.folder / "no" / "x.gguf",
+                              "--type", "F16")
+        self.assertIn("x.gguf", error)
+        limited = subprocess.run(
+            ["sh", "-c", 'ulimit -f 1000; trap "" XFSZ; exec "$@"', "sh", self.bin / "quantize",
+             "--input", MODEL, "--output", self.folder / "big.gguf", "--type", "F16"],
+            capture_output=True, timeout=300)
+        self.assertEqual(limited.returncode, 1, limited.stderr)
+        self.assertIn(b"could not be written", limited.stderr)
+        self.assertEqual(list(self.folder.iterdir()), [])
+
+    def test_importance(self):
+        text = self.file("text.txt", GOLDEN["tale"]["text"].encode())
+        path = self.folder / "importance.gguf"
+        plain = self.json_of("score", "--model", MODEL, "--file", text)
+        gathered = self.json_of("score", "--model", MODEL, "--file", text, "--importance", path)
+        self.assertEqual(gathered["perplexity"], plain["perplexity"])
+        without = self.perplexity(self.quantize("Q2_K_S", name="plain.gguf"))
+        run = self.run_program("quantize", "--input", MODEL, "--output", self.folder / "i.gguf",
+                               "--type", "Q2_K_S", "--importance", path)
+        self.assertIn(b"had importance", run.stderr)
+        # On the very text that it was gathered from.
+        self.assertLess(abs(self.perplexity(self.folder / "i.gguf") - plain["perplexity"]),
+                        abs(without - plain["perplexity"]))
+        self.assertIn("text.txt", self.error_of(
+            "quantize", "--input", MODEL, "--output", self.folder / "j.gguf", "--type", "Q2_K",
+            "--importance", text))
+
+    def test_progress_with_the_time_left(self):
+        leader, follower = pty.openpty()
+        result = subprocess.run([self.bin / "quantize", "--input", MODEL, "--output",
+                                 self.folder / "x.gguf", "--type", "Q4_K_M"], stderr=follower,
+                                timeout=300)
+        os.close(follower)
+        shown = b""
+        with contextlib.suppress(OSError):  # Linux tells the end so
+            while chunk := os.read(leader, 4096):
+                shown += chunk
+        os.close(leader)
+        self.assertEqual(result.returncode, 0)
+        self.assertRegex(shown, rb"\d+%, \d+:\d\d left")
+        self.assertIn(b"bits a weight", shown)
 
 
 class OtherFormats(Case):

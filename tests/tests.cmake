@@ -12,6 +12,13 @@ target_link_libraries(mixtral_tests PRIVATE mixtral_implementation mixtral_optio
 target_compile_definitions(mixtral_tests PRIVATE MIXTRAL_SOURCE_DIR="${CMAKE_CURRENT_SOURCE_DIR}")
 add_test(NAME mixtral_tests COMMAND mixtral_tests)
 
+# What the block formats lose, in a table: a program, not a test.
+if(MIXTRAL_BUILD_EXAMPLES)
+  add_executable(quantization_error tests/quantization_error.cpp)
+  target_link_libraries(quantization_error PRIVATE mixtral_implementation mixtral_options
+                        CLI11::CLI11)
+endif()
+
 # Embedding: a host without exceptions and RTTI, of many translation units, among them each public
 # header included alone, twice.
 file(GLOB MIXTRAL_PUBLIC_HEADERS CONFIGURE_DEPENDS RELATIVE ${CMAKE_CURRENT_SOURCE_DIR}/include

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "mixtral/role.hpp"
 #include "mixtral/span.hpp"
 
 namespace mixtral {
@@ -31,6 +32,19 @@ class Observer {
     static_cast<void>(position);
     static_cast<void>(experts);
     static_cast<void>(weights);
+  }
+
+  // If true, on_input() is called.
+  virtual bool wants_inputs() const { return false; }
+
+  // What the matrix of this role in `layer`, of `expert` for w1 and w2, is multiplied with for one
+  // token. wk and wv have the same input as wq, w3 that of w1; they are not reported.
+  virtual void on_input(Role role, std::uint32_t layer, std::uint32_t expert,
+                        Span<const float> input) {
+    static_cast<void>(role);
+    static_cast<void>(layer);
+    static_cast<void>(expert);
+    static_cast<void>(input);
   }
 };
 

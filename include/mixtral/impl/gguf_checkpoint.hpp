@@ -2,11 +2,10 @@
 #ifndef MIXTRAL_IMPL_GGUF_CHECKPOINT_HPP_
 #define MIXTRAL_IMPL_GGUF_CHECKPOINT_HPP_
 
-#include <charconv>
-
 #include "mixtral/checkpoint.hpp"
 #include "mixtral/gguf.hpp"
 #include "mixtral/impl/checkpoint.hpp"
+#include "mixtral/impl/gguf_names.hpp"
 
 namespace mixtral {
 
@@ -238,16 +237,6 @@ inline Status read_vocabulary(const gguf::File& file, Vocabulary& vocabulary) {
                         vocabulary.remove_extra_whitespaces);
 }
 
-// Takes "12." off the front of "12.rest".
-inline bool take_number(std::string_view& text, std::uint32_t& number) {
-  const auto result = std::from_chars(text.data(), text.data() + text.size(), number);
-  if (result.ec != std::errc() || result.ptr == text.data() + text.size() || *result.ptr != '.') {
-    return false;
-  }
-  text.remove_prefix(static_cast<std::size_t>(result.ptr - text.data()) + 1);
-  return true;
-}
-
 inline simd::Matrix matrix_of(const gguf::Tensor& tensor) {
   const BlockFormatInfo& info = *block_format_info(tensor.format);
   simd::Matrix matrix;
@@ -261,90 +250,35 @@ inline simd::Matrix matrix_of(const gguf::Tensor& tensor) {
 
 // Adds the matrix, or the matrices, of one tensor.
 inline Status add_tensor(const gguf::Tensor& tensor, std::pmr::vector<NamedTensor>& tensors) {
-  struct Name {
-    std::string_view name;
-    Role role;
-  };
-  static constexpr Name kGlobal[] = {{"token_embd.weight", Role::token_embedding},
-                                     {"output_norm.weight", Role::output_norm},
-                                     {"output.weight", Role::output},
-                                     {"rope_freqs.weight", Role::rope_factors}};
-  static constexpr Name kLayer[] = {{"attn_norm.weight", Role::attention_norm},
-                                    {"attn_q.weight", Role::wq},
-                                    {"attn_k.weight", Role::wk},
-                                    {"attn_v.weight", Role::wv},
-                                    {"attn_output.weight", Role::wo},
-                                    {"ffn_norm.weight", Role::ffn_norm},
-                                    {"ffn_gate_inp.weight", Role::router}};
-  static constexpr Name kExpert[] = {
-      {"ffn_gate", Role::w1}, {"ffn_down", Role::w2}, {"ffn_up", Role::w3}};
-
-  const auto add = [&](Role role, std::uint32_t layer, std::uint32_t expert,
-                       const simd::Matrix& matrix) -> Status {
-    tensors.push_back({role, layer, expert, matrix, tensor.name});
-    return {};
-  };
-  std::string_view name = tensor.name;
-  const auto unexpected_dims = [&](std::uint32_t expected) {
-    return Error(ErrorCode::bad_format, "tensor '%.*s' has %u dimensions; expected %u",
-                 static_cast<int>(std::min<std::size_t>(tensor.name.size(), 80)),
+  using Kind = GgufTensorName::Kind;
+  const int length = static_cast<int>(std::min<std::size_t>(tensor.name.size(), 80));
+  const std::optional<GgufTensorName> name = parse_tensor_name(tensor.name);
+  if (!name) {
+    return Error(
+        ErrorCode::unsupported,
+        "tensor '%.*s' is not part of a Mixtral, Mistral or Llama 2 model; running without it "
+        "would give wrong results",
+        length, tensor.name.data());
+  }
+  if (name->kind == Kind::not_needed) return {};
+  const std::uint32_t most_dims = name->kind == Kind::all_experts ? 3 : 2;
+  if (tensor.n_dims > most_dims || (most_dims == 3 && tensor.n_dims != 3)) {
+    return Error(ErrorCode::bad_format, "tensor '%.*s' has %u dimensions; expected %u", length,
                  tensor.name.data(), static_cast<unsigned>(tensor.n_dims),
-                 static_cast<unsigned>(expected));
-  };
-  for (const Name& known : kGlobal) {
-    if (name != known.name) continue;
-    if (tensor.n_dims > 2) return unexpected_dims(2);
-    return add(known.role, 0, 0, matrix_of(tensor));
+                 static_cast<unsigned>(most_dims));
   }
-  std::uint32_t layer = 0;
-  if (name.substr(0, 4) == "blk.") {
-    name.remove_prefix(4);
-    if (take_number(name, layer)) {
-      if (name == "attn_rot_embd.weight") return {};  // of old converters; follows from rope_theta
-      for (const Name& known : kLayer) {
-        if (name != known.name) continue;
-        if (tensor.n_dims > 2) return unexpected_dims(2);
-        return add(known.role, layer, 0, matrix_of(tensor));
-      }
-      for (const Name& known : kExpert) {
-        if (name.substr(0, known.name.size()) != known.name) continue;
-        std::string_view rest = name.substr(known.name.size());
-        simd::Matrix matrix = matrix_of(tensor);
-        if (rest == "_exps.weight") {  // all experts in one tensor
-          if (tensor.n_dims != 3) return unexpected_dims(3);
-          if (tensor.shape[2] > 4096) {
-            return Error(ErrorCode::bad_format, "tensor '%.*s' holds %llu experts; at most 4096",
-                         static_cast<int>(std::min<std::size_t>(tensor.name.size(), 80)),
-                         tensor.name.data(), static_cast<unsigned long long>(tensor.shape[2]));
-          }
-          for (std::uint32_t e = 0; e < tensor.shape[2]; ++e) {
-            MIXTRAL_RETURN_IF_ERROR(add(known.role, layer, e, matrix));
-            matrix.data += matrix.rows * matrix.row_bytes;
-          }
-          return {};
-        }
-        if (tensor.n_dims > 2) return unexpected_dims(2);
-        if (rest == ".weight") return add(known.role, layer, 0, matrix);  // dense
-        std::uint32_t expert = 0;
-        if (!rest.empty() && rest.front() == '.') {
-          rest.remove_prefix(1);
-          if (take_number(rest, expert) && rest == "weight") {  // the early layout
-            return add(known.role, layer, expert, matrix);
-          }
-        }
-      }
-    }
+  if (tensor.shape[2] > 4096) {
+    return Error(ErrorCode::bad_format, "tensor '%.*s' holds %llu experts; at most 4096", length,
+                 tensor.name.data(), static_cast<unsigned long long>(tensor.shape[2]));
   }
-  return Error(
-      ErrorCode::unsupported,
-      "tensor '%.*s' is not part of a Mixtral, Mistral or Llama 2 model; running without it "
-      "would give wrong results",
-      static_cast<int>(std::min<std::size_t>(tensor.name.size(), 80)), tensor.name.data());
+  simd::Matrix matrix = matrix_of(tensor);
+  for (std::uint32_t e = 0; e < tensor.shape[2]; ++e) {
+    const std::uint32_t expert = name->kind == Kind::all_experts ? e : name->expert;
+    tensors.push_back({name->role, name->layer, expert, matrix, tensor.name});
+    matrix.data += matrix.rows * matrix.row_bytes;
+  }
+  return {};
 }
-
-}  // namespace detail
-
-namespace detail {
 
 constexpr std::string_view kFirstPartEnd = "-00001-of-";
 

@@ -102,6 +102,7 @@ class ForwardPass {
 
   // To be called once all chunks of the current stage have run.
   void next_stage() {
+    if (observer_ != nullptr && observer_->wants_inputs()) show_inputs();
     switch (stage_) {
       case Stage::router: finish_router(); break;
       case Stage::experts_down:
@@ -267,6 +268,42 @@ class ForwardPass {
       observer_->on_router(static_cast<std::uint32_t>(layer_), rows_[row].position,
                            Span<const std::uint32_t>(assignment_.experts(row), k),
                            Span<const float>(assignment_.weights(row), k));
+    }
+  }
+
+  // Tells the observer what the stages after this one multiply matrices with.
+  void show_inputs() const {
+    const auto l = static_cast<std::uint32_t>(layer_);
+    const auto show = [&](Role role, std::size_t expert, const float* input, std::size_t width) {
+      observer_->on_input(role, l, static_cast<std::uint32_t>(expert),
+                          Span<const float>(input, width));
+    };
+    const Config& config = model_->config;
+    switch (stage_) {
+      case Stage::attention_norm:
+        for (std::size_t r = 0; r < n_rows_; ++r) show(Role::wq, 0, normed_.row(r), config.dim);
+        return;
+      case Stage::attention:
+        for (std::size_t r = 0; r < n_rows_; ++r) {
+          show(Role::wo, 0, attention_.row(r), config.q_dim());
+        }
+        return;
+      case Stage::experts_up:  // normed_ and hidden_ are as they were or will be used
+        for (std::size_t i = 0; i < assignment_.n_active(); ++i) {
+          const std::size_t e = assignment_.active(i);
+          for (std::size_t t = 0; t < assignment_.count(e); ++t) {
+            const std::size_t slot = assignment_.begin(e) + t;
+            show(Role::w1, e, normed_.row(assignment_.slot_row(slot)), config.dim);
+            show(Role::w2, e, hidden_.row(slot), config.hidden_dim);
+          }
+        }
+        return;
+      case Stage::final_norm:
+        for (std::size_t i = 0; i < n_logit_rows_; ++i) {
+          observer_->on_input(Role::output, 0, 0, Span<const float>(final_.row(i), config.dim));
+        }
+        return;
+      default: return;
     }
   }
 

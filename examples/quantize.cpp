@@ -1,0 +1,148 @@
+// Writes a model of any layout as one GGUF file of any type.
+#include <atomic>
+#include <csignal>
+#include <filesystem>
+#include <mixtral/quantize.hpp>
+
+#include "program.hpp"
+
+namespace {
+
+namespace fs = std::filesystem;
+
+std::atomic<bool> interrupted{false};
+
+// A file under a temporary name, which becomes `path` by finish() and vanishes otherwise.
+class OutputFile : public mixtral::GgufSink {
+ public:
+  explicit OutputFile(const std::string& path)
+      : path_(fs::u8path(path)), temporary_(fs::u8path(path + ".part")), bar_("quantising") {
+    file_.open(temporary_, std::ios::binary | std::ios::trunc);
+    if (!file_) throw std::runtime_error("cannot write '" + temporary_.u8string() + "'");
+  }
+  ~OutputFile() override {
+    if (finished_) return;
+    file_.close();
+    std::error_code ignored;
+    fs::remove(temporary_, ignored);
+  }
+
+  bool write(mixtral::Span<const std::uint8_t> bytes) override {
+    file_.write(reinterpret_cast<const char*>(bytes.data()),
+                static_cast<std::streamsize>(bytes.size()));
+    size_ += bytes.size();
+    return static_cast<bool>(file_);
+  }
+  void on_tensor(const mixtral::TensorReport& report) override {
+    ++n_tensors_;
+    n_fallbacks_ += report.fallback ? 1 : 0;
+    n_with_importance_ += report.has_importance ? 1 : 0;
+    requantized_ |= report.from != report.to && mixtral::block_format_info(report.from)->quantized;
+  }
+  bool on_progress(std::uint64_t done, std::uint64_t total) override {
+    n_weights_ = total;
+    bar_.update(done, total);
+    return !interrupted;
+  }
+
+  void finish() {
+    file_.close();
+    if (!file_) throw std::runtime_error("cannot write '" + temporary_.u8string() + "'");
+    fs::rename(temporary_, path_);
+    finished_ = true;
+  }
+
+  void report(double seconds, bool with_importance) {
+    bar_.clear();
+    std::fprintf(
+        stderr, "%s, %.2f bits a weight, %zu tensors, %.1f s\n", program::in_units(size_).c_str(),
+        8.0 * static_cast<double>(size_) / static_cast<double>(n_weights_), n_tensors_, seconds);
+    if (with_importance) std::fprintf(stderr, "%zu tensors had importance\n", n_with_importance_);
+    if (n_fallbacks_ != 0) {
+      std::fprintf(stderr, "%zu tensors got another format: their rows are not whole blocks\n",
+                   n_fallbacks_);
+    }
+    if (requantized_) {
+      std::fprintf(
+          stderr, "note: the input was quantised already; from F16 or BF16 the result is better\n");
+    }
+  }
+
+ private:
+  fs::path path_, temporary_;
+  std::ofstream file_;
+  program::ProgressBar bar_;
+  std::uint64_t size_ = 0, n_weights_ = 0;
+  std::size_t n_tensors_ = 0, n_fallbacks_ = 0, n_with_importance_ = 0;
+  bool requantized_ = false, finished_ = false;
+};
+
+std::map<std::string, mixtral::BlockFormat> block_formats() {
+  std::map<std::string, mixtral::BlockFormat> formats;
+  for (const auto& type : mixtral::quantizations()) {
+    formats[mixtral::block_format_info(type.base)->name] = type.base;
+  }
+  return formats;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{"Writes a model of any layout as one GGUF file.", "quantize"};
+  std::string input, output, type_name, importance_path;
+  mixtral::BlockFormat output_type{}, expert_type{};
+  std::uint32_t threads = 0;
+  bool force = false, pure = false;
+  std::string known;
+  for (const auto& type : mixtral::quantizations()) known += " " + std::string(type.name);
+  const auto is_type = [&](const std::string& name) {
+    return mixtral::find_quantization(name) != nullptr ? "" : "must be one of" + known;
+  };
+  const CLI::CheckedTransformer is_format(block_formats(), CLI::ignore_case);
+  app.add_option("--input", input, "GGUF file or model folder")->required();
+  app.add_option("--output", output, "The file to write")->required();
+  app.add_option("--type", type_name, "One of" + known)->required()->check(is_type);
+  CLI::Option* has_output_type =
+      app.add_option("--output-tensor-type", output_type, "Format of the output matrix")
+          ->transform(is_format);
+  CLI::Option* has_expert_type =
+      app.add_option("--expert-type", expert_type, "Format of the experts' matrices")
+          ->transform(is_format);
+  app.add_option("--importance", importance_path, "What score --importance has written");
+  app.add_flag("--pure", pure, "All matrices in the same format, no mixture");
+  app.add_option("--threads", threads, "Threads to use (default: all)")->check(CLI::Range(1, 1024));
+  app.add_flag("--force", force, "Overwrite the output if it is there");
+
+  return program::run(app, argc, argv, [&] {
+    if (!force && fs::exists(fs::u8path(output))) {
+      throw std::runtime_error("'" + output + "' is there already; --force overwrites it");
+    }
+    const auto checkpoint = program::value(mixtral::open_checkpoint(input.c_str()));
+    std::error_code ignored;
+    if (fs::equivalent(fs::u8path(input), fs::u8path(output), ignored)) {
+      throw std::runtime_error("'" + output + "' is the input");
+    }
+    std::optional<mixtral::Importance> importance;
+    if (!importance_path.empty()) {
+      const auto bytes = program::value(mixtral::Bytes::map_file(importance_path.c_str()));
+      auto read = mixtral::Importance::read({bytes.data(), bytes.size()}, checkpoint.config);
+      if (!read) throw std::runtime_error("'" + importance_path + "': " + read.error().message());
+      importance.emplace(*std::move(read));
+    }
+    auto pool = program::value(mixtral::ThreadPool::create(threads));
+    mixtral::QuantizeOptions options;
+    options.type = mixtral::find_quantization(type_name);
+    if (*has_output_type) options.output_tensor_type = output_type;
+    if (*has_expert_type) options.expert_type = expert_type;
+    options.pure = pure;
+    options.importance = importance ? &*importance : nullptr;
+    options.executor = pool;
+
+    std::signal(SIGINT, [](int) { interrupted = true; });
+    const program::Stopwatch time;
+    OutputFile file(output);
+    program::check(mixtral::write_gguf(checkpoint, options, file));
+    file.finish();
+    file.report(time.seconds(), importance.has_value());
+  });
+}
