@@ -855,12 +855,26 @@ inline void encode_row(BlockFormat format, const float* row, std::size_t n_cols,
     case BlockFormat::q6_k: return with(EncodeQ6_K());
     case BlockFormat::iq4_nl: return with(EncodeIq4_Nl());
     case BlockFormat::iq4_xs: return with(EncodeIq4_Xs());
+    case BlockFormat::iq2_xxs:
+    case BlockFormat::iq2_xs:
+    case BlockFormat::iq2_s:
+    case BlockFormat::iq3_xxs:
+    case BlockFormat::iq3_s: return;  // see can_encode()
   }
 }
 
 }  // namespace detail
 
-bool can_encode(BlockFormat format) noexcept { return block_format_info(format) != nullptr; }
+bool can_encode(BlockFormat format) noexcept {
+  switch (format) {
+    case BlockFormat::iq2_xxs:
+    case BlockFormat::iq2_xs:
+    case BlockFormat::iq2_s:
+    case BlockFormat::iq3_xxs:
+    case BlockFormat::iq3_s: return false;
+    default: return block_format_info(format) != nullptr;
+  }
+}
 
 Status encode_rows(BlockFormat format, const float* rows, std::size_t n_rows, std::size_t n_cols,
                    Span<const float> importance, std::uint8_t* out) {

@@ -1,6 +1,7 @@
 // Block formats and kernels, on every SIMD target that this machine runs, against scalar definitions.
 #include "support.hpp"
 
+#include <mixtral/simd/grids.hpp>
 #include <mixtral/simd/kernels.hpp>
 
 using namespace support;
@@ -40,6 +41,19 @@ std::vector<double> decode_block(BlockFormat format, const std::uint8_t* b) {
   static constexpr int kLevels[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                       1,    13,   25,  38,  53,  69,  89,  113};
   const auto bit = [](const std::uint8_t* bits, int i) { return bits[i / 8] >> (i % 8) & 1; };
+  const auto uint32 = [](const std::uint8_t* p) {
+    std::uint32_t word;
+    std::memcpy(&word, p, 4);
+    return word;
+  };
+  const auto magnitude = [](std::uint64_t point, int i) {
+    return static_cast<double>(point >> (8 * i) & 255);
+  };
+  const auto sign_of_seven = [](unsigned signs, int i) {
+    int minuses = 0;
+    for (int j = 0; j < 7; ++j) minuses += signs >> j & 1;
+    return (i < 7 ? signs >> i & 1 : minuses % 2) ? -1.0 : 1.0;
+  };
   switch (format) {
     case BlockFormat::q8_0:
       for (int i = 0; i < 32; ++i) out.push_back(half(b) * static_cast<std::int8_t>(b[2 + i]));
@@ -119,6 +133,49 @@ std::vector<double> decode_block(BlockFormat format, const std::uint8_t* b) {
         out.push_back(half(b) * scale * kLevels[nibble(b + 8 + 16 * s, i % 32)]);
       }
       break;
+    case BlockFormat::iq2_xxs:
+      for (int i = 0; i < 256; ++i) {
+        const std::uint8_t* part = b + 2 + i / 32 * 8;
+        const std::uint32_t word = uint32(part + 4);
+        const auto point = mixtral::simd::kIq2XxsGrid[part[i % 32 / 8]];
+        out.push_back(half(b) * (0.5 + (word >> 28)) * 0.25 * magnitude(point, i % 8) *
+                      sign_of_seven(word >> (7 * (i % 32 / 8)) & 127, i % 8));
+      }
+      break;
+    case BlockFormat::iq2_xs:
+      for (int i = 0; i < 256; ++i) {
+        const unsigned q = b[2 + i / 8 * 2] | static_cast<unsigned>(b[3 + i / 8 * 2]) << 8;
+        const int scale = nibble_of_byte(b[66 + i / 32], i % 32 / 16);
+        out.push_back(half(b) * (0.5 + scale) * 0.25 *
+                      magnitude(mixtral::simd::kIq2XsGrid[q & 511], i % 8) *
+                      sign_of_seven(q >> 9, i % 8));
+      }
+      break;
+    case BlockFormat::iq2_s:
+      for (int i = 0; i < 256; ++i) {
+        const int scale = nibble_of_byte(b[74 + i / 32], i % 32 / 16);
+        const unsigned high = b[66 + i / 32] >> (i % 32 / 8 * 2) & 3u;
+        const auto point = mixtral::simd::kIq2SGrid[b[2 + i / 8] | high << 8];
+        out.push_back(half(b) * (0.5 + scale) * 0.25 * magnitude(point, i % 8) *
+                      (bit(b + 34, i) ? -1 : 1));
+      }
+      break;
+    case BlockFormat::iq3_xxs:
+      for (int i = 0; i < 256; ++i) {
+        const std::uint32_t word = uint32(b + 66 + i / 32 * 4);
+        out.push_back(half(b) * (0.5 + (word >> 28)) * 0.5 *
+                      magnitude(mixtral::simd::kIq3XxsGrid[b[2 + i / 4]], i % 4) *
+                      sign_of_seven(word >> (7 * (i % 32 / 8)) & 127, i % 8));
+      }
+      break;
+    case BlockFormat::iq3_s:
+      for (int i = 0; i < 256; ++i) {
+        const unsigned high = b[66 + i / 32] >> (i % 32 / 4) & 1u;
+        const auto point = mixtral::simd::kIq3SGrid[b[2 + i / 4] | high << 8];
+        out.push_back(half(b) * (1 + 2 * nibble_of_byte(b[106 + i / 64], i % 64 / 32)) *
+                      magnitude(point, i % 4) * (bit(b + 74, i) ? -1 : 1));
+      }
+      break;
     case BlockFormat::f32: {
       float value;
       std::memcpy(&value, b, 4);
@@ -191,6 +248,48 @@ struct RandomMatrix {
 };
 
 }  // namespace
+
+TEST_CASE("kernels: the grids of IQ2 and IQ3 are those of ggml") {
+  // 512 blocks of pseudo-random bytes with d = 1, as ggml (llama.cpp c392e50) decodes them: a hash of
+  // the floats. Every point of each grid occurs.
+  const std::pair<BlockFormat, std::uint64_t> expected[] = {
+      {BlockFormat::iq2_xxs, 0x3461346f4d5f2a62ull},
+      {BlockFormat::iq2_xs, 0x7663a1c24f887360ull},
+      {BlockFormat::iq2_s, 0xc6843e96bd9d9c63ull},
+      {BlockFormat::iq3_xxs, 0x8afe4af35421aaceull},
+      {BlockFormat::iq3_s, 0x63781282d670a866ull}};
+  for (const auto& [format, hash] : expected) {
+    const auto& info = *mixtral::block_format_info(format);
+    CAPTURE(std::string(info.name));
+    Blob blocks(512 * info.block_bytes);
+    std::uint32_t state = 1;
+    for (auto& byte : blocks) {
+      state = state * 1664525u + 1013904223u;
+      byte = static_cast<std::uint8_t>(state >> 24);
+    }
+    for (std::size_t i = 0; i < 512; ++i) {
+      blocks[i * info.block_bytes] = 0;
+      blocks[i * info.block_bytes + 1] = 0x3c;
+    }
+    Matrix matrix;
+    matrix.data = blocks.data();
+    matrix.row_bytes = blocks.size();
+    matrix.rows = 1;
+    matrix.cols = 512 * 256;
+    matrix.format = format;
+    std::vector<float> out(matrix.cols);
+    for (const Kernels* kernels : all_kernels()) {
+      kernels->decode_rows(matrix, 0, 1, out.data());
+      std::uint64_t fnv = 1469598103934665603u;  // FNV-1a
+      for (const float value : out) {
+        std::uint32_t bits;
+        std::memcpy(&bits, &value, 4);
+        for (int b = 0; b < 4; ++b) fnv = (fnv ^ (bits >> (8 * b) & 255)) * 1099511628211u;
+      }
+      CHECK(fnv == hash);
+    }
+  }
+}
 
 TEST_CASE("kernels: the targets are listed best first and can be chosen") {
   const auto all = all_kernels();

@@ -245,6 +245,12 @@ TEST_CASE("quantize: numbers that a format cannot hold are refused by place") {
       CHECK(std::string(status.error().message()).find("element 300") != std::string::npos);
     }
   }
+  for (const auto& entry : mixtral::detail::kBlockFormats) {
+    const bool listed =
+        std::find(std::begin(kEncoded), std::end(kEncoded), entry.format) != std::end(kEncoded);
+    CHECK(mixtral::can_encode(entry.format) == listed);
+    CHECK(static_cast<bool>(encode(entry.format, std::vector<float>(256), out)) == listed);
+  }
   CHECK(!encode(BlockFormat::q4_k, std::vector<float>(128), out));
   CHECK(!encode(BlockFormat::q8_0, std::vector<float>(33), out));
   CHECK(!mixtral::encode_rows(static_cast<BlockFormat>(99), nullptr, 0, 0, {}, nullptr));

@@ -19,6 +19,7 @@
 #include <cstring>
 #include <limits>
 
+#include "mixtral/simd/grids.hpp"
 #include "mixtral/simd/half.hpp"
 #include "mixtral/simd/kernels.hpp"
 

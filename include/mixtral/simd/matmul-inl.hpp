@@ -39,15 +39,14 @@ void matmul_quantized(const Matrix& w, std::size_t first_row, std::size_t n_rows
   const DF df;
   QuantTile tile;
   HWY_ALIGN float sums[kMaxMatmulTokens * 16];
-  constexpr std::size_t kBlockSize = Format::kBlockBytes < 80 ? 32 : 256;
   for (std::size_t r = 0; r < n_rows; ++r) {
     const std::uint8_t* data = w.data + (first_row + r) * w.row_bytes;
     if (n_tokens == 1) {
       const auto* tiles = static_cast<const ActivationTile*>(x[0]);
       VF sum = hn::Zero(df);
       for (std::size_t col = 0; col < w.cols; col += kTile, ++tiles) {
-        Format::unpack(data + col / kBlockSize * Format::kBlockBytes, HWY_MIN(kTile, w.cols - col),
-                       tile);
+        Format::unpack(data + col / kBlockSize<Format> * Format::kBlockBytes,
+                       HWY_MIN(kTile, w.cols - col), tile);
         sum = tile_dot<Format>(tile, *tiles, sum);
       }
       out[r] = sum_of_lanes(sum);
@@ -55,8 +54,8 @@ void matmul_quantized(const Matrix& w, std::size_t first_row, std::size_t n_rows
     }
     for (std::size_t t = 0; t < n_tokens; ++t) hn::Store(hn::Zero(df), df, sums + t * 16);
     for (std::size_t col = 0; col < w.cols; col += kTile) {
-      Format::unpack(data + col / kBlockSize * Format::kBlockBytes, HWY_MIN(kTile, w.cols - col),
-                     tile);
+      Format::unpack(data + col / kBlockSize<Format> * Format::kBlockBytes,
+                     HWY_MIN(kTile, w.cols - col), tile);
       for (std::size_t t = 0; t < n_tokens; ++t) {
         const auto* tiles = static_cast<const ActivationTile*>(x[t]);
         const VF sum = tile_dot<Format>(tile, tiles[col / kTile], hn::Load(df, sums + t * 16));
@@ -189,7 +188,6 @@ void decode_quantized_row(const Matrix& w, std::size_t row, float* out) {
   const DI32 d32;
   const hn::Rebind<std::int8_t, DF> d8;
   const std::size_t n = hn::Lanes(d8);
-  constexpr std::size_t kBlockSize = Format::kBlockBytes < 80 ? 32 : 256;
   const std::uint8_t* data = w.data + row * w.row_bytes;
   QuantTile tile;
   HWY_ALIGN float scale[kTile];
@@ -197,7 +195,7 @@ void decode_quantized_row(const Matrix& w, std::size_t row, float* out) {
   HWY_ALIGN float values[kTile];
   for (std::size_t col = 0; col < w.cols; col += kTile) {
     const std::size_t n_cols = HWY_MIN(kTile, w.cols - col);
-    Format::unpack(data + col / kBlockSize * Format::kBlockBytes, n_cols, tile);
+    Format::unpack(data + col / kBlockSize<Format> * Format::kBlockBytes, n_cols, tile);
     for (std::size_t i = 0; i < kTile; ++i) scale[i] = tile.scale[i / kQuad];
     for (std::size_t i = 0; i < kTile; ++i) {
       offset[i] = Format::kOffset ? tile.offset[i / kGroup] : 0.0f;
@@ -254,6 +252,11 @@ HWY_INLINE void visit_format(BlockFormat format, const Visitor& visit) {
     case BlockFormat::q4_k: return visit.template quantized<Q4_K>();
     case BlockFormat::q5_k: return visit.template quantized<Q5_K>();
     case BlockFormat::q6_k: return visit.template quantized<Q6_K>();
+    case BlockFormat::iq2_xxs: return visit.template quantized<Iq2_Xxs>();
+    case BlockFormat::iq2_xs: return visit.template quantized<Iq2_Xs>();
+    case BlockFormat::iq2_s: return visit.template quantized<Iq2_S>();
+    case BlockFormat::iq3_xxs: return visit.template quantized<Iq3_Xxs>();
+    case BlockFormat::iq3_s: return visit.template quantized<Iq3_S>();
     case BlockFormat::iq4_nl: return visit.template quantized<Iq4_Nl>();
     case BlockFormat::iq4_xs: return visit.template quantized<Iq4_Xs>();
   }

@@ -68,6 +68,28 @@ HWY_INLINE hn::Vec<D16> spread_bits(D16 d, std::uint32_t bits) {
   return hn::VecFromMask(d, hn::Eq(present, select));
 }
 
+// How many weights a block of the format has: the longest of 32 takes 34 bytes, the shortest of 256
+// takes 66.
+template <class Format>
+constexpr std::size_t kBlockSize = Format::kBlockBytes < 64 ? 32 : 256;
+
+HWY_INLINE std::uint32_t load_u32(const std::uint8_t* bytes) {
+  std::uint32_t value;
+  std::memcpy(&value, bytes, 4);
+  return value;
+}
+
+// Stores 16 magnitudes, eight in a word; negative where a bit of `signs` is set.
+HWY_INLINE void store_points(std::uint64_t first, std::uint64_t second, std::uint32_t signs,
+                             std::int8_t* q) {
+  const hn::CappedTag<std::uint8_t, 16> d;
+  const hn::Repartition<std::uint64_t, decltype(d)> d64;
+  alignas(16) const std::uint64_t words[2] = {first, second};
+  const auto magnitudes = hn::BitCast(d, hn::Load(d64, words));
+  const auto minus = spread_bits(d, signs);
+  store_quants(hn::Sub(hn::Xor(magnitudes, minus), minus), d, q);
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace mixtral::simd
 HWY_AFTER_NAMESPACE();
