@@ -9,6 +9,7 @@ import os
 import pathlib
 import pty
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -283,7 +284,82 @@ class Tokenize(Case):
         self.assertIn("line 2", message)
 
 
+class Gguf:
+    """Writes the head of a GGUF file, version 3 (ggml/docs/gguf.md)."""
+
+    def __init__(self):
+        self.metadata, self.n_keys, self.directory, self.n_tensors, self.bytes = b"", 0, b"", 0, 0
+
+    @staticmethod
+    def text(value):
+        return struct.pack("<Q", len(value.encode())) + value.encode()
+
+    def add(self, key, kind, value):
+        self.metadata += self.text(key) + struct.pack("<I", kind) + value
+        self.n_keys += 1
+
+    def uint(self, key, value):
+        self.add(key, 4, struct.pack("<I", value))
+
+    def tensor(self, name, *shape, kind=2):  # Q4_0: 32 numbers in 18 bytes
+        self.directory += self.text(name) + struct.pack("<I", len(shape))
+        self.directory += struct.pack(f"<{len(shape)}QIQ", *shape, kind, self.bytes)
+        numbers = math.prod(shape)
+        self.bytes += -(-(numbers // 32 * 18 if kind == 2 else numbers * 4) // 32) * 32
+        self.n_tensors += 1
+
+    def write(self, path):
+        """With zeros for numbers, which take no room on a disk."""
+        head = b"GGUF" + struct.pack("<IQQ", 3, self.n_tensors, self.n_keys)
+        head += self.metadata + self.directory
+        head += bytes(-len(head) % 32)
+        with open(path, "wb") as file:
+            file.write(head)
+            file.truncate(len(head) + self.bytes)
+
+
 class Inspect(Case):
+    def test_llama_2_70b(self):
+        gguf = Gguf()
+        gguf.add("general.architecture", 8, gguf.text("llama"))
+        for key, value in (("embedding_length", 8192), ("block_count", 80),
+                           ("feed_forward_length", 28672), ("attention.head_count", 64),
+                           ("attention.head_count_kv", 8), ("context_length", 4096)):
+            gguf.uint("llama." + key, value)
+        gguf.add("llama.attention.layer_norm_rms_epsilon", 6, struct.pack("<f", 1e-5))
+        pieces = ["<unk>", "<s>", "</s>"] + [f"<0x{b:02X}>" for b in range(256)]
+        pieces += [f"piece{i}" for i in range(len(pieces), 32000)]
+        kinds = [2, 3, 3] + [6] * 256 + [1] * (32000 - 259)
+        gguf.add("tokenizer.ggml.model", 8, gguf.text("llama"))
+        gguf.add("tokenizer.ggml.tokens", 9,
+                 struct.pack("<IQ", 8, 32000) + b"".join(map(gguf.text, pieces)))
+        gguf.add("tokenizer.ggml.scores", 9, struct.pack("<IQ", 6, 32000) + bytes(4 * 32000))
+        gguf.add("tokenizer.ggml.token_type", 9, struct.pack("<IQ32000i", 5, 32000, *kinds))
+        gguf.tensor("token_embd.weight", 8192, 32000)
+        gguf.tensor("output_norm.weight", 8192, kind=0)
+        gguf.tensor("output.weight", 8192, 32000)
+        for layer in range(80):
+            for name, shape in (("attn_q", (8192, 8192)), ("attn_k", (8192, 1024)),
+                                ("attn_v", (8192, 1024)), ("attn_output", (8192, 8192)),
+                                ("ffn_gate", (8192, 28672)), ("ffn_up", (8192, 28672)),
+                                ("ffn_down", (28672, 8192))):
+                gguf.tensor(f"blk.{layer}.{name}.weight", *shape)
+            for name in ("attn_norm", "ffn_norm"):
+                gguf.tensor(f"blk.{layer}.{name}.weight", 8192, kind=0)
+        path = self.folder / "llama-2-70b.gguf"
+        try:
+            gguf.write(path)
+        except OSError as error:
+            self.skipTest(f"no sparse file of {gguf.bytes >> 30} GiB here: {error}")
+        report = self.json_of("inspect", "--model", path, "--context", 4096)
+        self.assertEqual(report["n_parameters"], 68_976_648_192)  # Touvron et al. 2023: 70B
+        memory = report["memory"]
+        self.assertEqual(memory["weight_bytes"], gguf.bytes)
+        cache = 80 * 8 * 128 * 2 * 4096 * 4  # layers, KV heads, head size, K and V, tokens, float32
+        self.assertGreaterEqual(memory["session_bytes"], cache)
+        self.assertLess(memory["session_bytes"], cache + (256 << 20))
+        self.assertGreaterEqual(memory["total_bytes"], gguf.bytes + memory["session_bytes"])
+
     def test_report(self):
         report = self.json_of("inspect", "--model", MODEL, "--context", 1000)
         self.assertEqual(report["metadata"]["general.architecture"], "llama")

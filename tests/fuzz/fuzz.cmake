@@ -1,4 +1,4 @@
-# libFuzzer programs for every parser of files, with seeds; included with MIXTRAL_FUZZ (clang only).
+# libFuzzer programs for every parser of files and the encoders, with seeds; included with MIXTRAL_FUZZ (clang only).
 # `fuzz_run` gives each of them MIXTRAL_FUZZ_SECONDS.
 set(MIXTRAL_FUZZ_SECONDS 10 CACHE STRING "Seconds for each target of fuzz_run")
 set(MIXTRAL_SEEDS ${CMAKE_BINARY_DIR}/seeds)
@@ -15,7 +15,7 @@ target_compile_options(fuzz_targets PRIVATE -fsanitize=fuzzer-no-link,address,un
                        -fno-sanitize-recover=all -O1 -g1)
 
 add_custom_target(fuzz_run)
-foreach(target gguf safetensors torch_file json_config sentencepiece tokenizer_json)
+foreach(target gguf encode safetensors torch_file json_config sentencepiece tokenizer_json)
   add_executable(fuzz_${target} EXCLUDE_FROM_ALL tests/fuzz/entry.cpp)
   target_compile_definitions(fuzz_${target} PRIVATE FUZZ_TARGET=${target})
   target_link_libraries(fuzz_${target} PRIVATE fuzz_targets)
@@ -24,7 +24,7 @@ foreach(target gguf safetensors torch_file json_config sentencepiece tokenizer_j
   add_custom_target(fuzz_run_${target}
     COMMAND write_seeds ${MIXTRAL_SEEDS}
     COMMAND fuzz_${target} -max_total_time=${MIXTRAL_FUZZ_SECONDS} -timeout=60 -rss_limit_mb=2048
-            -max_len=65536 -print_final_stats=1 -artifact_prefix=${CMAKE_BINARY_DIR}/${target}-
+            -max_len=131072 -print_final_stats=1 -artifact_prefix=${CMAKE_BINARY_DIR}/${target}-
             ${MIXTRAL_SEEDS}/${target}
     USES_TERMINAL VERBATIM)
   add_dependencies(fuzz_run fuzz_run_${target})

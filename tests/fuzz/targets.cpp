@@ -3,6 +3,7 @@
 #define MIXTRAL_IMPLEMENTATION
 #include <mixtral/checkpoints.hpp>
 #include <mixtral/mixtral.hpp>
+#include <mixtral/quantize.hpp>
 
 #include <cstdlib>
 
@@ -38,8 +39,11 @@ void check(const mixtral::Config& config) {
   if (!sane) std::abort();
 }
 
-// A GGUF file: opened, and if that works, run on a few tokens.
+// A GGUF file: opened, and if that works, run on a few tokens. Or one of importance.
 int gguf(const std::uint8_t* data, std::size_t size) {
+  mixtral::Config config;
+  config.n_experts = 8;
+  static_cast<void>(mixtral::Importance::read({data, size}, config));
   const auto model = mixtral::Model::from_bytes(mixtral::Bytes::view({data, size}));
   if (!model || model->weight_bytes() > (1u << 20)) return 0;
   mixtral::SessionOptions options;
@@ -50,6 +54,34 @@ int gguf(const std::uint8_t* data, std::size_t size) {
   auto session = mixtral::Session::open(*model, options);
   if (session && session->append(mixtral::Token{1}) && session->append(mixtral::Token{0})) {
     static_cast<void>(session->evaluate());
+  }
+  return 0;
+}
+
+// Numbers as every block format: what is not refused comes out finite.
+int encode(const std::uint8_t* data, std::size_t size) {
+  constexpr std::size_t kCols = 256;
+  float row[kCols] = {};
+  float importance[kCols] = {};
+  float decoded[kCols];
+  std::memcpy(row, data, std::min(size, sizeof row));
+  if (size > sizeof row) {
+    std::memcpy(importance, data + sizeof row, std::min(size - sizeof row, sizeof importance));
+  }
+  std::uint8_t block[kCols * 4];
+  for (const auto& entry : mixtral::detail::kBlockFormats) {
+    const mixtral::Span<const float> weights(importance, size > sizeof row ? kCols : 0);
+    if (!mixtral::encode_rows(entry.format, row, 1, kCols, weights, block)) continue;
+    mixtral::simd::Matrix matrix;
+    matrix.data = block;
+    matrix.row_bytes = kCols / entry.info.block_size * entry.info.block_bytes;
+    matrix.rows = 1;
+    matrix.cols = kCols;
+    matrix.format = entry.format;
+    mixtral::simd::select_kernels()->decode_rows(matrix, 0, 1, decoded);
+    for (const float x : decoded) {
+      if (!std::isfinite(x)) std::abort();
+    }
   }
   return 0;
 }

@@ -43,6 +43,28 @@ support::Blob sentencepiece() {
   return text(out);
 }
 
+// A dense model whose matrices with rows of 256 are random blocks of `format`.
+support::Blob gguf_of_blocks(mixtral::BlockFormat format) {
+  support::Synthetic s;
+  s.dim = s.hidden_dim = 256;
+  s.n_layers = s.n_heads = s.n_kv_heads = s.n_experts = s.n_experts_used = 1;
+  s.head_size = 2;
+  s.vocab_size = 262;
+  s.tied_output = true;
+  s.randomize(1);
+  support::GgufWriter writer = s.writer();
+  std::mt19937 random(1);
+  const auto& info = *mixtral::block_format_info(format);
+  for (auto& tensor : writer.tensors) {
+    if (tensor.shape.size() != 2 || tensor.shape[0] != 256) continue;
+    tensor.type = static_cast<std::uint32_t>(format);
+    tensor.data.resize(tensor.shape[1] * info.block_bytes);
+    // Small bytes make small scales, wherever a format has them.
+    for (auto& byte : tensor.data) byte = static_cast<std::uint8_t>(random() & 0x1f);
+  }
+  return writer.finish();
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -58,6 +80,29 @@ int main(int argc, char** argv) {
   s.vocab_size = 262;
   s.randomize(1);
   write(argv[1], "gguf", "merged", s.writer().finish());
+  for (const auto format :
+       {mixtral::BlockFormat::q4_k, mixtral::BlockFormat::iq2_xxs, mixtral::BlockFormat::iq2_xs,
+        mixtral::BlockFormat::iq2_s, mixtral::BlockFormat::iq3_xxs, mixtral::BlockFormat::iq3_s}) {
+    write(argv[1], "gguf", mixtral::block_format_info(format)->name, gguf_of_blocks(format));
+  }
+  {
+    support::GgufWriter importance;
+    importance.string("general.type", "imatrix");
+    for (const char* of : {"blk.0.attn_q.weight", "blk.0.ffn_down_exps.weight"}) {
+      const std::string name = of;
+      const std::uint64_t n = name.find("exps") == std::string::npos ? 1 : 2;
+      support::Blob data(8 * 4 * n, 0x3f);
+      importance.tensors.push_back({name + ".in_sum2", {8, n}, 0, data});
+      importance.tensors.push_back({name + ".counts", {1, n}, 0, support::Blob(4 * n, 0x3f)});
+    }
+    write(argv[1], "gguf", "importance", importance.finish());
+    support::Blob numbers;
+    for (int i = 0; i < 512; ++i)
+      support::GgufWriter::put(std::sin(static_cast<float>(i)), numbers);
+    write(argv[1], "encode", "importance", numbers);
+    numbers.resize(1024);
+    write(argv[1], "encode", "plain", numbers);
+  }
   s.merged_experts = false;
   s.sliding_window = 3;
   write(argv[1], "gguf", "early", s.writer().finish());
