@@ -2,80 +2,14 @@
 #include <atomic>
 #include <csignal>
 #include <filesystem>
-#include <mixtral/quantize.hpp>
 
-#include "program.hpp"
+#include "gguf_file.hpp"
 
 namespace {
 
 namespace fs = std::filesystem;
 
 std::atomic<bool> interrupted{false};
-
-// A file under a temporary name, which becomes `path` by finish() and vanishes otherwise.
-class OutputFile : public mixtral::GgufSink {
- public:
-  explicit OutputFile(const std::string& path)
-      : path_(fs::u8path(path)), temporary_(fs::u8path(path + ".part")), bar_("quantising") {
-    file_.open(temporary_, std::ios::binary | std::ios::trunc);
-    if (!file_) throw std::runtime_error("cannot write '" + temporary_.u8string() + "'");
-  }
-  ~OutputFile() override {
-    if (finished_) return;
-    file_.close();
-    std::error_code ignored;
-    fs::remove(temporary_, ignored);
-  }
-
-  bool write(mixtral::Span<const std::uint8_t> bytes) override {
-    file_.write(reinterpret_cast<const char*>(bytes.data()),
-                static_cast<std::streamsize>(bytes.size()));
-    size_ += bytes.size();
-    return static_cast<bool>(file_);
-  }
-  void on_tensor(const mixtral::TensorReport& report) override {
-    ++n_tensors_;
-    n_fallbacks_ += report.fallback ? 1 : 0;
-    n_with_importance_ += report.has_importance ? 1 : 0;
-    requantized_ |= report.from != report.to && mixtral::block_format_info(report.from)->quantized;
-  }
-  bool on_progress(std::uint64_t done, std::uint64_t total) override {
-    n_weights_ = total;
-    bar_.update(done, total);
-    return !interrupted;
-  }
-
-  void finish() {
-    file_.close();
-    if (!file_) throw std::runtime_error("cannot write '" + temporary_.u8string() + "'");
-    fs::rename(temporary_, path_);
-    finished_ = true;
-  }
-
-  void report(double seconds, bool with_importance) {
-    bar_.clear();
-    std::fprintf(
-        stderr, "%s, %.2f bits a weight, %zu tensors, %.1f s\n", program::in_units(size_).c_str(),
-        8.0 * static_cast<double>(size_) / static_cast<double>(n_weights_), n_tensors_, seconds);
-    if (with_importance) std::fprintf(stderr, "%zu tensors had importance\n", n_with_importance_);
-    if (n_fallbacks_ != 0) {
-      std::fprintf(stderr, "%zu tensors got another format: their rows are not whole blocks\n",
-                   n_fallbacks_);
-    }
-    if (requantized_) {
-      std::fprintf(
-          stderr, "note: the input was quantised already; from F16 or BF16 the result is better\n");
-    }
-  }
-
- private:
-  fs::path path_, temporary_;
-  std::ofstream file_;
-  program::ProgressBar bar_;
-  std::uint64_t size_ = 0, n_weights_ = 0;
-  std::size_t n_tensors_ = 0, n_fallbacks_ = 0, n_with_importance_ = 0;
-  bool requantized_ = false, finished_ = false;
-};
 
 std::map<std::string, mixtral::BlockFormat> block_formats() {
   std::map<std::string, mixtral::BlockFormat> formats;
@@ -140,7 +74,7 @@ int main(int argc, char** argv) {
 
     std::signal(SIGINT, [](int) { interrupted = true; });
     const program::Stopwatch time;
-    OutputFile file(output);
+    program::GgufFile file(output, &interrupted);
     program::check(mixtral::write_gguf(checkpoint, options, file));
     file.finish();
     file.report(time.seconds(), importance.has_value());

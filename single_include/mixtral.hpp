@@ -108,6 +108,17 @@ HWY_INLINE VI32 quad_dot(VI8 w, VI8 x) {
 #endif
 }
 
+// sum + quad_dot(w, x), in one instruction where there is one.
+template <bool kSigned>
+HWY_INLINE VI32 quad_dot_add(VI32 sum, VI8 w, VI8 x) {
+#if HWY_TARGET <= HWY_AVX3_DL && HWY_ARCH_X86
+  if (!kSigned) return VI32{_mm512_dpbusd_epi32(sum.raw, w.raw, x.raw)};
+#elif HWY_TARGET == HWY_NEON && defined(__ARM_FEATURE_DOTPROD)
+  return VI32{vdotq_s32(sum.raw, w.raw, x.raw)};
+#endif
+  return hn::Add(sum, quad_dot<kSigned>(w, x));
+}
+
 // IEEE half precision to float32.
 HWY_INLINE float half_to_float(const std::uint8_t* bytes) {
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2 && !defined(HWY_DISABLE_F16C)
@@ -2398,9 +2409,21 @@ class Executor {
 }  // namespace mixtral
 // Seeing inside an evaluation; costs nothing when absent.
 
+#include <cstddef>
 #include <cstdint>
 
 namespace mixtral {
+
+// The parts of a pass, as a profile tells them apart.
+enum class Part : std::uint8_t {
+  embedding,
+  projections,  // norm, wq, wk, wv, rotary embedding, wo
+  attention,
+  router,  // norm and choice of experts
+  experts,
+  output,  // norm and logits
+};
+constexpr std::size_t kParts = 6;
 
 // Called by Session::evaluate() on the calling thread, between parallel parts. The views are valid
 // during the call only.
@@ -2438,6 +2461,17 @@ class Observer {
     static_cast<void>(layer);
     static_cast<void>(expert);
     static_cast<void>(input);
+  }
+
+  // If true, the clock is read and on_time() called.
+  virtual bool wants_times() const { return false; }
+
+  // How long a piece of `part` in `layer` took, on all threads together; several pieces make up a
+  // part. `layer` is 0 for the embedding, n_layers for the output.
+  virtual void on_time(Part part, std::uint32_t layer, double seconds) {
+    static_cast<void>(part);
+    static_cast<void>(layer);
+    static_cast<void>(seconds);
   }
 };
 
@@ -4142,6 +4176,7 @@ Status check_config(const Config& config, const char* where) {
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 
 #include <cmath>
 
@@ -4615,6 +4650,28 @@ class ForwardPass {
     stage_ = static_cast<Stage>(static_cast<int>(stage_) + 1);
   }
 
+  // What the current stage belongs to, and in which layer.
+  Part part() const noexcept {
+    switch (stage_) {
+      case Stage::embed: return Part::embedding;
+      case Stage::attention_norm:
+      case Stage::qkv:
+      case Stage::cache:
+      case Stage::attention_quantize:
+      case Stage::attention_output: return Part::projections;
+      case Stage::attention: return Part::attention;
+      case Stage::router: return Part::router;
+      case Stage::experts_up:
+      case Stage::experts_quantize:
+      case Stage::experts_down: return Part::experts;
+      case Stage::final_norm:
+      case Stage::output:
+      case Stage::done: break;
+    }
+    return Part::output;
+  }
+  std::uint32_t layer_number() const noexcept { return static_cast<std::uint32_t>(layer_); }
+
   // The logits of the last row that wanted them, once the pass is done.
   const float* logits() const noexcept { return last_logits_; }
 
@@ -4971,9 +5028,16 @@ struct Session::Impl {
     const auto run_chunk = [this](std::size_t i) {
       if (!cancelled.load(std::memory_order_relaxed)) pass.run_chunk(i);
     };
+    const bool timed = observer != nullptr && observer->wants_times();
+    using Clock = std::chrono::steady_clock;
     for (pass.begin(n, observer); !pass.done(); pass.next_stage()) {
+      const Clock::time_point start = timed ? Clock::now() : Clock::time_point();
       executor.run(pass.n_chunks(), Chunks(run_chunk));
       if (cancelled.load()) return false;
+      if (timed) {
+        observer->on_time(pass.part(), pass.layer_number(),
+                          std::chrono::duration<double>(Clock::now() - start).count());
+      }
     }
     n_evaluated += n;
     return true;

@@ -135,6 +135,11 @@ Span<const Quantization> quantizations() noexcept;
 // By name, in upper or lower case; null if there is none. "Q3_K" means Q3_K_M, and so on.
 const Quantization* find_quantization(std::string_view name) noexcept;
 
+// What the mixture `type` gives a matrix of this role, if its rows are whole blocks of it. Vectors and
+// routers, which stay float32, have none to ask for.
+BlockFormat mixture_format(const Quantization& type, const Config& config, Role role,
+                           std::uint32_t layer) noexcept;
+
 struct QuantizeOptions {
   const Quantization* type = nullptr;  // required
   // Instead of what `type` says: for the output matrix, for the matrices of the experts.
@@ -1404,6 +1409,11 @@ inline BlockFormat fitting_format(BlockFormat wanted, std::size_t n_cols) {
 
 Span<const Quantization> quantizations() noexcept {
   return {detail::kQuantizations, std::size(detail::kQuantizations)};
+}
+
+BlockFormat mixture_format(const Quantization& type, const Config& config, Role role,
+                           std::uint32_t layer) noexcept {
+  return detail::mixture_format({type, config, role, layer, false, false});
 }
 
 const Quantization* find_quantization(std::string_view name) noexcept {

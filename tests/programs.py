@@ -20,7 +20,7 @@ MODEL = ROOT / "examples" / "models" / "tiny-mixtral-Q8_0.gguf"
 SHARED = ROOT.parent / "shared"
 GOLDEN = {entry["name"]: entry
           for entry in json.loads((ROOT / "tests" / "data" / "golden.json").read_text())}
-PROGRAMS = ["complete", "chat", "tokenize", "inspect", "score", "quantize"]
+PROGRAMS = ["complete", "chat", "tokenize", "inspect", "score", "quantize", "bench"]
 
 
 class Case(unittest.TestCase):
@@ -67,7 +67,8 @@ class EveryProgram(Case):
     def test_bad_arguments_give_2(self):
         needed = {"complete": ["--prompt", "a"], "chat": [], "tokenize": ["--model", MODEL],
                   "inspect": ["--model", MODEL], "score": ["--model", MODEL, "--file", MODEL],
-                  "quantize": ["--input", MODEL, "--output", "x", "--type", "Q4_0"]}
+                  "quantize": ["--input", MODEL, "--output", "x", "--type", "Q4_0"],
+                  "bench": ["--model", MODEL]}
         for name in PROGRAMS:
             with self.subTest(name):
                 result = self.run_program(name, *needed[name], "--no-such-option", code=2)
@@ -88,7 +89,10 @@ class EveryProgram(Case):
                           ["quantize", "--input", MODEL, "--output", "x"],
                           ["quantize", "--input", MODEL, "--output", "x", "--type", "Q9_K"],
                           ["quantize", "--input", MODEL, "--output", "x", "--type", "Q4_0",
-                           "--expert-type", "Q4_K_M"]):
+                           "--expert-type", "Q4_K_M"],
+                          ["bench"], ["bench", "--model", MODEL, "--synthetic", "8x7b"],
+                          ["bench", "--synthetic", "9x9b"], ["bench", "--model", MODEL, "--type", "Q2_K"],
+                          ["bench", "--synthetic", "8x7b", "--type", "Q9"]):
             with self.subTest(arguments):
                 result = self.run_program(*arguments, code=2)
                 self.assertNotEqual(result.stderr, b"")
@@ -559,6 +563,49 @@ class Quantize(Case):
         self.assertEqual(result.returncode, 0)
         self.assertRegex(shown, rb"\d+%, \d+:\d\d left")
         self.assertIn(b"bits a weight", shown)
+
+
+class Bench(Case):
+    def test_figures(self):
+        report = self.json_of("bench", "--model", MODEL, "--prompt", 20, "--generate", 5,
+                              "--repeat", 3, "--profile", "--threads", 2)
+        self.assertEqual((report["threads"], report["depth"], report["layers"]), (2, 0, 4))
+        for limit in report["limits"].values():
+            self.assertGreater(limit, 1e8)
+        for part, tokens in (("prompt", 20), ("decode", 5)):
+            figures = report[part]
+            self.assertEqual(figures["tokens"], tokens)
+            self.assertGreater(figures["least"], 0)
+            self.assertLessEqual(figures["least"], figures["tokens_per_second"])
+            self.assertLessEqual(figures["tokens_per_second"], figures["most"])
+            self.assertGreater(figures["fraction_of_limit"], 0)
+            self.assertLess(figures["fraction_of_limit"], 1.5)
+            self.assertAlmostEqual(sum(figures["profile"].values()), 1)
+        # Two of eight experts, and no embedding.
+        sizes = {t["name"]: t["bytes"]
+                 for t in self.json_of("inspect", "--model", MODEL)["tensors"]}
+        experts = sum(n for name, n in sizes.items() if "_exps" in name)
+        self.assertEqual(report["decode_bytes_per_token"], sum(sizes.values()) - experts * 3 // 4
+                         - sizes["token_embd.weight"])
+        text = self.run_program("bench", "--model", MODEL, "--prompt", 4, "--generate", 0,
+                                "--depth", 30, "--repeat", 2).stdout.decode()
+        self.assertIn("4 tokens at depth 30", text)
+        self.assertNotIn("decode", text)
+        self.assertIn("context", self.error_of("bench", "--model", MODEL, "--depth", 40000))
+
+    def test_synthetic_model_is_a_file_for_others(self):
+        path = self.folder / "synthetic.gguf"
+        self.run_program("bench", "--synthetic", "mistral-7b", "--layers", 1, "--type", "Q2_K",
+                         "--write", path)
+        report = self.json_of("inspect", "--model", path)
+        self.assertEqual(report["config"]["dim"], 4096)
+        self.assertEqual(report["config"]["n_layers"], 1)
+        self.assertEqual(report["config"]["n_kv_heads"], 8)
+        kinds = {t["name"]: t["type"] for t in report["tensors"]}
+        self.assertEqual(kinds["blk.0.ffn_down.weight"], "Q3_K")
+        self.assertEqual(kinds["output.weight"], "Q6_K")
+        self.assertIn("decode", self.json_of("bench", "--model", path, "--prompt", 0,
+                                             "--generate", 2, "--repeat", 1))
 
 
 class OtherFormats(Case):

@@ -2,12 +2,24 @@
 #ifndef MIXTRAL_OBSERVER_HPP_
 #define MIXTRAL_OBSERVER_HPP_
 
+#include <cstddef>
 #include <cstdint>
 
 #include "mixtral/role.hpp"
 #include "mixtral/span.hpp"
 
 namespace mixtral {
+
+// The parts of a pass, as a profile tells them apart.
+enum class Part : std::uint8_t {
+  embedding,
+  projections,  // norm, wq, wk, wv, rotary embedding, wo
+  attention,
+  router,  // norm and choice of experts
+  experts,
+  output,  // norm and logits
+};
+constexpr std::size_t kParts = 6;
 
 // Called by Session::evaluate() on the calling thread, between parallel parts. The views are valid
 // during the call only.
@@ -45,6 +57,17 @@ class Observer {
     static_cast<void>(layer);
     static_cast<void>(expert);
     static_cast<void>(input);
+  }
+
+  // If true, the clock is read and on_time() called.
+  virtual bool wants_times() const { return false; }
+
+  // How long a piece of `part` in `layer` took, on all threads together; several pieces make up a
+  // part. `layer` is 0 for the embedding, n_layers for the output.
+  virtual void on_time(Part part, std::uint32_t layer, double seconds) {
+    static_cast<void>(part);
+    static_cast<void>(layer);
+    static_cast<void>(seconds);
   }
 };
 

@@ -18,9 +18,11 @@
 
 #include "mixtral/block_format.hpp"
 #include "mixtral/checkpoint.hpp"
+#include "mixtral/config.hpp"
 #include "mixtral/error.hpp"
 #include "mixtral/executor.hpp"
 #include "mixtral/importance.hpp"
+#include "mixtral/role.hpp"
 #include "mixtral/span.hpp"
 
 namespace mixtral {
@@ -49,6 +51,11 @@ Span<const Quantization> quantizations() noexcept;
 
 // By name, in upper or lower case; null if there is none. "Q3_K" means Q3_K_M, and so on.
 const Quantization* find_quantization(std::string_view name) noexcept;
+
+// What the mixture `type` gives a matrix of this role, if its rows are whole blocks of it. Vectors and
+// routers, which stay float32, have none to ask for.
+BlockFormat mixture_format(const Quantization& type, const Config& config, Role role,
+                           std::uint32_t layer) noexcept;
 
 struct QuantizeOptions {
   const Quantization* type = nullptr;  // required

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 
 #include "mixtral/impl/model.hpp"
 #include "mixtral/impl/slab.hpp"
@@ -81,9 +82,16 @@ struct Session::Impl {
     const auto run_chunk = [this](std::size_t i) {
       if (!cancelled.load(std::memory_order_relaxed)) pass.run_chunk(i);
     };
+    const bool timed = observer != nullptr && observer->wants_times();
+    using Clock = std::chrono::steady_clock;
     for (pass.begin(n, observer); !pass.done(); pass.next_stage()) {
+      const Clock::time_point start = timed ? Clock::now() : Clock::time_point();
       executor.run(pass.n_chunks(), Chunks(run_chunk));
       if (cancelled.load()) return false;
+      if (timed) {
+        observer->on_time(pass.part(), pass.layer_number(),
+                          std::chrono::duration<double>(Clock::now() - start).count());
+      }
     }
     n_evaluated += n;
     return true;

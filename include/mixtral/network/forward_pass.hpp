@@ -119,6 +119,28 @@ class ForwardPass {
     stage_ = static_cast<Stage>(static_cast<int>(stage_) + 1);
   }
 
+  // What the current stage belongs to, and in which layer.
+  Part part() const noexcept {
+    switch (stage_) {
+      case Stage::embed: return Part::embedding;
+      case Stage::attention_norm:
+      case Stage::qkv:
+      case Stage::cache:
+      case Stage::attention_quantize:
+      case Stage::attention_output: return Part::projections;
+      case Stage::attention: return Part::attention;
+      case Stage::router: return Part::router;
+      case Stage::experts_up:
+      case Stage::experts_quantize:
+      case Stage::experts_down: return Part::experts;
+      case Stage::final_norm:
+      case Stage::output:
+      case Stage::done: break;
+    }
+    return Part::output;
+  }
+  std::uint32_t layer_number() const noexcept { return static_cast<std::uint32_t>(layer_); }
+
   // The logits of the last row that wanted them, once the pass is done.
   const float* logits() const noexcept { return last_logits_; }
 

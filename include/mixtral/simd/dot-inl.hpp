@@ -65,6 +65,17 @@ HWY_INLINE VI32 quad_dot(VI8 w, VI8 x) {
 #endif
 }
 
+// sum + quad_dot(w, x), in one instruction where there is one.
+template <bool kSigned>
+HWY_INLINE VI32 quad_dot_add(VI32 sum, VI8 w, VI8 x) {
+#if HWY_TARGET <= HWY_AVX3_DL && HWY_ARCH_X86
+  if (!kSigned) return VI32{_mm512_dpbusd_epi32(sum.raw, w.raw, x.raw)};
+#elif HWY_TARGET == HWY_NEON && defined(__ARM_FEATURE_DOTPROD)
+  return VI32{vdotq_s32(sum.raw, w.raw, x.raw)};
+#endif
+  return hn::Add(sum, quad_dot<kSigned>(w, x));
+}
+
 // IEEE half precision to float32.
 HWY_INLINE float half_to_float(const std::uint8_t* bytes) {
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2 && !defined(HWY_DISABLE_F16C)

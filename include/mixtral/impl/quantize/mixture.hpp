@@ -166,6 +166,11 @@ Span<const Quantization> quantizations() noexcept {
   return {detail::kQuantizations, std::size(detail::kQuantizations)};
 }
 
+BlockFormat mixture_format(const Quantization& type, const Config& config, Role role,
+                           std::uint32_t layer) noexcept {
+  return detail::mixture_format({type, config, role, layer, false, false});
+}
+
 const Quantization* find_quantization(std::string_view name) noexcept {
   const auto same = [](std::string_view a, std::string_view b) {
     if (a.size() != b.size()) return false;

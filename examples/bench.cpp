@@ -1,0 +1,272 @@
+// How fast a model runs on this machine, and how near to what the machine can do.
+#include <algorithm>
+#include <optional>
+#include <random>
+
+#include "gguf_file.hpp"
+#include "limits.hpp"
+#include "synthetic.hpp"
+
+namespace {
+
+using mixtral::Token;
+using nlohmann::json;
+
+// Seconds of each part, over all layers.
+class Profile : public mixtral::Observer {
+ public:
+  bool wants_times() const override { return true; }
+  void on_time(mixtral::Part part, std::uint32_t, double seconds) override {
+    seconds_[static_cast<std::size_t>(part)] += seconds;
+  }
+  json shares() const {
+    static constexpr const char* kNames[mixtral::kParts] = {
+        "embedding", "attention projections", "attention", "router", "experts", "output"};
+    double total = 0.0;
+    for (const double s : seconds_) total += s;
+    json shares = json::object();
+    for (std::size_t i = 0; i < mixtral::kParts; ++i) shares[kNames[i]] = seconds_[i] / total;
+    return shares;
+  }
+
+ private:
+  double seconds_[mixtral::kParts] = {};
+};
+
+// What one token takes.
+struct Work {
+  std::uint64_t decode_bytes = 0;       // of weights read for it, alone in its pass
+  std::uint64_t prompt_parameters = 0;  // multiplied for it, if it is not the last of a prompt
+  bool quantized = false;               // most of them with 8-bit numbers
+};
+
+Work work_of(const mixtral::Checkpoint& checkpoint) {
+  const mixtral::Config& config = checkpoint.config;
+  const bool tied = std::none_of(checkpoint.tensors.begin(), checkpoint.tensors.end(),
+                                 [](const auto& t) { return t.role == mixtral::Role::output; });
+  Work work;
+  for (const auto& tensor : checkpoint.tensors) {
+    if (tensor.role == mixtral::Role::token_embedding && !tied) continue;
+    const bool is_expert = tensor.role >= mixtral::Role::w1;
+    if (is_expert && tensor.expert >= config.n_experts_used) continue;
+    work.decode_bytes += tensor.matrix.bytes();
+    const bool is_output =
+        tensor.role == mixtral::Role::output || tensor.role == mixtral::Role::token_embedding;
+    if (!is_output && tensor.matrix.rows > 1) {
+      work.prompt_parameters += std::uint64_t{tensor.matrix.rows} * tensor.matrix.cols;
+    }
+    if (tensor.role == mixtral::Role::w1) {
+      work.quantized = mixtral::block_format_info(tensor.matrix.format)->quantized;
+    }
+  }
+  return work;
+}
+
+struct Plan {
+  std::uint32_t prompt = 512, generate = 32, depth = 0, repeat = 5;
+};
+
+class Runner {
+ public:
+  Runner(mixtral::Session& session, const Plan& plan) : session_(session), plan_(plan) {}
+
+  // Seconds for n tokens, all at once or one after the other.
+  double run(std::uint32_t n, bool at_once, mixtral::Observer* observer = nullptr) {
+    std::uniform_int_distribution<Token> any(
+        3, static_cast<Token>(session_.model().config().vocab_size) - 1);
+    std::vector<Token> tokens(n);
+    for (Token& token : tokens) token = any(random_);
+    const program::Stopwatch time;
+    for (std::size_t i = 0; i < n;) {
+      const std::size_t count = at_once ? n : 1;
+      program::check(session_.append(mixtral::Span<const Token>(tokens.data() + i, count)));
+      program::check(session_.evaluate(observer));
+      i += count;
+    }
+    return time.seconds();
+  }
+
+  // To where the next measurement begins: an empty session, or one that is at its depth and stays.
+  void prepare() {
+    if (plan_.depth != 0) return;
+    session_.clear();
+  }
+
+ private:
+  mixtral::Session& session_;
+  const Plan& plan_;
+  std::mt19937 random_{1};
+};
+
+json summary(std::vector<double> rates) {
+  std::sort(rates.begin(), rates.end());
+  const double median = (rates[(rates.size() - 1) / 2] + rates[rates.size() / 2]) / 2.0;
+  return {{"tokens_per_second", median}, {"least", rates.front()}, {"most", rates.back()}};
+}
+
+void write(const mixtral::Checkpoint& checkpoint, const mixtral::Quantization& type,
+           const std::string& path) {
+  program::GgufFile file(path);
+  mixtral::QuantizeOptions options;
+  options.type = &type;
+  program::check(mixtral::write_gguf(checkpoint, options, file));
+  file.finish();
+}
+
+void print(const json& report) {
+  const auto number = [](const json& value) { return value.get<double>(); };
+  std::printf("%s, %s, %zu threads, %s\n", report["model"].get_ref<const std::string&>().c_str(),
+              program::in_units(report["weight_bytes"]).c_str(),
+              report["threads"].get<std::size_t>(),
+              report["target"].get_ref<const std::string&>().c_str());
+  const json& limits = report["limits"];
+  std::printf("machine   %.1f GB/s read, %.0f GOP/s int8, %.0f GFLOP/s float32\n",
+              number(limits["read_bytes_per_second"]) / 1e9,
+              number(limits["int8_ops_per_second"]) / 1e9,
+              number(limits["f32_ops_per_second"]) / 1e9);
+  std::printf("load      %.1f ms; first token after %.1f ms; peak memory %s\n",
+              number(report["load_seconds"]) * 1e3, number(report["first_token_seconds"]) * 1e3,
+              program::in_units(report["peak_memory_bytes"]).c_str());
+  for (const char* part : {"prompt", "decode"}) {
+    if (!report.contains(part)) continue;
+    const json& figures = report[part];
+    std::printf("%-9s %u tokens at depth %u: %.2f tokens/s (%.2f to %.2f), %.0f %% of %s\n", part,
+                figures["tokens"].get<unsigned>(), report["depth"].get<unsigned>(),
+                number(figures["tokens_per_second"]), number(figures["least"]),
+                number(figures["most"]), number(figures["fraction_of_limit"]) * 100.0,
+                figures["limit"].get_ref<const std::string&>().c_str());
+    if (!figures.contains("profile")) continue;
+    for (const auto& item : figures["profile"].items()) {
+      std::printf("          %5.1f %%  %s\n", number(item.value()) * 100.0, item.key().c_str());
+    }
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{"Measures prompt and decode speed beside the limits of the machine.", "bench"};
+  std::string path, shape, type_name = "Q4_K_M", written;
+  std::uint32_t threads = 0, n_layers = 0;
+  Plan plan;
+  bool as_json = false, profile = false;
+  std::vector<std::string> shapes;
+  for (const auto& item : program::model_shapes()) shapes.push_back(item.first);
+  auto* source = app.add_option_group("Model", "One of these");
+  source->add_option("--model", path, "GGUF file or model folder");
+  CLI::Option* synthetic =
+      source->add_option("--synthetic", shape, "Random weights of these dimensions")
+          ->check(CLI::IsMember(shapes));
+  source->require_option(1);
+  app.add_option("--layers", n_layers, "Layers of the synthetic model (default: all)")
+      ->needs(synthetic)
+      ->check(CLI::Range(1, 4096));
+  app.add_option("--type", type_name, "Type of the synthetic model (default: Q4_K_M)")
+      ->needs(synthetic)
+      ->check([](const std::string& name) {
+        return mixtral::find_quantization(name) != nullptr ? ""
+                                                           : "no such type; see quantize --help";
+      });
+  app.add_option("--write", written, "Write the synthetic model to this GGUF file, measure nothing")
+      ->needs(synthetic);
+  app.add_option("--threads", threads, "Threads to use (default: all)")->check(CLI::Range(1, 1024));
+  app.add_option("--prompt", plan.prompt, "Tokens of the prompt; 0 leaves it out")
+      ->capture_default_str();
+  app.add_option("--generate", plan.generate, "Tokens to decode; 0 leaves it out")
+      ->capture_default_str();
+  app.add_option("--depth", plan.depth,
+                 "Tokens that are there before; then runs go on from each other")
+      ->capture_default_str();
+  app.add_option("--repeat", plan.repeat, "Runs of each, of which the median counts")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  app.add_flag("--profile", profile, "Tell the share of each part, in a run of its own");
+  app.add_flag("--json", as_json, "Print one JSON object");
+
+  return program::run(app, argc, argv, [&] {
+    auto pool = program::value(mixtral::ThreadPool::create(threads));
+    std::optional<program::SyntheticModel> random;
+    std::optional<mixtral::Checkpoint> opened;
+    const mixtral::Quantization* type = mixtral::find_quantization(type_name);
+    program::Stopwatch load;
+    if (*synthetic) {
+      mixtral::Config config = program::model_shapes().at(shape);
+      if (n_layers != 0) config.n_layers = n_layers;
+      random.emplace(config, *type);
+      if (!written.empty()) return write(random->checkpoint, *type, written);
+      load = program::Stopwatch();
+    } else {
+      opened = program::value(mixtral::open_checkpoint(path.c_str()));
+    }
+    mixtral::Checkpoint& checkpoint = random ? random->checkpoint : *opened;
+    const Work work = work_of(checkpoint);
+    const auto model = program::value(mixtral::Model::from_checkpoint(std::move(checkpoint)));
+    mixtral::SessionOptions options;
+    options.executor = pool;
+    const std::uint32_t runs = plan.depth == 0 ? 1 : plan.repeat + (profile ? 1 : 0);
+    options.context = plan.depth + runs * (plan.prompt + plan.generate) + 1;
+    auto session = program::value(mixtral::Session::open(model, options));
+    const double load_seconds = load.seconds();
+
+    Runner runner(session, plan);
+    const double first = runner.run(std::max(plan.prompt, 1u), true);
+    session.clear();
+    if (plan.depth != 0) runner.run(plan.depth, true);
+    std::vector<double> prompts, decodes;
+    Profile of_prompt, of_decode;
+    for (std::uint32_t i = 0; i < plan.repeat + (profile ? 1 : 0); ++i) {
+      const bool profiled = i == plan.repeat;
+      runner.prepare();
+      if (plan.prompt != 0) {
+        const double seconds = runner.run(plan.prompt, true, profiled ? &of_prompt : nullptr);
+        if (!profiled) prompts.push_back(plan.prompt / seconds);
+      }
+      runner.prepare();
+      if (plan.generate != 0) {
+        const double seconds = runner.run(plan.generate, false, profiled ? &of_decode : nullptr);
+        if (!profiled) decodes.push_back(plan.generate / seconds);
+      }
+    }
+    const std::uint64_t memory = program::peak_memory();
+    const program::Limits limits = program::measure_limits(pool);
+
+    json report = {{"model", *synthetic ? shape + " " + type->name : path},
+                   {"layers", model.config().n_layers},
+                   {"threads", pool.concurrency()},
+                   {"target", model.simd_target()},
+                   {"weight_bytes", model.weight_bytes()},
+                   {"decode_bytes_per_token", work.decode_bytes},
+                   {"load_seconds", load_seconds},
+                   {"first_token_seconds", first},
+                   {"peak_memory_bytes", memory},
+                   {"depth", plan.depth},
+                   {"limits",
+                    {{"read_bytes_per_second", limits.read_bytes},
+                     {"int8_ops_per_second", limits.int8_ops},
+                     {"f32_ops_per_second", limits.f32_ops}}}};
+    if (!prompts.empty()) {
+      json figures = summary(prompts);
+      const double ops = 2.0 * static_cast<double>(work.prompt_parameters) *
+                         figures["tokens_per_second"].get<double>();
+      figures["tokens"] = plan.prompt;
+      figures["limit"] = work.quantized ? "int8 peak" : "float32 peak";
+      figures["fraction_of_limit"] = ops / (work.quantized ? limits.int8_ops : limits.f32_ops);
+      if (profile) figures["profile"] = of_prompt.shares();
+      report["prompt"] = figures;
+    }
+    if (!decodes.empty()) {
+      json figures = summary(decodes);
+      figures["tokens"] = plan.generate;
+      figures["limit"] = "read bandwidth";
+      figures["fraction_of_limit"] = static_cast<double>(work.decode_bytes) *
+                                     figures["tokens_per_second"].get<double>() / limits.read_bytes;
+      if (profile) figures["profile"] = of_decode.shares();
+      report["decode"] = figures;
+    }
+    if (as_json) {
+      std::cout << program::dump(report, 2) << '\n';
+    } else {
+      print(report);
+    }
+  });
+}

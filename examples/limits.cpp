@@ -1,0 +1,163 @@
+// Loops that do nothing but read, multiply 8-bit numbers or multiply floats; compiled for every SIMD
+// target, as the kernels are.
+#ifndef HWY_WANT_AVX3_DL
+#define HWY_WANT_AVX3_DL
+#endif
+#if defined(__x86_64__) && !defined(HWY_BASELINE_TARGETS) && !defined(__SSE4_1__)
+#define HWY_BASELINE_TARGETS HWY_SSSE3  // Highway 1.0 would take scalar code; see all_targets.hpp
+#endif
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "limits.cpp"
+#include <hwy/foreach_target.h>
+//
+#include <hwy/highway.h>
+
+#include <cstdint>
+#include <cstring>
+#include <mixtral/simd/half.hpp>
+
+// As in mixtral/simd/one_target-inl.hpp.
+#if HWY_TARGET == HWY_AVX3_DL && HWY_MAJOR == 1 && HWY_MINOR == 0 && HWY_PATCH < 5
+#undef HWY_TARGET_STR
+#define HWY_TARGET_STR                                            \
+  HWY_TARGET_STR_AVX3                                             \
+  ",vpclmulqdq,avx512vbmi,avx512vbmi2,vaes,avxvnni,avx512bitalg," \
+  "avx512vpopcntdq,avx512vnni"
+#endif
+
+#include <mixtral/simd/dot-inl.hpp>
+
+HWY_BEFORE_NAMESPACE();
+namespace mixtral::simd {
+namespace HWY_NAMESPACE {
+
+// Each gives the operations it did; what it computed goes to `sink`, so that it has to be done.
+double multiply_int8(std::size_t n, float* sink) {
+  const DI32 d;
+  const DI8 d8;
+  const auto w = hn::Set(d8, 3);
+  auto x = hn::Iota(d8, 0);
+  VI32 a = hn::Zero(d), b = a, c = a, e = a, f = a, g = a, h = a, i = a;
+  for (std::size_t k = 0; k < n; ++k) {
+    a = quad_dot_add<false>(a, w, x);
+    b = quad_dot_add<false>(b, w, x);
+    c = quad_dot_add<false>(c, w, x);
+    e = quad_dot_add<false>(e, w, x);
+    f = quad_dot_add<false>(f, w, x);
+    g = quad_dot_add<false>(g, w, x);
+    h = quad_dot_add<false>(h, w, x);
+    i = quad_dot_add<false>(i, w, x);
+    x = hn::Xor(x, w);  // another factor each time, or the compiler would do it once
+  }
+  a = hn::Add(hn::Add(hn::Add(a, b), hn::Add(c, e)), hn::Add(hn::Add(f, g), hn::Add(h, i)));
+  *sink = static_cast<float>(hn::GetLane(a));
+  return 8.0 * 8.0 * static_cast<double>(n * hn::Lanes(d));
+}
+
+double multiply_f32(std::size_t n, float* sink) {
+  const DF d;
+  const auto w = hn::Set(d, 0.999f);
+  const auto x = hn::Set(d, *sink);
+  VF a = hn::Zero(d), b = a, c = a, e = a, f = a, g = a, h = a, i = a;
+  for (std::size_t k = 0; k < n; ++k) {
+    a = hn::MulAdd(a, w, x);
+    b = hn::MulAdd(b, w, x);
+    c = hn::MulAdd(c, w, x);
+    e = hn::MulAdd(e, w, x);
+    f = hn::MulAdd(f, w, x);
+    g = hn::MulAdd(g, w, x);
+    h = hn::MulAdd(h, w, x);
+    i = hn::MulAdd(i, w, x);
+  }
+  a = hn::Add(hn::Add(hn::Add(a, b), hn::Add(c, e)), hn::Add(hn::Add(f, g), hn::Add(h, i)));
+  *sink = hn::GetLane(a);
+  return 8.0 * 2.0 * static_cast<double>(n * hn::Lanes(d));
+}
+
+// Reads n bytes, a multiple of 256.
+void read(const std::uint8_t* data, std::size_t n, float* sink) {
+  const DI32 d;
+  const DI8 d8;
+  VI32 a = hn::Zero(d), b = a;
+  for (std::size_t k = 0; k < n; k += 2 * hn::Lanes(d8)) {
+    a = hn::Add(a, hn::BitCast(d, hn::LoadU(d8, reinterpret_cast<const std::int8_t*>(data) + k)));
+    b = hn::Add(b, hn::BitCast(d, hn::LoadU(d8, reinterpret_cast<const std::int8_t*>(data) + k +
+                                                    hn::Lanes(d8))));
+  }
+  *sink = static_cast<float>(hn::GetLane(hn::Add(a, b)));
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace mixtral::simd
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+#include <algorithm>
+#include <chrono>
+#include <vector>
+
+#include "limits.hpp"
+
+namespace mixtral::simd {
+HWY_EXPORT(multiply_int8);
+HWY_EXPORT(multiply_f32);
+HWY_EXPORT(read);
+}  // namespace mixtral::simd
+
+namespace program {
+
+namespace {
+
+// The best of several runs of `work(chunk)`, which gives how much it did, on all threads.
+template <class Work>
+double best_rate(mixtral::Executor executor, const Work& work) {
+  const std::size_t n_chunks = 8 * executor.concurrency();  // a thread that comes late does fewer
+  double best = 0.0;
+  for (int run = 0; run < 8; ++run) {
+    std::vector<double> done(n_chunks);
+    const auto body = [&](std::size_t chunk) { done[chunk] = work(chunk, n_chunks); };
+    const auto start = std::chrono::steady_clock::now();
+    executor.run(n_chunks, mixtral::Chunks(body));
+    const double seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    double sum = 0.0;
+    for (const double d : done) sum += d;
+    best = std::max(best, sum / seconds);
+  }
+  return best;
+}
+
+}  // namespace
+
+Limits measure_limits(mixtral::Executor executor) {
+  using namespace mixtral::simd;  // HWY_DYNAMIC_DISPATCH wants plain names
+  Limits limits;
+  const std::vector<std::uint8_t> memory(std::size_t{512} << 20, 1);
+  limits.read_bytes = best_rate(executor, [&](std::size_t chunk, std::size_t n_chunks) {
+    const std::size_t size = memory.size() / n_chunks / 256 * 256;
+    float sink;
+    HWY_DYNAMIC_DISPATCH(read)(memory.data() + chunk * size, size, &sink);
+    volatile float kept = sink;
+    static_cast<void>(kept);
+    return static_cast<double>(size);
+  });
+  constexpr std::size_t kLoops = 200000;
+  limits.int8_ops = best_rate(executor, [](std::size_t, std::size_t) {
+    volatile float kept = 1.0f;
+    float sink = kept;
+    const double done = HWY_DYNAMIC_DISPATCH(multiply_int8)(kLoops, &sink);
+    kept = sink;
+    return done;
+  });
+  limits.f32_ops = best_rate(executor, [](std::size_t, std::size_t) {
+    volatile float kept = 1.0f;
+    float sink = kept;
+    const double done = HWY_DYNAMIC_DISPATCH(multiply_f32)(kLoops, &sink);
+    kept = sink;
+    return done;
+  });
+  return limits;
+}
+
+}  // namespace program
+#endif  // HWY_ONCE
