@@ -10,6 +10,8 @@ struct Iq2_Xs {
   static constexpr std::size_t kBlockBytes = 74;
   static constexpr bool kSigned = true;
   static constexpr bool kOffset = false;
+  static constexpr int kZero = 0;
+  static constexpr std::size_t kScaleColumns = 16;
 
   static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, QuantTile& tile) {
     const float d_scale = 0.25f * half_to_float(block);

@@ -10,6 +10,8 @@ struct Iq3_S {
   static constexpr std::size_t kBlockBytes = 110;
   static constexpr bool kSigned = true;
   static constexpr bool kOffset = false;
+  static constexpr int kZero = 0;
+  static constexpr std::size_t kScaleColumns = 32;
 
   static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, QuantTile& tile) {
     const float d_scale = half_to_float(block);

@@ -11,6 +11,8 @@ struct Iq4_Xs {
   static constexpr std::size_t kBlockBytes = 136;
   static constexpr bool kSigned = true;
   static constexpr bool kOffset = false;
+  static constexpr int kZero = 0;
+  static constexpr std::size_t kScaleColumns = 32;
 
   static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, QuantTile& tile) {
     const float d_scale = half_to_float(block);

@@ -11,14 +11,19 @@ struct Q2_K {
   static constexpr std::size_t kBlockBytes = 84;
   static constexpr bool kSigned = false;
   static constexpr bool kOffset = true;
+  static constexpr int kZero = 0;
+  static constexpr std::size_t kScaleColumns = 16;
 
   static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, QuantTile& tile) {
-    const float d_scale = half_to_float(block + 80);
-    const float d_min = half_to_float(block + 82);
-    for (std::size_t s = 0; s < 16; ++s) {
-      set_scale<16>(tile, s * 16, d_scale * static_cast<float>(block[s] & 15));
-      tile.offset[s] = d_min * static_cast<float>(block[s] >> 4);
+    std::uint8_t scales[16], mins[16];
+    const hn::CappedTag<std::uint8_t, 16> d16;
+    for (std::size_t s = 0; s < 16; s += hn::Lanes(d16)) {
+      const auto packed = hn::LoadU(d16, block + s);
+      hn::StoreU(hn::And(packed, hn::Set(d16, 0x0f)), d16, scales + s);
+      hn::StoreU(hn::ShiftRight<4>(packed), d16, mins + s);
     }
+    multiply_bytes(scales, 16, half_to_float(block + 80), tile.factors);
+    multiply_bytes(mins, 16, half_to_float(block + 82), tile.factors + 16);
     for (std::size_t half = 0; half < 2; ++half) {
       const std::uint8_t* qs = block + 16 + half * 32;
       std::int8_t* q = tile.q + half * 128;

@@ -11,18 +11,25 @@ namespace HWY_NAMESPACE {
 struct Q3_K {
   static constexpr std::size_t kBlockBytes = 110;
   static constexpr bool kSigned = false;
-  static constexpr bool kOffset = true;
+  static constexpr bool kOffset = false;
+  static constexpr int kZero = 4;
+  static constexpr std::size_t kScaleColumns = 16;
 
   static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, QuantTile& tile) {
-    const std::uint8_t* packed_scales = block + 96;
-    const float d_scale = half_to_float(block + 108);
-    for (std::size_t s = 0; s < 16; ++s) {
-      const int low = s < 8 ? packed_scales[s] & 15 : packed_scales[s - 8] >> 4;
-      const int high = (packed_scales[8 + s % 4] >> (2 * (s / 4))) & 3;
-      const float scale = d_scale * static_cast<float>((low | high << 4) - 32);
-      set_scale<16>(tile, s * 16, scale);
-      tile.offset[s] = 4.0f * scale;
-    }
+    // The low nibbles of scales 0..7 and 8..15, and two more bits for each.
+    const std::uint32_t low0 = load_u32(block + 96);
+    const std::uint32_t low1 = load_u32(block + 100);
+    const std::uint32_t top = load_u32(block + 104);
+    const std::uint32_t words[4] = {
+        (low0 & 0x0f0f0f0fu) | (top & 0x03030303u) << 4,
+        (low1 & 0x0f0f0f0fu) | (top >> 2 & 0x03030303u) << 4,
+        (low0 >> 4 & 0x0f0f0f0fu) | (top >> 4 & 0x03030303u) << 4,
+        (low1 >> 4 & 0x0f0f0f0fu) | (top >> 6 & 0x03030303u) << 4,
+    };
+    std::int8_t scales[16];
+    std::memcpy(scales, words, sizeof scales);
+    for (std::int8_t& scale : scales) scale = static_cast<std::int8_t>(scale - 32);
+    multiply_bytes(scales, 16, half_to_float(block + 108), tile.factors);
     for_32_bytes([&](auto d, std::size_t i) HWY_ATTR {
       const auto three = hn::Set(d, 3);
       const auto four = hn::Set(d, 4);

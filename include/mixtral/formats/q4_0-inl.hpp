@@ -16,13 +16,13 @@ HWY_INLINE void unpack_nibbles_16(const std::uint8_t* nibbles, std::int8_t* q) {
 struct Q4_0 {
   static constexpr std::size_t kBlockBytes = 18;
   static constexpr bool kSigned = false;
-  static constexpr bool kOffset = true;
+  static constexpr bool kOffset = false;
+  static constexpr int kZero = 8;
+  static constexpr std::size_t kScaleColumns = 32;
 
   static HWY_INLINE void unpack_block(const std::uint8_t* block, std::size_t first,
                                       QuantTile& tile) {
-    const float scale = half_to_float(block);
-    set_scale<32>(tile, first, scale);
-    set_offset<32>(tile, first, 8.0f * scale);
+    set_scale<32>(tile, first, half_to_float(block));
     unpack_nibbles_16(block + 2, tile.q + first);
   }
 

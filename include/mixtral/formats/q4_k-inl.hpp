@@ -10,21 +10,27 @@ namespace HWY_NAMESPACE {
 
 // Sets the scales and offsets of a Q4_K or Q5_K block, which begin alike.
 HWY_INLINE void unpack_scales_and_mins(const std::uint8_t* block, QuantTile& tile) {
-  const float d_scale = half_to_float(block);
-  const float d_min = half_to_float(block + 2);
-  const std::uint8_t* packed = block + 4;
-  for (std::size_t s = 0; s < 8; ++s) {
-    const int scale = s < 4 ? packed[s] & 63 : (packed[s + 4] & 15) | (packed[s - 4] >> 6) << 4;
-    const int min = s < 4 ? packed[s + 4] & 63 : packed[s + 4] >> 4 | (packed[s] >> 6) << 4;
-    set_scale<32>(tile, s * 32, d_scale * static_cast<float>(scale));
-    set_offset<32>(tile, s * 32, d_min * static_cast<float>(min));
-  }
+  const std::uint32_t low_scales = load_u32(block + 4);
+  const std::uint32_t low_mins = load_u32(block + 8);
+  const std::uint32_t nibbles = load_u32(block + 12);
+  const std::uint32_t words[4] = {
+      low_scales & 0x3f3f3f3fu,
+      (nibbles & 0x0f0f0f0fu) | (low_scales >> 6 & 0x03030303u) << 4,
+      low_mins & 0x3f3f3f3fu,
+      (nibbles >> 4 & 0x0f0f0f0fu) | (low_mins >> 6 & 0x03030303u) << 4,
+  };
+  std::uint8_t bytes[16];
+  std::memcpy(bytes, words, sizeof bytes);
+  multiply_bytes(bytes, 8, half_to_float(block), tile.factors);
+  multiply_bytes(bytes + 8, 8, half_to_float(block + 2), tile.factors + 8);
 }
 
 struct Q4_K {
   static constexpr std::size_t kBlockBytes = 144;
   static constexpr bool kSigned = false;
   static constexpr bool kOffset = true;
+  static constexpr int kZero = 0;
+  static constexpr std::size_t kScaleColumns = 32;
 
   static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, QuantTile& tile) {
     unpack_scales_and_mins(block, tile);

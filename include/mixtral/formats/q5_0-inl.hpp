@@ -22,13 +22,13 @@ HWY_INLINE void unpack_nibbles_and_bits_16(const std::uint8_t* nibbles, const st
 struct Q5_0 {
   static constexpr std::size_t kBlockBytes = 22;
   static constexpr bool kSigned = false;
-  static constexpr bool kOffset = true;
+  static constexpr bool kOffset = false;
+  static constexpr int kZero = 16;
+  static constexpr std::size_t kScaleColumns = 32;
 
   static HWY_INLINE void unpack_block(const std::uint8_t* block, std::size_t first,
                                       QuantTile& tile) {
-    const float scale = half_to_float(block);
-    set_scale<32>(tile, first, scale);
-    set_offset<32>(tile, first, 16.0f * scale);
+    set_scale<32>(tile, first, half_to_float(block));
     unpack_nibbles_and_bits_16(block + 6, block + 2, tile.q + first);
   }
 

@@ -9,6 +9,8 @@ struct Q5_1 {
   static constexpr std::size_t kBlockBytes = 24;
   static constexpr bool kSigned = false;
   static constexpr bool kOffset = true;
+  static constexpr int kZero = 0;
+  static constexpr std::size_t kScaleColumns = 32;
 
   static HWY_INLINE void unpack_block(const std::uint8_t* block, std::size_t first,
                                       QuantTile& tile) {

@@ -10,6 +10,8 @@ struct Q5_K {
   static constexpr std::size_t kBlockBytes = 176;
   static constexpr bool kSigned = false;
   static constexpr bool kOffset = true;
+  static constexpr int kZero = 0;
+  static constexpr std::size_t kScaleColumns = 32;
 
   static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, QuantTile& tile) {
     unpack_scales_and_mins(block, tile);

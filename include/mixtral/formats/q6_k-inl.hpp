@@ -11,15 +11,13 @@ namespace HWY_NAMESPACE {
 struct Q6_K {
   static constexpr std::size_t kBlockBytes = 210;
   static constexpr bool kSigned = false;
-  static constexpr bool kOffset = true;
+  static constexpr bool kOffset = false;
+  static constexpr int kZero = 32;
+  static constexpr std::size_t kScaleColumns = 16;
 
   static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, QuantTile& tile) {
-    const float d_scale = half_to_float(block + 208);
-    for (std::size_t s = 0; s < 16; ++s) {
-      const float scale = d_scale * static_cast<float>(static_cast<std::int8_t>(block[192 + s]));
-      set_scale<16>(tile, s * 16, scale);
-      tile.offset[s] = 32.0f * scale;
-    }
+    multiply_bytes(reinterpret_cast<const std::int8_t*>(block) + 192, 16,
+                   half_to_float(block + 208), tile.factors);
     for (std::size_t half = 0; half < 2; ++half) {
       const std::uint8_t* ql = block + half * 64;
       const std::uint8_t* qh = block + 128 + half * 32;

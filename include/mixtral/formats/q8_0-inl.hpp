@@ -9,6 +9,8 @@ struct Q8_0 {
   static constexpr std::size_t kBlockBytes = 34;
   static constexpr bool kSigned = true;
   static constexpr bool kOffset = false;
+  static constexpr int kZero = 0;
+  static constexpr std::size_t kScaleColumns = 32;
 
   static HWY_INLINE void unpack_block(const std::uint8_t* block, std::size_t first,
                                       QuantTile& tile) {

@@ -52,10 +52,11 @@ void quantize(const float* x, std::size_t n, ActivationTile* out) {
       const auto q = hn::NearestInt(hn::IfThenElseZero(hn::Eq(scaled, scaled), scaled));
       hn::StoreU(hn::DemoteTo(d8, q), d8, tile.q + first + i);
     }
-    for (std::size_t i = 0; i < 8; ++i) tile.scale[first / kQuad + i] = scale;
+    tile.scale[first / 32] = scale;
     for (std::size_t g = 0; g < 2; ++g) {
       int sum = 0;
       for (std::size_t i = 0; i < kGroup; ++i) sum += tile.q[first + g * kGroup + i];
+      tile.q_sum[first / kGroup + g] = sum;
       tile.sum[first / kGroup + g] = scale * static_cast<float>(sum);
     }
   }

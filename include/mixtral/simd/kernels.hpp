@@ -17,17 +17,18 @@ constexpr std::size_t kTile = 256;
 // Weights have one scale and one offset for each group of this many columns (some formats repeat).
 constexpr std::size_t kGroup = 16;
 constexpr std::size_t kGroupsPerTile = kTile / kGroup;
-// Scales are stored once for every 4 columns, because an 8-bit dot product sums 4 at a time.
+// An 8-bit dot product sums this many columns at a time.
 constexpr std::size_t kQuad = 4;
 constexpr std::size_t kQuadsPerTile = kTile / kQuad;
 // How many activation rows one matmul call takes at most.
 constexpr std::size_t kMaxMatmulTokens = 32;
 
-// 256 activations quantised to 8 bits, a scale for every 32: x[i] is about scale[i / 4] * q[i].
+// 256 activations quantised to 8 bits, a scale for every 32: x[i] is about scale[i / 32] * q[i].
 struct ActivationTile {
-  std::int8_t q[kTile];        // in [-127, 127]
-  float scale[kQuadsPerTile];  // equal within each 32 columns
-  float sum[kGroupsPerTile];   // scale * (sum of q) of each 16 columns
+  std::int8_t q[kTile];  // in [-127, 127]
+  float scale[kTile / 32];
+  std::int32_t q_sum[kGroupsPerTile];  // of each 16 columns
+  float sum[kGroupsPerTile];           // scale * q_sum
 };
 
 // A matrix of `rows` x `cols` in a block format; points into the model's bytes, unaligned.

@@ -1,6 +1,7 @@
 // Everything that is compiled once for each SIMD target. No include guard: all_targets.hpp includes
 // this file several times, with another HWY_TARGET each time.
 
+#include <hwy/cache_control.h>
 #include <hwy/highway.h>
 //
 #include <hwy/contrib/math/math-inl.h>

@@ -4,26 +4,33 @@ HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
-// 256 weights of one row: weight[i] = scale[i / 4] * q[i] - offset[i / 16].
+// 256 weights of one row: weight[i] = scale * (q[i] - kZero) - offset, where kZero is the format's and
+// there are a scale and, if the format has kOffset, an offset for every kScaleColumns columns.
 struct QuantTile {
   HWY_ALIGN std::int8_t q[kTile];
-  HWY_ALIGN float scale[kQuadsPerTile];
-  HWY_ALIGN float offset[kGroupsPerTile];  // only read if the format has kOffset
+  HWY_ALIGN float factors[2 * kGroupsPerTile];  // all scales, then all offsets
 };
 
-// Sets the scale of kColumns columns from column `first` of the tile.
+// Sets the scale, or the offset, of kColumns columns from column `first` of the tile.
 template <std::size_t kColumns>
 HWY_INLINE void set_scale(QuantTile& tile, std::size_t first, float scale) {
-  const hn::CappedTag<float, kColumns / kQuad> d;
-  for (std::size_t i = 0; i < kColumns / kQuad; i += hn::Lanes(d)) {
-    hn::StoreU(hn::Set(d, scale), d, tile.scale + first / kQuad + i);
-  }
+  tile.factors[first / kColumns] = scale;
 }
-
-// Sets the offset of kColumns columns from column `first` of the tile.
 template <std::size_t kColumns>
 HWY_INLINE void set_offset(QuantTile& tile, std::size_t first, float offset) {
-  for (std::size_t i = 0; i < kColumns / kGroup; ++i) tile.offset[first / kGroup + i] = offset;
+  tile.factors[kTile / kColumns + first / kColumns] = offset;
+}
+
+// out[i] = factor * bytes[i] for n bytes, signed ones or unsigned; n is 8 or 16.
+template <class Byte>
+HWY_INLINE void multiply_bytes(const Byte* bytes, std::size_t n, float factor, float* out) {
+  const hn::CappedTag<float, 8> d;
+  const hn::RebindToSigned<decltype(d)> d32;
+  const hn::Rebind<Byte, decltype(d)> d8;
+  for (std::size_t i = 0; i < n; i += hn::Lanes(d)) {
+    const auto whole = hn::ConvertTo(d, hn::PromoteTo(d32, hn::LoadU(d8, bytes + i)));
+    hn::StoreU(hn::Mul(whole, hn::Set(d, factor)), d, out + i);
+  }
 }
 
 // Calls body(tag, i) over 32 bytes in whole vectors of at most 32 bytes.
