@@ -516,6 +516,8 @@ TEST_CASE("checkpoints: tokenizer.json: merges by rank, normaliser, added tokens
   CHECK(has(error([](auto& j) { j["model"]["vocab"]["zz"] = -1; }), "token id"));
   CHECK(has(error([](auto& j) { j["model"]["vocab"]["zz"] = 1; }), "same id"));
   CHECK(has(error([](auto& j) { j["model"]["vocab"]["zz"] = 2000000; }), "token id"));
+  // Found by the fuzzer: half a million pieces to fill the hole before one.
+  CHECK(has(error([](auto& j) { j["model"]["vocab"]["zz"] = 735218; }), "the most for"));
   CHECK(has(error([](auto& j) { j["model"]["merges"].push_back("a"); }), "merges[8]"));
   CHECK(has(error([](auto& j) { j["model"]["merges"].push_back("a c"); }), "merges[8]"));
   CHECK(has(error([](auto& j) { j["normalizer"] = {{"type", "NFKC"}}; }), "normalizer"));

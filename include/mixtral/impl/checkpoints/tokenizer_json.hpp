@@ -1,6 +1,7 @@
 #ifndef MIXTRAL_IMPL_CHECKPOINTS_TOKENIZER_JSON_HPP_
 #define MIXTRAL_IMPL_CHECKPOINTS_TOKENIZER_JSON_HPP_
 
+#include <algorithm>
 #include <cstdio>
 
 #include "mixtral/checkpoints.hpp"
@@ -109,11 +110,17 @@ class TokenizerJsonReader {
     return {};
   }
 
-  // The piece with this id; empty until it is set.
+  // The piece with this id; empty until it is set. There may be some holes between ids, but a short
+  // file does not make a long vocabulary.
   Status place(const Json& id, Piece*& piece) {
     constexpr std::uint64_t kMaxPieces = std::uint64_t{1} << 20;  // thirty times what models have
-    if (!id.is_number_unsigned() || id.get<std::uint64_t>() >= kMaxPieces) {
-      return error("a token id is not an integer from 0 to 1048575");
+    const std::uint64_t limit = std::min(kMaxPieces, 2 * n_entries_ + 1024);
+    if (!id.is_number_unsigned() || id.get<std::uint64_t>() >= limit) {
+      return Error(ErrorCode::bad_format,
+                   "tokenizer.json: a token id is not an integer from 0 to %llu, the most for "
+                   "%llu tokens",
+                   static_cast<unsigned long long>(limit - 1),
+                   static_cast<unsigned long long>(n_entries_));
     }
     const auto index = id.get<std::size_t>();
     if (index >= vocabulary_.pieces.size()) vocabulary_.pieces.resize(index + 1);
@@ -132,6 +139,8 @@ class TokenizerJsonReader {
     const Json* fallback = find(model, "byte_fallback");
     if (fallback == nullptr || *fallback != true) return unsupported("model.byte_fallback is off");
     const Json* unknown = find(model, "unk_token");
+    const Json* added = find(json_, "added_tokens");
+    n_entries_ = vocab->size() + (added == nullptr ? 0 : added->size());
     for (const auto& [text, id] : vocab->items()) {
       Piece* piece;
       MIXTRAL_RETURN_IF_ERROR(place(id, piece));
@@ -225,6 +234,7 @@ class TokenizerJsonReader {
 
   const Json& json_;
   Vocabulary& vocabulary_;
+  std::uint64_t n_entries_ = 0;  // in vocab and added_tokens
 };
 
 inline Status read_tokenizer_json(Span<const std::uint8_t> bytes, Vocabulary& vocabulary) {
