@@ -148,7 +148,9 @@ TEST_CASE("quantize: Gaussian numbers lose no more than with llama.cpp's quantis
   for (const float deviation : {0.02f, 1.0f}) {
     const std::vector<float> row = gaussian(32768, 3, deviation);
     const auto variance = static_cast<double>(deviation) * static_cast<double>(deviation);
-    for (const auto& [format, error] : theirs) {
+    for (const auto& entry : theirs) {
+      const BlockFormat format = entry.first;
+      const double error = entry.second;
       CAPTURE(name_of(format));
       const double mean = squared_error(row, coded(format, row)) / 32768.0 / variance;
       // 32768 numbers tell the mean to about 1 %; rounding of floats depends on the deviation, too.
@@ -170,17 +172,17 @@ TEST_CASE("quantize: halves and bfloat16 are rounded to nearest, ties to even") 
       {std::ldexp(1.5f, -24), std::ldexp(2.0f, -24)},
       {-0.1f, -0.0999755859375f},
       {std::ldexp(1023.5f, -24), std::ldexp(1024.0f, -24)}};
-  for (const auto& [x, expected] : half) {
-    CAPTURE(x);
-    CHECK(coded(BlockFormat::f16, {x})[0] == expected);
+  for (const auto& pair : half) {
+    CAPTURE(pair.first);
+    CHECK(coded(BlockFormat::f16, {pair.first})[0] == pair.second);
   }
   const std::vector<std::pair<float, float>> brain = {{1.0f + 1.0f / 256, 1.0f},
                                                       {1.0f + 3.0f / 256, 1.0f + 4.0f / 256},
                                                       {3.3895314e38f, 3.3895314e38f},
                                                       {-1e-40f, -9.183549615799121e-41f}};
-  for (const auto& [x, expected] : brain) {
-    CAPTURE(x);
-    CHECK(coded(BlockFormat::bf16, {x})[0] == expected);
+  for (const auto& pair : brain) {
+    CAPTURE(pair.first);
+    CHECK(coded(BlockFormat::bf16, {pair.first})[0] == pair.second);
   }
 }
 
@@ -204,11 +206,12 @@ TEST_CASE("quantize: odd rows come out near, too") {
   row("vanishing", [](int i) { return 1e-9 * std::cos(i); });
   row("subnormal", [](int i) { return i % 3 == 0 ? 1e-40 : 0.0; });
   row("growing", [](int i) { return std::pow(1.02, i % 256); });
-  for (const auto& [name, r] : rows) {
+  for (const auto& named : rows) {
+    const std::vector<float>& r = named.second;
     double peak = 0.0;
     for (const float x : r) peak = std::max(peak, std::abs(static_cast<double>(x)));
     for (const BlockFormat format : kEncoded) {
-      INFO(name, " as ", name_of(format));
+      INFO(named.first, " as ", name_of(format));
       const std::vector<float> out = coded(format, r);
       for (const float y : out) REQUIRE(std::isfinite(y));
       const double worst = max_difference(r, out);
@@ -346,9 +349,9 @@ TEST_CASE("quantize: the tiny model reads as well as the bits allow") {
   mixtral::ThreadPool pool = value(mixtral::ThreadPool::create(2));
   const std::pair<const char*, double> bounds[] = {
       {"Q8_0", 0.01}, {"Q4_K_M", 0.04}, {"IQ4_XS", 0.04}, {"Q2_K", 0.2}};
-  for (const auto& [name, bound] : bounds) {
-    CAPTURE(std::string(name));
-    mixtral::QuantizeOptions options = type(name);
+  for (const auto& entry : bounds) {
+    CAPTURE(std::string(entry.first));
+    mixtral::QuantizeOptions options = type(entry.first);
     options.executor = pool;
     const MemorySink sink = write(checkpoint, options);
     const mixtral::Model model = open(sink.file);
@@ -359,7 +362,7 @@ TEST_CASE("quantize: the tiny model reads as well as the bits allow") {
           mixtral::log_probability({seen.logits[i].data(), seen.logits[i].size()}, tokens[i + 1]) +
           nll[i];
     }
-    CHECK(std::abs(loss) / static_cast<double>(tokens.size() - 1) < bound);
+    CHECK(std::abs(loss) / static_cast<double>(tokens.size() - 1) < entry.second);
   }
 }
 
