@@ -111,6 +111,11 @@ mixtral::Checkpoint read(const Blob& blob) {
   return value(mixtral::read_gguf({&view, 1}, std::pmr::get_default_resource()));
 }
 
+mixtral::Checkpoint read(Blob&& blob) {
+  mixtral::Bytes bytes = owned(blob);
+  return value(mixtral::read_gguf({&bytes, 1}, std::pmr::get_default_resource()));
+}
+
 std::vector<Token> some_tokens() {
   std::vector<Token> tokens;
   for (int i = 0; i < 30; ++i) tokens.push_back(static_cast<Token>((i * 37 + 11) % 300));

@@ -77,6 +77,18 @@ inline mixtral::Model open(const Blob& blob) {
   return value(mixtral::Model::from_bytes(mixtral::Bytes::view(bytes(blob))));
 }
 
+// Bytes of its own, for a blob that is gone when the model is used.
+inline mixtral::Bytes owned(const Blob& blob) {
+  const auto copy = [](void* context, std::uint64_t offset, void* to, std::size_t size) {
+    std::memcpy(to, static_cast<const Blob*>(context)->data() + offset, size);
+    return true;
+  };
+  return value(mixtral::Bytes::read_all(blob.size(), copy, const_cast<Blob*>(&blob),
+                                        std::pmr::get_default_resource()));
+}
+
+inline mixtral::Model open(Blob&& blob) { return value(mixtral::Model::from_bytes(owned(blob))); }
+
 inline mixtral::Session session(const mixtral::Model& model, std::uint32_t context = 0,
                                 std::uint32_t batch = 256, mixtral::Executor executor = {}) {
   mixtral::SessionOptions options;
