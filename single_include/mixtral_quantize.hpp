@@ -76,8 +76,8 @@ class Importance : public Observer {
   Result<std::pmr::vector<std::uint8_t>> to_gguf() const;
 
   // Puts the mean squares of the inputs of a matrix, one for each of its columns, into `out`, which
-  // has n_cols of them; false if none were gathered, or not so many columns. An expert that was never
-  // chosen gets the mean of the others.
+  // has n_cols of them; false, and `out` as it was, if none were gathered, or not so many columns. An
+  // expert that was never chosen gets the mean of the others.
   bool find(Role role, std::uint32_t layer, std::uint32_t expert, std::size_t n_cols,
             float* out) const;
 
@@ -1094,7 +1094,6 @@ bool Importance::find(Role role, std::uint32_t layer, std::uint32_t expert, std:
     if (found == sums_.end() || found->second.squares.size() != n_cols) return nullptr;
     return found->second.count > 0.0 ? &found->second : nullptr;
   };
-  std::fill(out, out + n_cols, 0.0f);
   if (const Sum* sum = of_expert(expert)) {
     for (std::size_t i = 0; i < n_cols; ++i) {
       out[i] = static_cast<float>(sum->squares[i] / sum->count);
@@ -1106,11 +1105,12 @@ bool Importance::find(Role role, std::uint32_t layer, std::uint32_t expert, std:
   for (std::uint32_t e = 0; e < n_experts_; ++e) {
     const Sum* sum = of_expert(e);
     if (sum == nullptr) continue;
-    ++n;
+    if (n++ == 0) std::fill(out, out + n_cols, 0.0f);
     for (std::size_t i = 0; i < n_cols; ++i) {
       out[i] += static_cast<float>(sum->squares[i] / sum->count);
     }
   }
+  for (std::size_t i = 0; n != 0 && i < n_cols; ++i) out[i] /= static_cast<float>(n);
   return n != 0;
 }
 

@@ -39,8 +39,8 @@ class Importance : public Observer {
   Result<std::pmr::vector<std::uint8_t>> to_gguf() const;
 
   // Puts the mean squares of the inputs of a matrix, one for each of its columns, into `out`, which
-  // has n_cols of them; false if none were gathered, or not so many columns. An expert that was never
-  // chosen gets the mean of the others.
+  // has n_cols of them; false, and `out` as it was, if none were gathered, or not so many columns. An
+  // expert that was never chosen gets the mean of the others.
   bool find(Role role, std::uint32_t layer, std::uint32_t expert, std::size_t n_cols,
             float* out) const;
 

@@ -36,7 +36,6 @@ bool Importance::find(Role role, std::uint32_t layer, std::uint32_t expert, std:
     if (found == sums_.end() || found->second.squares.size() != n_cols) return nullptr;
     return found->second.count > 0.0 ? &found->second : nullptr;
   };
-  std::fill(out, out + n_cols, 0.0f);
   if (const Sum* sum = of_expert(expert)) {
     for (std::size_t i = 0; i < n_cols; ++i) {
       out[i] = static_cast<float>(sum->squares[i] / sum->count);
@@ -48,11 +47,12 @@ bool Importance::find(Role role, std::uint32_t layer, std::uint32_t expert, std:
   for (std::uint32_t e = 0; e < n_experts_; ++e) {
     const Sum* sum = of_expert(e);
     if (sum == nullptr) continue;
-    ++n;
+    if (n++ == 0) std::fill(out, out + n_cols, 0.0f);
     for (std::size_t i = 0; i < n_cols; ++i) {
       out[i] += static_cast<float>(sum->squares[i] / sum->count);
     }
   }
+  for (std::size_t i = 0; n != 0 && i < n_cols; ++i) out[i] /= static_cast<float>(n);
   return n != 0;
 }
 
