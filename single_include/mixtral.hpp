@@ -44,6 +44,17 @@
 
 // Per target: the 8-bit dot product and half-precision conversion that Highway 1.0.3 lacks.
 
+// What a lambda in a kernel has for a target and for its inlining, which compilers do not always see
+// the worth of; and before a loop that is to be unrolled whole.
+#ifndef MIXTRAL_UNROLL
+#define MIXTRAL_LAMBDA HWY_ATTR __attribute__((always_inline))
+#ifdef __clang__
+#define MIXTRAL_UNROLL _Pragma("unroll")
+#else
+#define MIXTRAL_UNROLL _Pragma("GCC unroll 8")
+#endif
+#endif
+
 HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
 namespace HWY_NAMESPACE {
@@ -60,8 +71,15 @@ using VF = hn::Vec<DF>;
 using VI32 = hn::Vec<DI32>;
 using VI8 = hn::Vec<DI8>;
 
+// The dot product takes weights as unsigned bytes of full range; signed ones are stored 128 higher.
+#if HWY_TARGET <= HWY_AVX3_DL && HWY_ARCH_X86
+constexpr bool kUnsignedDot = true;
+#else
+constexpr bool kUnsignedDot = false;
+#endif
+
 // Lane i of the result is the sum of w[4i + j] * x[4i + j] over j < 4. Exact. `x` is in [-127, 127];
-// with kSigned false, `w` is in [0, 127].
+// with kSigned false, `w` is in [0, 127], or in [0, 255] with kUnsignedDot.
 template <bool kSigned>
 HWY_INLINE VI32 quad_dot(VI8 w, VI8 x) {
 #if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
@@ -140,33 +158,49 @@ HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
-// 256 weights of one row: weight[i] = scale * (q[i] - kZero) - offset, where kZero is the format's and
-// there are a scale and, if the format has kOffset, an offset for every kScaleColumns columns.
-struct QuantTile {
-  HWY_ALIGN std::int8_t q[kTile];
-  HWY_ALIGN float factors[2 * kGroupsPerTile];  // all scales, then all offsets
+// Where a format unpacks 256 weights of one row to: weight[i] = scale * (q[i] - zero) - offset, where
+// zero is the format's and there are a scale and, if the format has kOffset, an offset for every
+// kScaleColumns columns: for blocks of 32, or for their first halves, then for their second halves.
+struct TileRow {
+  std::int8_t* q;
+  float* scales[2];   // [half][block]
+  float* offsets[2];  // the same
 };
 
 // Sets the scale, or the offset, of kColumns columns from column `first` of the tile.
 template <std::size_t kColumns>
-HWY_INLINE void set_scale(QuantTile& tile, std::size_t first, float scale) {
-  tile.factors[first / kColumns] = scale;
+HWY_INLINE void set_scale(const TileRow& tile, std::size_t first, float scale) {
+  tile.scales[first % kBlock / kColumns][first / kBlock] = scale;
 }
 template <std::size_t kColumns>
-HWY_INLINE void set_offset(QuantTile& tile, std::size_t first, float offset) {
-  tile.factors[kTile / kColumns + first / kColumns] = offset;
+HWY_INLINE void set_offset(const TileRow& tile, std::size_t first, float offset) {
+  tile.offsets[first % kBlock / kColumns][first / kBlock] = offset;
 }
 
-// out[i] = factor * bytes[i] for n bytes, signed ones or unsigned; n is 8 or 16.
+// out[i] = factor * bytes[i] for 8 bytes, signed ones or unsigned.
 template <class Byte>
-HWY_INLINE void multiply_bytes(const Byte* bytes, std::size_t n, float factor, float* out) {
+HWY_INLINE void multiply_8_bytes(const Byte* bytes, float factor, float* out) {
   const hn::CappedTag<float, 8> d;
   const hn::RebindToSigned<decltype(d)> d32;
   const hn::Rebind<Byte, decltype(d)> d8;
-  for (std::size_t i = 0; i < n; i += hn::Lanes(d)) {
+  for (std::size_t i = 0; i < 8; i += hn::Lanes(d)) {
     const auto whole = hn::ConvertTo(d, hn::PromoteTo(d32, hn::LoadU(d8, bytes + i)));
     hn::StoreU(hn::Mul(whole, hn::Set(d, factor)), d, out + i);
   }
+}
+
+// The same for 16 bytes, those with even numbers and those with odd ones apart.
+template <class Byte>
+HWY_INLINE void multiply_16_bytes(const Byte* bytes, float factor, float* const* out) {
+  alignas(16) static constexpr std::uint8_t kEvenThenOdd[16] = {0, 2, 4, 6, 8, 10, 12, 14,
+                                                                1, 3, 5, 7, 9, 11, 13, 15};
+  const hn::FixedTag<std::uint8_t, 16> d;
+  const auto all = hn::LoadU(d, reinterpret_cast<const std::uint8_t*>(bytes));
+  alignas(16) Byte sorted[16];
+  hn::Store(hn::TableLookupBytes(all, hn::Load(d, kEvenThenOdd)), d,
+            reinterpret_cast<std::uint8_t*>(sorted));
+  multiply_8_bytes(sorted, factor, out[0]);
+  multiply_8_bytes(sorted + 8, factor, out[1]);
 }
 
 // Calls body(tag, i) over 32 bytes in whole vectors of at most 32 bytes.
@@ -176,24 +210,34 @@ HWY_INLINE void for_32_bytes(const Body& body) {
   for (std::size_t i = 0; i < 32; i += hn::Lanes(d)) body(d, i);
 }
 
-// Stores unsigned quants, all below 128, as the tile's signed bytes.
+// Stores unsigned quants as the tile's bytes.
 template <class D>
 HWY_INLINE void store_quants(hn::Vec<D> v, D, std::int8_t* to) {
   const hn::RebindToSigned<D> ds;
   hn::StoreU(hn::BitCast(ds, v), ds, to);
 }
 
+// Signed quants in the form that the dot product wants: 128 higher where it takes unsigned ones.
+template <class D>
+HWY_INLINE hn::Vec<D> signed_quants(D d, hn::Vec<D> v) {
+  return kUnsignedDot ? hn::Xor(v, hn::Set(d, 0x80)) : v;
+}
+template <class D>
+HWY_INLINE void store_signed_quants(hn::Vec<D> v, D d, std::int8_t* to) {
+  store_quants(signed_quants(d, v), d, to);
+}
+
 // A tile of the formats with blocks of 32: unpacks n_blocks blocks, clears the rest of the tile.
 template <class Format>
 HWY_INLINE void unpack_small_blocks(const std::uint8_t* data, std::size_t n_blocks,
-                                    QuantTile& tile) {
+                                    const TileRow& tile) {
   for (std::size_t b = 0; b < n_blocks; ++b) {
     Format::unpack_block(data + b * Format::kBlockBytes, b * 32, tile);
   }
   for (std::size_t b = n_blocks; b < kTile / 32; ++b) {
     std::memset(tile.q + b * 32, 0, 32);
     set_scale<32>(tile, b * 32, 0.0f);
-    set_offset<32>(tile, b * 32, 0.0f);
+    if (Format::kOffset) set_offset<32>(tile, b * 32, 0.0f);
   }
 }
 
@@ -230,7 +274,7 @@ HWY_INLINE void store_points(std::uint64_t first, std::uint64_t second, std::uin
   alignas(16) const std::uint64_t words[2] = {first, second};
   const auto magnitudes = hn::BitCast(d, hn::Load(d64, words));
   const auto minus = spread_bits(d, signs);
-  store_quants(hn::Sub(hn::Xor(magnitudes, minus), minus), d, q);
+  store_signed_quants(hn::Sub(hn::Xor(magnitudes, minus), minus), d, q);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -341,7 +385,7 @@ struct Iq2_S {
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 16;
 
-  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, QuantTile& tile) {
+  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
     const float d_scale = 0.25f * half_to_float(block);
     const std::uint8_t* qs = block + 2;
     const std::uint8_t* signs = block + 34;
@@ -374,7 +418,7 @@ struct Iq2_Xs {
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 16;
 
-  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, QuantTile& tile) {
+  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
     const float d_scale = 0.25f * half_to_float(block);
     for (std::size_t s = 0; s < 16; ++s) {
       const int scale = block[66 + s / 2] >> (s % 2 * 4) & 15;
@@ -404,7 +448,7 @@ struct Iq2_Xxs {
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
 
-  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, QuantTile& tile) {
+  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
     const float d_scale = 0.25f * half_to_float(block);
     for (std::size_t s = 0; s < 8; ++s) {
       const std::uint8_t* part = block + 2 + 8 * s;
@@ -438,7 +482,7 @@ struct Iq3_S {
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
 
-  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, QuantTile& tile) {
+  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
     const float d_scale = half_to_float(block);
     for (std::size_t s = 0; s < 8; ++s) {
       const int scale = block[106 + s / 2] >> (s % 2 * 4) & 15;
@@ -478,7 +522,7 @@ struct Iq3_Xxs {
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
 
-  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, QuantTile& tile) {
+  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
     const float d_scale = 0.5f * half_to_float(block);
     const auto eight = [](const std::uint8_t* q) {
       return kIq3XxsGrid[q[0]] | static_cast<std::uint64_t>(kIq3XxsGrid[q[1]]) << 32;
@@ -513,7 +557,7 @@ HWY_INLINE void unpack_levels_16(const std::uint8_t* nibbles, std::int8_t* q) {
                                                          1,    13,   25,  38,  53,  69,  89,  113};
   const hn::CappedTag<std::uint8_t, 16> d;
   const hn::RebindToSigned<decltype(d)> di;
-  const auto levels = hn::BitCast(d, hn::LoadDup128(di, kLevel));
+  const auto levels = signed_quants(d, hn::BitCast(d, hn::LoadDup128(di, kLevel)));
   const auto packed = hn::LoadU(d, nibbles);
   store_quants(hn::TableLookupBytes(levels, hn::And(packed, hn::Set(d, 0x0f))), d, q);
   store_quants(hn::TableLookupBytes(levels, hn::ShiftRight<4>(packed)), d, q + 16);
@@ -527,12 +571,12 @@ struct Iq4_Nl {
   static constexpr std::size_t kScaleColumns = 32;
 
   static HWY_INLINE void unpack_block(const std::uint8_t* block, std::size_t first,
-                                      QuantTile& tile) {
+                                      const TileRow& tile) {
     set_scale<32>(tile, first, half_to_float(block));
     unpack_levels_16(block + 2, tile.q + first);
   }
 
-  static HWY_INLINE void unpack(const std::uint8_t* data, std::size_t n_cols, QuantTile& tile) {
+  static HWY_INLINE void unpack(const std::uint8_t* data, std::size_t n_cols, const TileRow& tile) {
     unpack_small_blocks<Iq4_Nl>(data, n_cols / 32, tile);
   }
 };
@@ -556,7 +600,7 @@ struct Iq4_Xs {
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
 
-  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, QuantTile& tile) {
+  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
     const float d_scale = half_to_float(block);
     const unsigned top_bits = block[2] | static_cast<unsigned>(block[3]) << 8;
     for (std::size_t s = 0; s < 8; ++s) {
@@ -587,7 +631,7 @@ struct Q2_K {
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 16;
 
-  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, QuantTile& tile) {
+  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
     std::uint8_t scales[16], mins[16];
     const hn::CappedTag<std::uint8_t, 16> d16;
     for (std::size_t s = 0; s < 16; s += hn::Lanes(d16)) {
@@ -595,8 +639,8 @@ struct Q2_K {
       hn::StoreU(hn::And(packed, hn::Set(d16, 0x0f)), d16, scales + s);
       hn::StoreU(hn::ShiftRight<4>(packed), d16, mins + s);
     }
-    multiply_bytes(scales, 16, half_to_float(block + 80), tile.factors);
-    multiply_bytes(mins, 16, half_to_float(block + 82), tile.factors + 16);
+    multiply_16_bytes(scales, half_to_float(block + 80), tile.scales);
+    multiply_16_bytes(mins, half_to_float(block + 82), tile.offsets);
     for (std::size_t half = 0; half < 2; ++half) {
       const std::uint8_t* qs = block + 16 + half * 32;
       std::int8_t* q = tile.q + half * 128;
@@ -632,7 +676,7 @@ struct Q3_K {
   static constexpr int kZero = 4;
   static constexpr std::size_t kScaleColumns = 16;
 
-  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, QuantTile& tile) {
+  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
     // The low nibbles of scales 0..7 and 8..15, and two more bits for each.
     const std::uint32_t low0 = load_u32(block + 96);
     const std::uint32_t low1 = load_u32(block + 100);
@@ -646,7 +690,7 @@ struct Q3_K {
     std::int8_t scales[16];
     std::memcpy(scales, words, sizeof scales);
     for (std::int8_t& scale : scales) scale = static_cast<std::int8_t>(scale - 32);
-    multiply_bytes(scales, 16, half_to_float(block + 108), tile.factors);
+    multiply_16_bytes(scales, half_to_float(block + 108), tile.scales);
     for_32_bytes([&](auto d, std::size_t i) HWY_ATTR {
       const auto three = hn::Set(d, 3);
       const auto four = hn::Set(d, 4);
@@ -695,12 +739,12 @@ struct Q4_0 {
   static constexpr std::size_t kScaleColumns = 32;
 
   static HWY_INLINE void unpack_block(const std::uint8_t* block, std::size_t first,
-                                      QuantTile& tile) {
+                                      const TileRow& tile) {
     set_scale<32>(tile, first, half_to_float(block));
     unpack_nibbles_16(block + 2, tile.q + first);
   }
 
-  static HWY_INLINE void unpack(const std::uint8_t* data, std::size_t n_cols, QuantTile& tile) {
+  static HWY_INLINE void unpack(const std::uint8_t* data, std::size_t n_cols, const TileRow& tile) {
     unpack_small_blocks<Q4_0>(data, n_cols / 32, tile);
   }
 };
@@ -723,13 +767,13 @@ struct Q4_1 {
   static constexpr std::size_t kScaleColumns = 32;
 
   static HWY_INLINE void unpack_block(const std::uint8_t* block, std::size_t first,
-                                      QuantTile& tile) {
+                                      const TileRow& tile) {
     set_scale<32>(tile, first, half_to_float(block));
     set_offset<32>(tile, first, -half_to_float(block + 2));
     unpack_nibbles_16(block + 4, tile.q + first);
   }
 
-  static HWY_INLINE void unpack(const std::uint8_t* data, std::size_t n_cols, QuantTile& tile) {
+  static HWY_INLINE void unpack(const std::uint8_t* data, std::size_t n_cols, const TileRow& tile) {
     unpack_small_blocks<Q4_1>(data, n_cols / 32, tile);
   }
 };
@@ -748,7 +792,7 @@ namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
 // Sets the scales and offsets of a Q4_K or Q5_K block, which begin alike.
-HWY_INLINE void unpack_scales_and_mins(const std::uint8_t* block, QuantTile& tile) {
+HWY_INLINE void unpack_scales_and_mins(const std::uint8_t* block, const TileRow& tile) {
   const std::uint32_t low_scales = load_u32(block + 4);
   const std::uint32_t low_mins = load_u32(block + 8);
   const std::uint32_t nibbles = load_u32(block + 12);
@@ -760,8 +804,8 @@ HWY_INLINE void unpack_scales_and_mins(const std::uint8_t* block, QuantTile& til
   };
   std::uint8_t bytes[16];
   std::memcpy(bytes, words, sizeof bytes);
-  multiply_bytes(bytes, 8, half_to_float(block), tile.factors);
-  multiply_bytes(bytes + 8, 8, half_to_float(block + 2), tile.factors + 8);
+  multiply_8_bytes(bytes, half_to_float(block), tile.scales[0]);
+  multiply_8_bytes(bytes + 8, half_to_float(block + 2), tile.offsets[0]);
 }
 
 struct Q4_K {
@@ -771,7 +815,7 @@ struct Q4_K {
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
 
-  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, QuantTile& tile) {
+  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
     unpack_scales_and_mins(block, tile);
     for (std::size_t quarter = 0; quarter < 4; ++quarter) {
       for_32_bytes([&](auto d, std::size_t i) HWY_ATTR {
@@ -815,12 +859,12 @@ struct Q5_0 {
   static constexpr std::size_t kScaleColumns = 32;
 
   static HWY_INLINE void unpack_block(const std::uint8_t* block, std::size_t first,
-                                      QuantTile& tile) {
+                                      const TileRow& tile) {
     set_scale<32>(tile, first, half_to_float(block));
     unpack_nibbles_and_bits_16(block + 6, block + 2, tile.q + first);
   }
 
-  static HWY_INLINE void unpack(const std::uint8_t* data, std::size_t n_cols, QuantTile& tile) {
+  static HWY_INLINE void unpack(const std::uint8_t* data, std::size_t n_cols, const TileRow& tile) {
     unpack_small_blocks<Q5_0>(data, n_cols / 32, tile);
   }
 };
@@ -843,13 +887,13 @@ struct Q5_1 {
   static constexpr std::size_t kScaleColumns = 32;
 
   static HWY_INLINE void unpack_block(const std::uint8_t* block, std::size_t first,
-                                      QuantTile& tile) {
+                                      const TileRow& tile) {
     set_scale<32>(tile, first, half_to_float(block));
     set_offset<32>(tile, first, -half_to_float(block + 2));
     unpack_nibbles_and_bits_16(block + 8, block + 4, tile.q + first);
   }
 
-  static HWY_INLINE void unpack(const std::uint8_t* data, std::size_t n_cols, QuantTile& tile) {
+  static HWY_INLINE void unpack(const std::uint8_t* data, std::size_t n_cols, const TileRow& tile) {
     unpack_small_blocks<Q5_1>(data, n_cols / 32, tile);
   }
 };
@@ -872,7 +916,7 @@ struct Q5_K {
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
 
-  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, QuantTile& tile) {
+  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
     unpack_scales_and_mins(block, tile);
     for_32_bytes([&](auto d, std::size_t i) HWY_ATTR {
       const auto fifteen = hn::Set(d, 0x0f);
@@ -912,9 +956,9 @@ struct Q6_K {
   static constexpr int kZero = 32;
   static constexpr std::size_t kScaleColumns = 16;
 
-  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, QuantTile& tile) {
-    multiply_bytes(reinterpret_cast<const std::int8_t*>(block) + 192, 16,
-                   half_to_float(block + 208), tile.factors);
+  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
+    multiply_16_bytes(reinterpret_cast<const std::int8_t*>(block) + 192, half_to_float(block + 208),
+                      tile.scales);
     for (std::size_t half = 0; half < 2; ++half) {
       const std::uint8_t* ql = block + half * 64;
       const std::uint8_t* qh = block + 128 + half * 32;
@@ -954,14 +998,14 @@ struct Q8_0 {
   static constexpr std::size_t kScaleColumns = 32;
 
   static HWY_INLINE void unpack_block(const std::uint8_t* block, std::size_t first,
-                                      QuantTile& tile) {
+                                      const TileRow& tile) {
     set_scale<32>(tile, first, half_to_float(block));
     for_32_bytes([&](auto d, std::size_t i) HWY_ATTR {
-      store_quants(hn::LoadU(d, block + 2 + i), d, tile.q + first + i);
+      store_signed_quants(hn::LoadU(d, block + 2 + i), d, tile.q + first + i);
     });
   }
 
-  static HWY_INLINE void unpack(const std::uint8_t* data, std::size_t n_cols, QuantTile& tile) {
+  static HWY_INLINE void unpack(const std::uint8_t* data, std::size_t n_cols, const TileRow& tile) {
     unpack_small_blocks<Q8_0>(data, n_cols / 32, tile);
   }
 };
@@ -970,317 +1014,185 @@ struct Q8_0 {
 }  // namespace mixtral::simd
 HWY_AFTER_NAMESPACE();
 //
-// Per target: matrix times activation rows, for every block format.
-//
-// A tile of one weight row is unpacked once and used for all tokens of the call. Sums are kept in
-// float lanes in a fixed order, so a result does not depend on which other rows or tokens are
-// computed in the same call.
+// Per target: activations quantised to 8 bits, a token alone or as many as a vector has lanes.
 
 HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
-HWY_INLINE float sum_of_lanes(VF v) {
+std::size_t lanes() { return hn::Lanes(DF()); }
+
+// Quantises 32 floats; returns the scale. What is not a number (an infinity times 0, too) becomes 0.
+HWY_INLINE float quantize_32(const float* x, std::int8_t* q) {
   const DF df;
-  return hn::GetLane(hn::SumOfLanes(df, v));
+  const hn::Rebind<std::int8_t, DF> d8;
+  const std::size_t n = hn::Lanes(df);
+  VF largest = hn::Zero(df);
+  for (std::size_t i = 0; i < 32; i += n) {
+    largest = hn::Max(largest, hn::Abs(hn::LoadU(df, x + i)));
+  }
+  const float maximum = hn::GetLane(hn::MaxOfLanes(df, largest));
+  const float inverse = maximum > 0.0f ? 127.0f / maximum : 0.0f;
+  for (std::size_t i = 0; i < 32; i += n) {
+    const auto scaled = hn::Mul(hn::LoadU(df, x + i), hn::Set(df, inverse));
+    const auto whole = hn::NearestInt(hn::IfThenElseZero(hn::Eq(scaled, scaled), scaled));
+    hn::StoreU(hn::DemoteTo(d8, whole), d8, q + i);
+  }
+  return maximum / 127.0f;
 }
 
-// Rows are multiplied in groups of twice as many as a vector has lanes, each in a lane of its own.
-// The most there can be:
-constexpr std::size_t kMaxGroupRows = 32;
+void quantize(const float* x, std::size_t first, std::size_t n, std::size_t cols, std::uint8_t* out,
+              std::size_t n_tokens, std::size_t token) {
+  HWY_ALIGN float rest[32] = {};
+  HWY_ALIGN std::int8_t q[32];
+  const std::size_t end = first + n == cols ? padded(cols) : first + n;
+  for (std::size_t col = first; col < end; col += 32) {
+    const float* from = x + (col - first);
+    if (first + n < col + 32) {
+      const std::size_t left = first + n > col ? first + n - col : 0;
+      std::memset(rest, 0, sizeof rest);
+      std::memcpy(rest, from, left * sizeof(float));
+      from = rest;
+    }
+    std::uint8_t* tile = out + col / kTile * kTokenTileBytes * n_tokens;
+    const std::size_t block = col % kTile / 32;
+    tile_scale(tile, n_tokens)[block * n_tokens + token] = quantize_32(from, q);
+    for (std::size_t g = 0; g < 2; ++g) {
+      int sum = 0;
+      for (std::size_t i = 0; i < 16; ++i) sum += q[g * 16 + i];
+      tile_q_sum(tile, n_tokens)[(g * kBlocksPerTile + block) * n_tokens + token] =
+          static_cast<std::int16_t>(sum);
+    }
+    for (std::size_t quad = 0; quad < 8; ++quad) {
+      std::memcpy(tile + ((block * 8 + quad) * n_tokens + token) * kQuad, q + quad * kQuad, kQuad);
+    }
+  }
+}
 
-// One tile of each row of a group.
-struct RowGroup {
-  HWY_ALIGN std::int8_t q[kMaxGroupRows * kTile];                      // [row][column]
-  HWY_ALIGN std::int8_t quads[kQuadsPerTile * kMaxGroupRows * kQuad];  // [quad][row][column in it]
-  HWY_ALIGN float factors[2 * kGroupsPerTile * kMaxGroupRows];         // [scale or offset][row]
+// out[i * stride] = in[i].
+template <class T>
+HWY_INLINE void spread(const T* in, std::size_t n, std::size_t stride, T* out) {
+  for (std::size_t i = 0; i < n; ++i) out[i * stride] = in[i];
+}
+
+void pack(const std::uint8_t* const* tokens, std::size_t n, std::size_t cols, std::uint8_t* group) {
+  const std::size_t n_lanes = lanes();
+  const std::size_t n_tiles = padded(cols) / kTile;
+  if (n < n_lanes) std::memset(group, 0, n_tiles * kTokenTileBytes * n_lanes);
+  for (std::size_t i = 0; i < n_tiles; ++i) {
+    std::uint8_t* to = group + i * kTokenTileBytes * n_lanes;
+    for (std::size_t t = 0; t < n; ++t) {
+      const std::uint8_t* from = tokens[t] + i * kTokenTileBytes;
+      for (std::size_t quad = 0; quad < kQuadsPerTile; ++quad) {
+        std::memcpy(to + (quad * n_lanes + t) * kQuad, from + quad * kQuad, kQuad);
+      }
+      spread(tile_scale(from, 1), kBlocksPerTile, n_lanes, tile_scale(to, n_lanes) + t);
+      spread(tile_q_sum(from, 1), 2 * kBlocksPerTile, n_lanes, tile_q_sum(to, n_lanes) + t);
+    }
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace mixtral::simd
+HWY_AFTER_NAMESPACE();
+// Per target: tiles of several rows of weights, unpacked, for the matrix products.
+
+HWY_BEFORE_NAMESPACE();
+namespace mixtral::simd {
+namespace HWY_NAMESPACE {
+
+// One tile of each of some rows.
+struct TileRows {
+  HWY_ALIGN std::int8_t q[kMaxMatmulRows * kTile];              // [row][column]
+  HWY_ALIGN float scales[2][kMaxMatmulRows * kBlocksPerTile];   // [half][row][block]
+  HWY_ALIGN float offsets[2][kMaxMatmulRows * kBlocksPerTile];  // the same
 };
 
-// Where the CPU multiplies unsigned bytes of full range, signed weights are stored 128 higher.
+// Where the dot product wants unsigned weights, signed ones are 128 higher.
 template <class Format>
-struct DotTraits {
-#if HWY_TARGET <= HWY_AVX3_DL && HWY_ARCH_X86
-  static constexpr bool kShifted = Format::kSigned;
-#else
-  static constexpr bool kShifted = false;
-#endif
-  static constexpr bool kSigned = Format::kSigned && !kShifted;
-  static constexpr int kZero = kShifted ? 128 : Format::kZero;
-  static constexpr std::size_t kScales = kTile / Format::kScaleColumns;  // in a tile
-  static constexpr std::size_t kFactors = Format::kOffset ? 2 * kScales : kScales;
-  static constexpr std::size_t kQuadsPerScale = Format::kScaleColumns / kQuad;
+constexpr int kZeroOf = Format::kSigned&& kUnsignedDot ? 128 : Format::kZero;
+
+template <class Format>
+constexpr std::size_t kBytesPerTile = kTile / kBlockSize<Format>* Format::kBlockBytes;
+
+HWY_INLINE TileRow tile_row(TileRows& rows, std::size_t r) {
+  const std::size_t block = r * kBlocksPerTile;
+  return {rows.q + r * kTile,
+          {rows.scales[0] + block, rows.scales[1] + block},
+          {rows.offsets[0] + block, rows.offsets[1] + block}};
+}
+
+// Unpacks the tile at column `col` of n_rows rows; those from there to n_padded get scales of zero.
+template <class Format>
+void unpack_rows(const Matrix& w, std::size_t first_row, std::size_t n_rows, std::size_t n_padded,
+                 std::size_t col, TileRows& rows) {
+  const std::uint8_t* data = w.data + first_row * w.row_bytes + col / kTile * kBytesPerTile<Format>;
+  // So many rows at a time are more than the hardware foresees; the tile after the next is fetched.
+  const bool more = col + 3 * kTile <= w.cols;
+  for (std::size_t r = 0; r < n_rows; ++r, data += w.row_bytes) {
+    if (more) {
+      for (std::size_t i = 0; i < kBytesPerTile<Format>; i += 64) {
+        hwy::Prefetch(data + 2 * kBytesPerTile<Format> + i);
+      }
+    }
+    Format::unpack(data, HWY_MIN(kTile, w.cols - col), tile_row(rows, r));
+  }
+  for (std::size_t r = n_rows; r < n_padded; ++r) {
+    const TileRow row = tile_row(rows, r);
+    std::memset(row.q, 0, kTile);
+    for (std::size_t half = 0; half < 2; ++half) {
+      std::memset(row.scales[half], 0, kBlocksPerTile * sizeof(float));
+      std::memset(row.offsets[half], 0, kBlocksPerTile * sizeof(float));
+    }
+  }
+}
+
+using UnpackRows = void (*)(const Matrix&, std::size_t, std::size_t, std::size_t, std::size_t,
+                            TileRows&);
+
+// Formats that are multiplied by the same code.
+template <bool kHasHalves, bool kHasOffset, bool kIsSigned>
+struct DotKind {
+  static constexpr bool kHalves = kHasHalves;  // the halves of a block have their own scales
+  static constexpr bool kOffset = kHasOffset;
+  static constexpr bool kSigned = kIsSigned;  // the stored quants are
 };
-
-// out[c * out_stride + r] = in[r * in_stride + c] for a square of as many rows as a vector has lanes.
-HWY_INLINE void transpose(const std::int32_t* in, std::size_t in_stride, std::int32_t* out,
-                          std::size_t out_stride) {
-  const DI32 d;
-  const std::size_t n = hn::Lanes(d);
-  // Taking all even elements before all odd ones turns the bits of an element's number by one place;
-  // as often as a row's number has bits, rows and columns have changed places.
-  HWY_ALIGN std::int32_t buffer[2][16 * 16];
-  const std::int32_t* from = in;
-  std::size_t stride = in_stride;
-  std::size_t side = 0;
-  for (std::size_t bit = 1; bit < n; bit *= 2, side ^= 1) {
-    const bool last = bit * 2 >= n;
-    std::int32_t* to = last ? out : buffer[side];
-    const std::size_t to_stride = last ? out_stride : n;
-    for (std::size_t k = 0; k < n / 2; ++k) {
-      const auto a = hn::LoadU(d, from + 2 * k * stride);
-      const auto b = hn::LoadU(d, from + (2 * k + 1) * stride);
-      hn::StoreU(hn::ConcatEven(d, b, a), d, to + k * to_stride);
-      hn::StoreU(hn::ConcatOdd(d, b, a), d, to + (n / 2 + k) * to_stride);
-    }
-    from = to;
-    stride = to_stride;
-  }
-}
-
-// Unpacks the tile at column `col` of n rows; the other lanes' rows are zero.
 template <class Format>
-void unpack_group(const Matrix& w, std::size_t first_row, std::size_t n_rows, std::size_t n_lanes,
-                  std::size_t col, RowGroup& group) {
-  using Traits = DotTraits<Format>;
-  QuantTile tile;
-  const hn::CappedTag<std::uint8_t, 64> d;
-  for (std::size_t r = 0; r < n_lanes; ++r) {
-    if (r < n_rows) {
-      const std::uint8_t* data = w.data + (first_row + r) * w.row_bytes;
-      Format::unpack(data + col / kBlockSize<Format> * Format::kBlockBytes,
-                     HWY_MIN(kTile, w.cols - col), tile);
-    } else {
-      std::memset(&tile, 0, sizeof tile);
-    }
-    auto* q = reinterpret_cast<std::uint8_t*>(group.q) + r * kTile;
-    const auto* from = reinterpret_cast<const std::uint8_t*>(tile.q);
-    for (std::size_t i = 0; i < kTile; i += hn::Lanes(d)) {
-      const auto v = hn::Load(d, from + i);
-      hn::Store(Traits::kShifted ? hn::Xor(v, hn::Set(d, 0x80)) : v, d, q + i);
-    }
-    for (std::size_t f = 0; f < Traits::kFactors; ++f) {
-      group.factors[f * kMaxGroupRows + r] = tile.factors[f];
-    }
-  }
-}
+using DotKindOf =
+    DotKind<Format::kScaleColumns == 16, Format::kOffset, Format::kSigned && !kUnsignedDot>;
 
-HWY_INLINE void interleave(std::size_t n_lanes, RowGroup& group) {
-  const std::size_t n = hn::Lanes(DI32());
-  const auto* from = reinterpret_cast<const std::int32_t*>(group.q);
-  auto* to = reinterpret_cast<std::int32_t*>(group.quads);
-  for (std::size_t r = 0; r < n_lanes; r += n) {
-    for (std::size_t quad = 0; quad < kQuadsPerTile; quad += n) {
-      transpose(from + r * kQuadsPerTile + quad, kQuadsPerTile, to + quad * kMaxGroupRows + r,
-                kMaxGroupRows);
-    }
-  }
-}
-
-// sum + scale * dot - offset, for scale number s of a tile and one token: every way of multiplying
-// ends here, in this order of s, so that all give the same bits.
-template <class Format>
-HWY_INLINE VF add_scaled_dot(VF sum, VI32 dot, const float* scale, const float* offset,
-                             const ActivationTile& x, std::size_t s) {
+// scale * dot - offset * q_sum: the dot of a block, in units of the activations' scale. Multiplications
+// and additions are joined by hand, so that no compiler joins others.
+template <class Kind>
+HWY_INLINE VF scaled_dot(VI32 dot, VF scale, VF offset, VI32 q_sum) {
   const DF df;
-  constexpr std::size_t kStep = Format::kScaleColumns / kGroup;
-  const auto factor = hn::Mul(hn::Load(df, scale), hn::Set(df, x.scale[s * kStep / 2]));
-  sum = hn::MulAdd(hn::ConvertTo(df, dot), factor, sum);
-  if (!Format::kOffset) return sum;
-  const float x_sum = kStep == 1 ? x.sum[s] : x.sum[2 * s] + x.sum[2 * s + 1];
-  return hn::NegMulAdd(hn::Load(df, offset), hn::Set(df, x_sum), sum);
+  const auto product = hn::Mul(hn::ConvertTo(df, dot), scale);
+  if (!Kind::kOffset) return product;
+  return hn::NegMulAdd(offset, hn::ConvertTo(df, q_sum), product);
 }
 
-// What dots begin with, for the weights' zero to be kZero.
-template <class Format>
-HWY_INLINE VI32 dot_begin(const ActivationTile& x, std::size_t s) {
-  const DI32 d;
-  constexpr int kZero = DotTraits<Format>::kZero;
-  if (kZero == 0) return hn::Zero(d);
-  constexpr std::size_t kStep = Format::kScaleColumns / kGroup;
-  return hn::Set(d, -kZero * (kStep == 1 ? x.q_sum[s] : x.q_sum[2 * s] + x.q_sum[2 * s + 1]));
-}
-
-HWY_INLINE VI8 broadcast_quad(const ActivationTile& x, std::size_t quad) {
-  std::int32_t four;
-  std::memcpy(&four, x.q + quad * kQuad, 4);
-  return hn::BitCast(DI8(), hn::Set(DI32(), four));
-}
-
-// Adds one tile of a group's rows times four tokens to `sums`, [token][row].
-template <class Format>
-HWY_INLINE void multiply_4_tokens(const RowGroup& group, const ActivationTile* const* x,
-                                  float* sums) {
-  using Traits = DotTraits<Format>;
+// The same for the second half of a block, added to `first`.
+template <class Kind>
+HWY_INLINE VF add_scaled_dot(VF first, VI32 dot, VF scale, VF offset, VI32 q_sum) {
   const DF df;
-  const DI8 d8;
-  const std::size_t n = hn::Lanes(df);
-  VF a0 = hn::Load(df, sums), b0 = hn::Load(df, sums + n);
-  VF a1 = hn::Load(df, sums + kMaxGroupRows), b1 = hn::Load(df, sums + kMaxGroupRows + n);
-  VF a2 = hn::Load(df, sums + 2 * kMaxGroupRows), b2 = hn::Load(df, sums + 2 * kMaxGroupRows + n);
-  VF a3 = hn::Load(df, sums + 3 * kMaxGroupRows), b3 = hn::Load(df, sums + 3 * kMaxGroupRows + n);
-  for (std::size_t s = 0; s < Traits::kScales; ++s) {
-    VI32 p0 = dot_begin<Format>(*x[0], s), q0 = p0;
-    VI32 p1 = dot_begin<Format>(*x[1], s), q1 = p1;
-    VI32 p2 = dot_begin<Format>(*x[2], s), q2 = p2;
-    VI32 p3 = dot_begin<Format>(*x[3], s), q3 = p3;
-    const std::size_t first = s * Traits::kQuadsPerScale;
-    for (std::size_t quad = first; quad < first + Traits::kQuadsPerScale; ++quad) {
-      const std::int8_t* w = group.quads + quad * kMaxGroupRows * kQuad;
-      const auto wa = hn::Load(d8, w);
-      const auto wb = hn::Load(d8, w + n * kQuad);
-      const auto x0 = broadcast_quad(*x[0], quad);
-      p0 = quad_dot_add<Traits::kSigned>(p0, wa, x0);
-      q0 = quad_dot_add<Traits::kSigned>(q0, wb, x0);
-      const auto x1 = broadcast_quad(*x[1], quad);
-      p1 = quad_dot_add<Traits::kSigned>(p1, wa, x1);
-      q1 = quad_dot_add<Traits::kSigned>(q1, wb, x1);
-      const auto x2 = broadcast_quad(*x[2], quad);
-      p2 = quad_dot_add<Traits::kSigned>(p2, wa, x2);
-      q2 = quad_dot_add<Traits::kSigned>(q2, wb, x2);
-      const auto x3 = broadcast_quad(*x[3], quad);
-      p3 = quad_dot_add<Traits::kSigned>(p3, wa, x3);
-      q3 = quad_dot_add<Traits::kSigned>(q3, wb, x3);
-    }
-    const float* scale = group.factors + s * kMaxGroupRows;
-    const float* offset = scale + Traits::kScales * kMaxGroupRows;
-    a0 = add_scaled_dot<Format>(a0, p0, scale, offset, *x[0], s);
-    b0 = add_scaled_dot<Format>(b0, q0, scale + n, offset + n, *x[0], s);
-    a1 = add_scaled_dot<Format>(a1, p1, scale, offset, *x[1], s);
-    b1 = add_scaled_dot<Format>(b1, q1, scale + n, offset + n, *x[1], s);
-    a2 = add_scaled_dot<Format>(a2, p2, scale, offset, *x[2], s);
-    b2 = add_scaled_dot<Format>(b2, q2, scale + n, offset + n, *x[2], s);
-    a3 = add_scaled_dot<Format>(a3, p3, scale, offset, *x[3], s);
-    b3 = add_scaled_dot<Format>(b3, q3, scale + n, offset + n, *x[3], s);
-  }
-  hn::Store(a0, df, sums);
-  hn::Store(b0, df, sums + n);
-  hn::Store(a1, df, sums + kMaxGroupRows);
-  hn::Store(b1, df, sums + kMaxGroupRows + n);
-  hn::Store(a2, df, sums + 2 * kMaxGroupRows);
-  hn::Store(b2, df, sums + 2 * kMaxGroupRows + n);
-  hn::Store(a3, df, sums + 3 * kMaxGroupRows);
-  hn::Store(b3, df, sums + 3 * kMaxGroupRows + n);
+  const auto sum = hn::MulAdd(hn::ConvertTo(df, dot), scale, first);
+  if (!Kind::kOffset) return sum;
+  return hn::NegMulAdd(offset, hn::ConvertTo(df, q_sum), sum);
 }
 
-// Sums of 16 columns of a tile of one row, as many as a vector has lanes, from column 4 * `quad` on.
-template <class Format>
-HWY_INLINE VI32 sums_of_16(const std::int8_t* q, const ActivationTile& x, std::size_t quad) {
-  using Traits = DotTraits<Format>;
-  const DI8 d8;
-  const DI32 d32;
-  const std::size_t n = hn::Lanes(d32);
-  const auto dots = [&](std::size_t i) HWY_ATTR {
-    auto w = hn::Load(d8, q + i * kQuad);
-    if (Traits::kShifted) w = hn::Xor(w, hn::Set(d8, -128));
-    return quad_dot<Traits::kSigned>(w, hn::LoadU(d8, x.q + i * kQuad));
-  };
-  const auto add_neighbours = [&](VI32 first, VI32 second) HWY_ATTR {
-    return hn::Add(hn::ConcatEven(d32, second, first), hn::ConcatOdd(d32, second, first));
-  };
-  return add_neighbours(add_neighbours(dots(quad), dots(quad + n)),
-                        add_neighbours(dots(quad + 2 * n), dots(quad + 3 * n)));
-}
+}  // namespace HWY_NAMESPACE
+}  // namespace mixtral::simd
+HWY_AFTER_NAMESPACE();
+//
+// Per target: unquantised weights times tokens.
+//
+// A vector goes along the columns of a row. Each lane sums a tile in the order of the columns, then
+// the lanes are summed by a tree, then the tiles in their order: for one token or many, and in either
+// layout of the matrix, the results are the same bits.
 
-// The dots of one row's tile, one for each scale.
-template <class Format>
-HWY_INLINE void row_dots(const std::int8_t* q, const ActivationTile& x, std::int32_t* dots) {
-  const DI32 d32;
-  const std::size_t n = hn::Lanes(d32);
-  if (Format::kScaleColumns == 16) {
-    for (std::size_t quad = 0; quad < kQuadsPerTile; quad += 4 * n) {
-      hn::Store(sums_of_16<Format>(q, x, quad), d32, dots + quad / 4);
-    }
-    return;
-  }
-  for (std::size_t quad = 0; quad < kQuadsPerTile; quad += 8 * n) {
-    const auto a = sums_of_16<Format>(q, x, quad);
-    const auto b = quad + 4 * n < kQuadsPerTile ? sums_of_16<Format>(q, x, quad + 4 * n) : a;
-    hn::Store(hn::Add(hn::ConcatEven(d32, b, a), hn::ConcatOdd(d32, b, a)), d32, dots + quad / 8);
-  }
-}
-
-// One token: rows are not interleaved, but the dots of each, which then change places with the rows.
-template <class Format>
-void matmul_1_token(const Matrix& w, std::size_t first_row, std::size_t n_rows,
-                    const ActivationTile* x, float* out) {
-  using Traits = DotTraits<Format>;
-  const DF df;
-  const DI32 d32;
-  const std::size_t n = hn::Lanes(df);
-  QuantTile tiles[16] = {};
-  HWY_ALIGN std::int32_t dots[16 * 16] = {};                // [row][scale]
-  HWY_ALIGN std::int32_t by_scale[kGroupsPerTile * 16];     // [scale][row]
-  HWY_ALIGN std::int32_t factors[2 * kGroupsPerTile * 16];  // [scale or offset][row]
-  HWY_ALIGN float sums[16];
-  for (std::size_t begin = 0; begin < n_rows; begin += n) {
-    const std::size_t count = HWY_MIN(n, n_rows - begin);
-    VF sum = hn::Zero(df);
-    for (std::size_t col = 0; col < w.cols; col += kTile) {
-      const ActivationTile& x_tile = x[col / kTile];
-      // All rows are unpacked before any is read: longer loads soon after shorter stores would wait.
-      // So many rows at a time are more than the hardware foresees; the tile after the next is fetched.
-      constexpr std::size_t kTileBytes = kTile / kBlockSize<Format> * Format::kBlockBytes;
-      for (std::size_t r = 0; r < count; ++r) {
-        const std::uint8_t* data = w.data + (first_row + begin + r) * w.row_bytes +
-                                   col / kBlockSize<Format> * Format::kBlockBytes;
-        if (col + 3 * kTile <= w.cols) {
-          for (std::size_t i = 0; i < kTileBytes; i += 64) hwy::Prefetch(data + 2 * kTileBytes + i);
-        }
-        Format::unpack(data, HWY_MIN(kTile, w.cols - col), tiles[r]);
-      }
-      for (std::size_t r = 0; r < count; ++r) {
-        row_dots<Format>(tiles[r].q, x_tile, dots + r * 16);
-      }
-      for (std::size_t s = 0; s < Traits::kScales; s += n) {
-        transpose(dots + s, 16, by_scale + s * 16, 16);
-      }
-      for (std::size_t f = 0; f < Traits::kFactors; f += n) {
-        transpose(reinterpret_cast<const std::int32_t*>(tiles[0].factors) + f,
-                  sizeof(QuantTile) / sizeof(std::int32_t), factors + f * 16, 16);
-      }
-      const auto* scale = reinterpret_cast<const float*>(factors);
-      for (std::size_t s = 0; s < Traits::kScales; ++s) {
-        const auto dot = hn::Add(hn::Load(d32, by_scale + s * 16), dot_begin<Format>(x_tile, s));
-        sum = add_scaled_dot<Format>(sum, dot, scale + s * 16, scale + (Traits::kScales + s) * 16,
-                                     x_tile, s);
-      }
-    }
-    hn::Store(sum, df, sums);
-    std::memcpy(out + begin, sums, count * sizeof(float));
-  }
-}
-
-template <class Format>
-void matmul_quantized(const Matrix& w, std::size_t first_row, std::size_t n_rows,
-                      const void* const* x, std::size_t n_tokens, float* out) {
-  if (n_tokens == 1) {
-    return matmul_1_token<Format>(w, first_row, n_rows, static_cast<const ActivationTile*>(x[0]),
-                                  out);
-  }
-  const DF df;
-  const std::size_t n = hn::Lanes(df);
-  RowGroup group;
-  HWY_ALIGN float sums[kMaxMatmulTokens * kMaxGroupRows];
-  const ActivationTile* tiles[kMaxMatmulTokens];
-  for (std::size_t begin = 0; begin < n_rows; begin += 2 * n) {
-    const std::size_t count = HWY_MIN(2 * n, n_rows - begin);
-    std::memset(sums, 0, sizeof sums);
-    for (std::size_t col = 0; col < w.cols; col += kTile) {
-      unpack_group<Format>(w, first_row + begin, count, 2 * n, col, group);
-      interleave(2 * n, group);
-      // Four at a time; the last one fills up.
-      for (std::size_t t = 0; t < (n_tokens + 3) / 4 * 4; ++t) {
-        tiles[t] = static_cast<const ActivationTile*>(x[HWY_MIN(t, n_tokens - 1)]) + col / kTile;
-      }
-      for (std::size_t t = 0; t < n_tokens; t += 4) {
-        multiply_4_tokens<Format>(group, tiles + t, sums + t * kMaxGroupRows);
-      }
-    }
-    for (std::size_t t = 0; t < n_tokens; ++t) {
-      std::memcpy(out + t * n_rows + begin, sums + t * kMaxGroupRows, count * sizeof(float));
-    }
-  }
-}
+HWY_BEFORE_NAMESPACE();
+namespace mixtral::simd {
+namespace HWY_NAMESPACE {
 
 // Unpacks n_cols weights to float32 and clears the rest of the n_padded at `tile`.
 template <class Format>
@@ -1296,11 +1208,11 @@ HWY_INLINE void unpack_floats(const std::uint8_t* data, std::size_t n_cols, std:
   for (; i < n_padded; ++i) tile[i] = 0.0f;
 }
 
-// Rows of a transposed matrix are gathered this many at a time, a line of the cache or more.
-constexpr std::size_t kTransposedRows = 16;
+// Rows are unpacked this many at a time, a line of the cache or more of a transposed matrix.
+constexpr std::size_t kFloatRows = 16;
 
 // The same for rows [0, n_rows) of a transposed matrix, from column `col`: tile r is at
-// tiles + r * kTile. n_rows <= kTransposedRows.
+// tiles + r * kTile. n_rows <= kFloatRows.
 template <class Format>
 HWY_INLINE void unpack_transposed_floats(const Matrix& w, std::size_t first_row, std::size_t n_rows,
                                          std::size_t col, float* tiles) {
@@ -1308,7 +1220,7 @@ HWY_INLINE void unpack_transposed_floats(const Matrix& w, std::size_t first_row,
   HWY_ALIGN float line[kTile];
   for (std::size_t c = 0; c < n_cols; ++c) {
     unpack_floats<Format>(w.data + (col + c) * w.row_bytes + first_row * Format::kBytes, n_rows,
-                          kTransposedRows, line);
+                          kFloatRows, line);
     for (std::size_t r = 0; r < n_rows; ++r) tiles[r * kTile + c] = line[r];
   }
   for (std::size_t r = 0; r < n_rows; ++r) {
@@ -1316,217 +1228,421 @@ HWY_INLINE void unpack_transposed_floats(const Matrix& w, std::size_t first_row,
   }
 }
 
-// Four independent sums hide the latency of the multiply-add.
-struct FloatSums {
-  VF a, b, c, d;
-};
-
-template <class LoadW>
-HWY_INLINE VF float_tile_dot(const LoadW& load_w, const float* x, VF sum) {
+// Sums the lanes of 16 vectors at `sums`; what was at sums + i * lanes is then at sums[i].
+HWY_INLINE void sum_lanes_of_16(float* sums) {
   const DF df;
   const std::size_t n = hn::Lanes(df);
-  FloatSums s{sum, hn::Zero(df), hn::Zero(df), hn::Zero(df)};
-  for (std::size_t i = 0; i < kTile; i += 4 * n) {
-    s.a = hn::MulAdd(load_w(i), hn::LoadU(df, x + i), s.a);
-    s.b = hn::MulAdd(load_w(i + n), hn::LoadU(df, x + i + n), s.b);
-    s.c = hn::MulAdd(load_w(i + 2 * n), hn::LoadU(df, x + i + 2 * n), s.c);
-    s.d = hn::MulAdd(load_w(i + 3 * n), hn::LoadU(df, x + i + 3 * n), s.d);
+  for (std::size_t n_vectors = 16; n_vectors * n > 16; n_vectors /= 2) {
+    for (std::size_t i = 0; i < n_vectors / 2; ++i) {
+      const auto a = hn::Load(df, sums + 2 * i * n);
+      const auto b = hn::Load(df, sums + (2 * i + 1) * n);
+      hn::Store(hn::Add(hn::ConcatEven(df, b, a), hn::ConcatOdd(df, b, a)), df, sums + i * n);
+    }
   }
-  return hn::Add(hn::Add(s.a, s.b), hn::Add(s.c, s.d));
 }
 
-template <class Format>
-void matmul_float(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
+// sums[4 * t + r] = the product of tile row r with x[t], a vector each, for 4 rows and 4 tokens.
+HWY_INLINE void multiply_4_rows_4_tokens(const float* tiles, const float* const* x, float* sums) {
+  const DF df;
+  const std::size_t n = hn::Lanes(df);
+  VF a0 = hn::Zero(df), a1 = a0, a2 = a0, a3 = a0;
+  VF b0 = a0, b1 = a0, b2 = a0, b3 = a0;
+  VF c0 = a0, c1 = a0, c2 = a0, c3 = a0;
+  VF d0 = a0, d1 = a0, d2 = a0, d3 = a0;
+  for (std::size_t i = 0; i < kTile; i += n) {
+    const auto w0 = hn::Load(df, tiles + i), w1 = hn::Load(df, tiles + kTile + i);
+    const auto w2 = hn::Load(df, tiles + 2 * kTile + i), w3 = hn::Load(df, tiles + 3 * kTile + i);
+    const auto x0 = hn::LoadU(df, x[0] + i);
+    a0 = hn::MulAdd(w0, x0, a0), a1 = hn::MulAdd(w1, x0, a1);
+    a2 = hn::MulAdd(w2, x0, a2), a3 = hn::MulAdd(w3, x0, a3);
+    const auto x1 = hn::LoadU(df, x[1] + i);
+    b0 = hn::MulAdd(w0, x1, b0), b1 = hn::MulAdd(w1, x1, b1);
+    b2 = hn::MulAdd(w2, x1, b2), b3 = hn::MulAdd(w3, x1, b3);
+    const auto x2 = hn::LoadU(df, x[2] + i);
+    c0 = hn::MulAdd(w0, x2, c0), c1 = hn::MulAdd(w1, x2, c1);
+    c2 = hn::MulAdd(w2, x2, c2), c3 = hn::MulAdd(w3, x2, c3);
+    const auto x3 = hn::LoadU(df, x[3] + i);
+    d0 = hn::MulAdd(w0, x3, d0), d1 = hn::MulAdd(w1, x3, d1);
+    d2 = hn::MulAdd(w2, x3, d2), d3 = hn::MulAdd(w3, x3, d3);
+  }
+  hn::Store(a0, df, sums), hn::Store(a1, df, sums + n);
+  hn::Store(a2, df, sums + 2 * n), hn::Store(a3, df, sums + 3 * n);
+  hn::Store(b0, df, sums + 4 * n), hn::Store(b1, df, sums + 5 * n);
+  hn::Store(b2, df, sums + 6 * n), hn::Store(b3, df, sums + 7 * n);
+  hn::Store(c0, df, sums + 8 * n), hn::Store(c1, df, sums + 9 * n);
+  hn::Store(c2, df, sums + 10 * n), hn::Store(c3, df, sums + 11 * n);
+  hn::Store(d0, df, sums + 12 * n), hn::Store(d1, df, sums + 13 * n);
+  hn::Store(d2, df, sums + 14 * n), hn::Store(d3, df, sums + 15 * n);
+}
+
+// sums[r] = the product of row r with x, a vector each, for 4 rows of which load(r, i) loads columns.
+template <class Load>
+HWY_INLINE void multiply_4_rows(const Load& load, const float* x, float* sums) {
+  const DF df;
+  const std::size_t n = hn::Lanes(df);
+  VF a = hn::Zero(df), b = a, c = a, d = a;
+  for (std::size_t i = 0; i < kTile; i += n) {
+    const auto xi = hn::LoadU(df, x + i);
+    a = hn::MulAdd(load(0, i), xi, a), b = hn::MulAdd(load(1, i), xi, b);
+    c = hn::MulAdd(load(2, i), xi, c), d = hn::MulAdd(load(3, i), xi, d);
+  }
+  hn::Store(a, df, sums), hn::Store(b, df, sums + n);
+  hn::Store(c, df, sums + 2 * n), hn::Store(d, df, sums + 3 * n);
+}
+
+// As Kernels::matmul, with unpack(row, n, col, tiles) to unpack the tile at `col` of n rows.
+template <class Unpack>
+void matmul_tiles(const Unpack& unpack, std::size_t cols, std::size_t n_rows, const void* const* x,
                   std::size_t n_tokens, float* out) {
-  const DF df;
-  HWY_ALIGN float tile[kTile];
-  HWY_ALIGN float sums[kMaxMatmulTokens * 16];
-  const auto load_tile = [&](std::size_t i) HWY_ATTR { return hn::Load(DF(), tile + i); };
-  for (std::size_t r = 0; r < n_rows; ++r) {
-    const std::uint8_t* data = w.data + (first_row + r) * w.row_bytes;
-    for (std::size_t t = 0; t < n_tokens; ++t) hn::Store(hn::Zero(df), df, sums + t * 16);
-    for (std::size_t col = 0; col < w.cols; col += kTile) {
-      const std::uint8_t* from = data + col * Format::kBytes;
-      const bool direct = n_tokens == 1 && col + kTile <= w.cols;
-      if (!direct) unpack_floats<Format>(from, HWY_MIN(kTile, w.cols - col), kTile, tile);
-      for (std::size_t t = 0; t < n_tokens; ++t) {
-        const float* xt = static_cast<const float*>(x[t]) + col;
-        const VF sum = hn::Load(df, sums + t * 16);
-        const auto load_direct = [&](std::size_t i) HWY_ATTR {
-          return Format::load(DF(), from + i * Format::kBytes);
-        };
-        hn::Store(
-            direct ? float_tile_dot(load_direct, xt, sum) : float_tile_dot(load_tile, xt, sum), df,
-            sums + t * 16);
-      }
-    }
-    for (std::size_t t = 0; t < n_tokens; ++t) {
-      out[t * n_rows + r] = sum_of_lanes(hn::Load(df, sums + t * 16));
-    }
+  HWY_ALIGN float tiles[kFloatRows * kTile];
+  HWY_ALIGN float sums[16 * 16];
+  for (std::size_t t = 0; t < n_tokens; ++t) {
+    std::memset(out + t * kMaxMatmulRows, 0, kMaxMatmulRows * sizeof(float));
   }
-}
-
-// Row by row the same sums as matmul_float, so that a model gives the same bits in either layout.
-template <class Format>
-void matmul_transposed(const Matrix& w, std::size_t first_row, std::size_t n_rows,
-                       const void* const* x, std::size_t n_tokens, float* out) {
-  const DF df;
-  HWY_ALIGN float tiles[kTransposedRows * kTile];
-  HWY_ALIGN float sums[kTransposedRows * kMaxMatmulTokens * 16];
-  for (std::size_t begin = 0; begin < n_rows; begin += kTransposedRows) {
-    const std::size_t n = HWY_MIN(kTransposedRows, n_rows - begin);
-    for (std::size_t i = 0; i < n * n_tokens; ++i) hn::Store(hn::Zero(df), df, sums + i * 16);
-    for (std::size_t col = 0; col < w.cols; col += kTile) {
-      unpack_transposed_floats<Format>(w, first_row + begin, n, col, tiles);
-      for (std::size_t r = 0; r < n; ++r) {
-        const auto load_tile = [&](std::size_t i)
-                                   HWY_ATTR { return hn::Load(DF(), tiles + r * kTile + i); };
-        for (std::size_t t = 0; t < n_tokens; ++t) {
-          float* sum = sums + (r * n_tokens + t) * 16;
-          const float* xt = static_cast<const float*>(x[t]) + col;
-          hn::Store(float_tile_dot(load_tile, xt, hn::Load(df, sum)), df, sum);
+  for (std::size_t begin = 0; begin < n_rows; begin += kFloatRows) {
+    const std::size_t count = HWY_MIN(kFloatRows, n_rows - begin);
+    if (count < kFloatRows) std::memset(tiles, 0, sizeof tiles);
+    for (std::size_t col = 0; col < cols; col += kTile) {
+      unpack(begin, count, col, tiles);
+      for (std::size_t t = 0; t < n_tokens; t += 4) {
+        const float* xt[4];
+        for (std::size_t i = 0; i < 4; ++i) {  // the last one fills up
+          xt[i] = static_cast<const float*>(x[HWY_MIN(t + i, n_tokens - 1)]) + col;
+        }
+        const std::size_t n_xt = HWY_MIN(std::size_t{4}, n_tokens - t);
+        for (std::size_t r = 0; r < count; r += 4) {
+          multiply_4_rows_4_tokens(tiles + r * kTile, xt, sums);
+          sum_lanes_of_16(sums);
+          for (std::size_t i = 0; i < n_xt; ++i) {
+            float* to = out + (t + i) * kMaxMatmulRows + begin + r;
+            for (std::size_t j = 0; j < 4; ++j) to[j] += sums[i * 4 + j];
+          }
         }
       }
     }
-    for (std::size_t r = 0; r < n; ++r) {
-      for (std::size_t t = 0; t < n_tokens; ++t) {
-        out[t * n_rows + begin + r] = sum_of_lanes(hn::Load(df, sums + (r * n_tokens + t) * 16));
-      }
-    }
   }
 }
 
 template <class Format>
-void decode_quantized_row(const Matrix& w, std::size_t row, float* out) {
-  const DF df;
-  const DI32 d32;
-  const hn::Rebind<std::int8_t, DF> d8;
-  const std::size_t n = hn::Lanes(d8);
-  const std::uint8_t* data = w.data + row * w.row_bytes;
-  QuantTile tile;
-  HWY_ALIGN float scale[kTile];
-  HWY_ALIGN float offset[kTile];
-  HWY_ALIGN float values[kTile];
-  for (std::size_t col = 0; col < w.cols; col += kTile) {
-    const std::size_t n_cols = HWY_MIN(kTile, w.cols - col);
-    Format::unpack(data + col / kBlockSize<Format> * Format::kBlockBytes, n_cols, tile);
-    for (std::size_t i = 0; i < kTile; ++i) scale[i] = tile.factors[i / Format::kScaleColumns];
-    for (std::size_t i = 0; i < kTile; ++i) {
-      offset[i] = Format::kOffset
-                      ? tile.factors[kTile / Format::kScaleColumns + i / Format::kScaleColumns]
-                      : 0.0f;
-    }
-    for (std::size_t i = 0; i < kTile; i += n) {
-      const auto whole = hn::PromoteTo(d32, hn::LoadU(d8, tile.q + i));
-      const auto q = hn::ConvertTo(df, hn::Sub(whole, hn::Set(d32, Format::kZero)));
-      hn::Store(hn::MulSub(q, hn::Load(df, scale + i), hn::Load(df, offset + i)), df, values + i);
-    }
-    std::memcpy(out + col, values, n_cols * sizeof(float));
-  }
-}
-
-template <class Format>
-void decode_float_row(const Matrix& w, std::size_t row, float* out) {
-  HWY_ALIGN float tile[kTile];
-  const std::uint8_t* data = w.data + row * w.row_bytes;
-  for (std::size_t col = 0; col < w.cols; col += kTile) {
-    const std::size_t n_cols = HWY_MIN(kTile, w.cols - col);
-    unpack_floats<Format>(data + col * Format::kBytes, n_cols, kTile, tile);
-    std::memcpy(out + col, tile, n_cols * sizeof(float));
-  }
-}
-
-template <class Format>
-void decode_transposed_rows(const Matrix& w, std::size_t first_row, std::size_t n_rows,
-                            float* out) {
-  HWY_ALIGN float tiles[kTransposedRows * kTile];
-  for (std::size_t begin = 0; begin < n_rows; begin += kTransposedRows) {
-    const std::size_t n = HWY_MIN(kTransposedRows, n_rows - begin);
-    for (std::size_t col = 0; col < w.cols; col += kTile) {
-      unpack_transposed_floats<Format>(w, first_row + begin, n, col, tiles);
+void matmul_floats(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
+                   std::size_t n_tokens, float* out) {
+  const auto row_data = [&](std::size_t row) { return w.data + (first_row + row) * w.row_bytes; };
+  if (n_tokens > 1) {
+    const auto unpack = [&](std::size_t row, std::size_t n, std::size_t col,
+                            float* tiles) MIXTRAL_LAMBDA {
       for (std::size_t r = 0; r < n; ++r) {
-        std::memcpy(out + (begin + r) * w.cols + col, tiles + r * kTile,
-                    HWY_MIN(kTile, w.cols - col) * sizeof(float));
+        unpack_floats<Format>(row_data(row + r) + col * Format::kBytes,
+                              HWY_MIN(kTile, w.cols - col), kTile, tiles + r * kTile);
+      }
+    };
+    return matmul_tiles(unpack, w.cols, n_rows, x, n_tokens, out);
+  }
+  const DF df;
+  HWY_ALIGN float sums[16 * 16];
+  HWY_ALIGN float last[4 * kTile];
+  const auto* x0 = static_cast<const float*>(x[0]);
+  std::memset(out, 0, kMaxMatmulRows * sizeof(float));
+  for (std::size_t begin = 0; begin < n_rows; begin += 16) {
+    for (std::size_t col = 0; col < w.cols; col += kTile) {
+      for (std::size_t r = 0; r < 16; r += 4) {
+        const std::uint8_t* data[4];  // the last row fills up
+        for (std::size_t i = 0; i < 4; ++i) {
+          data[i] = row_data(HWY_MIN(begin + r + i, n_rows - 1)) + col * Format::kBytes;
+        }
+        float* to = sums + r * hn::Lanes(df);
+        if (col + kTile <= w.cols) {
+          const auto load = [&](std::size_t i, std::size_t c) MIXTRAL_LAMBDA {
+            return Format::load(DF(), data[i] + c * Format::kBytes);
+          };
+          multiply_4_rows(load, x0 + col, to);
+        } else {
+          for (std::size_t i = 0; i < 4; ++i) {
+            unpack_floats<Format>(data[i], w.cols - col, kTile, last + i * kTile);
+          }
+          const auto load = [&](std::size_t i, std::size_t c)
+                                MIXTRAL_LAMBDA { return hn::Load(DF(), last + i * kTile + c); };
+          multiply_4_rows(load, x0 + col, to);
+        }
+      }
+      sum_lanes_of_16(sums);
+      for (std::size_t r = 0; r < 16; ++r) out[begin + r] += sums[r];
+    }
+  }
+}
+
+template <class Format>
+void matmul_transposed_floats(const Matrix& w, std::size_t first_row, std::size_t n_rows,
+                              const void* const* x, std::size_t n_tokens, float* out) {
+  const auto unpack =
+      [&](std::size_t row, std::size_t n, std::size_t col, float* tiles)
+          MIXTRAL_LAMBDA { unpack_transposed_floats<Format>(w, first_row + row, n, col, tiles); };
+  matmul_tiles(unpack, w.cols, n_rows, x, n_tokens, out);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace mixtral::simd
+HWY_AFTER_NAMESPACE();
+// Per target: quantised weights times many tokens, as in prompts.
+//
+// A vector goes along the tokens of a group, so four weights of a row are the same in all lanes and
+// nothing has to be summed across lanes. A tile of 32 rows is unpacked once for all the tokens.
+
+HWY_BEFORE_NAMESPACE();
+namespace mixtral::simd {
+namespace HWY_NAMESPACE {
+
+HWY_INLINE VI8 broadcast_quad(const std::int8_t* q) {
+  std::int32_t four;
+  std::memcpy(&four, q, kQuad);
+  return hn::BitCast(DI8(), hn::Set(DI32(), four));
+}
+
+// Adds one tile of 4 rows times two groups (kGroups 2), or of 8 rows times one, to the sums, of which
+// there is a vector for each row.
+template <class Kind, std::size_t kGroups>
+HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row, int zero,
+                                    const std::uint8_t* x_a, const std::uint8_t* x_b, float* sums_a,
+                                    float* sums_b) {
+  const DF df;
+  const DI8 d8;
+  const DI32 d32;
+  const std::size_t n = hn::Lanes(df);
+  const hn::Rebind<std::int16_t, DI32> d16;
+  const auto minus_zero = hn::Set(d32, -zero);
+  constexpr bool kTwo = kGroups == 2;
+  const std::int8_t* q = rows.q + first_row * kTile;
+  // Of accumulator i: its row, and where its sums are.
+  const auto row = [](std::size_t i) { return kTwo ? i / 2 : i; };
+  const auto is_b = [](std::size_t i) { return kTwo && i % 2 == 1; };
+  const auto sums = [&](std::size_t i)
+                        MIXTRAL_LAMBDA { return (is_b(i) ? sums_b : sums_a) + row(i) * n; };
+  VF s0 = hn::Load(df, sums(0)), s1 = hn::Load(df, sums(1));
+  VF s2 = hn::Load(df, sums(2)), s3 = hn::Load(df, sums(3));
+  VF s4 = hn::Load(df, sums(4)), s5 = hn::Load(df, sums(5));
+  VF s6 = hn::Load(df, sums(6)), s7 = hn::Load(df, sums(7));
+  VI32 d0, d1, d2, d3, d4, d5, d6, d7;
+  const auto dots = [&](std::size_t first_quad, VI32 q_sum_a, VI32 q_sum_b) MIXTRAL_LAMBDA {
+    d0 = hn::Mul(q_sum_a, minus_zero), d1 = kTwo ? hn::Mul(q_sum_b, minus_zero) : d0;
+    d2 = d0, d3 = d1, d4 = d0, d5 = d1, d6 = d0, d7 = d1;
+    MIXTRAL_UNROLL
+    for (std::size_t i = 0; i < (Kind::kHalves ? 4 : 8); ++i) {
+      const std::size_t quad = first_quad + i;
+      const auto xa = hn::Load(d8, tile_q(x_a) + quad * n * kQuad);
+      const auto xb = kTwo ? hn::Load(d8, tile_q(x_b) + quad * n * kQuad) : xa;
+      const auto w = [&](std::size_t j) MIXTRAL_LAMBDA {
+        return broadcast_quad(q + row(j) * kTile + quad * kQuad);
+      };
+      d0 = quad_dot_add<Kind::kSigned>(d0, w(0), xa);
+      d1 = quad_dot_add<Kind::kSigned>(d1, w(1), xb);
+      d2 = quad_dot_add<Kind::kSigned>(d2, w(2), xa);
+      d3 = quad_dot_add<Kind::kSigned>(d3, w(3), xb);
+      d4 = quad_dot_add<Kind::kSigned>(d4, w(4), xa);
+      d5 = quad_dot_add<Kind::kSigned>(d5, w(5), xb);
+      d6 = quad_dot_add<Kind::kSigned>(d6, w(6), xa);
+      d7 = quad_dot_add<Kind::kSigned>(d7, w(7), xb);
+    }
+  };
+  for (std::size_t block = 0; block < kBlocksPerTile; ++block) {
+    const auto q_sum = [&](const std::uint8_t* x, std::size_t half) MIXTRAL_LAMBDA {
+      const std::int16_t* from = tile_q_sum(x, n) + (half * kBlocksPerTile + block) * n;
+      return hn::PromoteTo(d32, hn::LoadU(d16, from));
+    };
+    const auto scale = [&](std::size_t i, std::size_t half) MIXTRAL_LAMBDA {
+      return hn::Set(df, rows.scales[half][(first_row + row(i)) * kBlocksPerTile + block]);
+    };
+    const auto offset = [&](std::size_t i, std::size_t half) MIXTRAL_LAMBDA {
+      const std::size_t at = (first_row + row(i)) * kBlocksPerTile + block;
+      return Kind::kOffset ? hn::Set(df, rows.offsets[half][at]) : hn::Zero(df);
+    };
+    const auto a0 = q_sum(x_a, 0), a1 = q_sum(x_a, 1);
+    const auto b0 = kTwo ? q_sum(x_b, 0) : a0, b1 = kTwo ? q_sum(x_b, 1) : a1;
+    const auto xa = hn::Load(df, tile_scale(x_a, n) + block * n);
+    const auto xb = kTwo ? hn::Load(df, tile_scale(x_b, n) + block * n) : xa;
+    const std::size_t quad = block * 8;
+    if (Kind::kHalves) {
+      dots(quad, a0, b0);
+      const auto first = [&](VI32 dot, std::size_t i) MIXTRAL_LAMBDA {
+        return scaled_dot<Kind>(dot, scale(i, 0), offset(i, 0), is_b(i) ? b0 : a0);
+      };
+      const auto u0 = first(d0, 0), u1 = first(d1, 1), u2 = first(d2, 2), u3 = first(d3, 3);
+      const auto u4 = first(d4, 4), u5 = first(d5, 5), u6 = first(d6, 6), u7 = first(d7, 7);
+      dots(quad + 4, a1, b1);
+      const auto add = [&](VF& sum, VF u, VI32 dot, std::size_t i) MIXTRAL_LAMBDA {
+        u = add_scaled_dot<Kind>(u, dot, scale(i, 1), offset(i, 1), is_b(i) ? b1 : a1);
+        sum = hn::MulAdd(u, is_b(i) ? xb : xa, sum);
+      };
+      add(s0, u0, d0, 0), add(s1, u1, d1, 1), add(s2, u2, d2, 2), add(s3, u3, d3, 3);
+      add(s4, u4, d4, 4), add(s5, u5, d5, 5), add(s6, u6, d6, 6), add(s7, u7, d7, 7);
+    } else {
+      const auto a = hn::Add(a0, a1), b = kTwo ? hn::Add(b0, b1) : a;
+      dots(quad, a, b);
+      const auto add = [&](VF& sum, VI32 dot, std::size_t i) MIXTRAL_LAMBDA {
+        const auto u = scaled_dot<Kind>(dot, scale(i, 0), offset(i, 0), is_b(i) ? b : a);
+        sum = hn::MulAdd(u, is_b(i) ? xb : xa, sum);
+      };
+      add(s0, d0, 0), add(s1, d1, 1), add(s2, d2, 2), add(s3, d3, 3);
+      add(s4, d4, 4), add(s5, d5, 5), add(s6, d6, 6), add(s7, d7, 7);
+    }
+  }
+  hn::Store(s0, df, sums(0)), hn::Store(s1, df, sums(1));
+  hn::Store(s2, df, sums(2)), hn::Store(s3, df, sums(3));
+  hn::Store(s4, df, sums(4)), hn::Store(s5, df, sums(5));
+  hn::Store(s6, df, sums(6)), hn::Store(s7, df, sums(7));
+}
+
+// As Kernels::matmul_groups. `out` first holds the sums, [group][row][token], as they grow.
+template <class Kind>
+void matmul_groups_of(const Matrix& w, UnpackRows unpack, int zero, std::size_t first_row,
+                      std::size_t n_rows, const std::uint8_t* groups, std::size_t n_tokens,
+                      float* out) {
+  const DF df;
+  const std::size_t n = hn::Lanes(df);
+  const std::size_t n_groups = (n_tokens + n - 1) / n;
+  const std::size_t group_bytes = token_bytes(w.cols) * n;
+  const std::size_t group_sums = kMaxMatmulRows * n;
+  const std::size_t n_padded = (n_rows + 7) / 8 * 8;
+  TileRows rows;
+  std::memset(out, 0, n_groups * group_sums * sizeof(float));
+  for (std::size_t col = 0; col < w.cols; col += kTile) {
+    unpack(w, first_row, n_rows, n_padded, col, rows);
+    const auto multiply = [&](auto two, std::size_t g, std::size_t row) MIXTRAL_LAMBDA {
+      constexpr std::size_t kGroups = decltype(two)::value ? 2 : 1;
+      const std::uint8_t* x = groups + g * group_bytes + col / kTile * kTokenTileBytes * n;
+      float* sums = out + g * group_sums + row * n;
+      multiply_tile_block<Kind, kGroups>(rows, row, zero, x, kGroups == 2 ? x + group_bytes : x,
+                                         sums, kGroups == 2 ? sums + group_sums : sums);
+    };
+    std::size_t g = 0;
+    for (; g + 2 <= n_groups; g += 2) {
+      for (std::size_t row = 0; row < n_padded; row += 4) multiply(std::true_type(), g, row);
+    }
+    if (g < n_groups) {
+      for (std::size_t row = 0; row < n_padded; row += 8) multiply(std::false_type(), g, row);
+    }
+  }
+  // A group's tokens and rows change places.
+  HWY_ALIGN float sums[kMaxMatmulRows * 16];
+  for (std::size_t g = 0; g < n_groups; ++g) {
+    std::memcpy(sums, out + g * group_sums, group_sums * sizeof(float));
+    for (std::size_t t = 0; t < n; ++t) {
+      float* to = out + g * group_sums + t * kMaxMatmulRows;
+      for (std::size_t r = 0; r < n_rows; ++r) to[r] = sums[r * n + t];
+    }
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace mixtral::simd
+HWY_AFTER_NAMESPACE();
+// Per target: quantised weights times a few tokens, as in decoding.
+//
+// A vector goes along the columns of a row. For as many rows as a vector has lanes, the dots of a
+// tile's eight blocks of 32 columns then change places, so that a row's sum is in one lane and runs
+// over the blocks in their order, as in matmul_groups-inl.hpp: the results are the same bits.
+
+HWY_BEFORE_NAMESPACE();
+namespace mixtral::simd {
+namespace HWY_NAMESPACE {
+
+// The sums of neighbours: those of `first`, then those of `second`.
+HWY_INLINE VI32 add_neighbours(VI32 first, VI32 second) {
+  const DI32 d;
+  return hn::Add(hn::ConcatEven(d, second, first), hn::ConcatOdd(d, second, first));
+}
+
+// The sums of q over one half of 32 columns, for the blocks [i * n, (i + 1) * n) modulo 8.
+HWY_INLINE VI32 load_q_sum(const std::int16_t* q_sum, std::size_t half, std::size_t i) {
+  const hn::Rebind<std::int16_t, DI32> d;
+  const std::size_t n = hn::Lanes(d);
+  q_sum += half * kBlocksPerTile;
+  const auto sums =
+      n >= kBlocksPerTile ? hn::LoadDup128(d, q_sum) : hn::LoadU(d, q_sum + i * n % kBlocksPerTile);
+  return hn::PromoteTo(DI32(), sums);
+}
+
+// Adds one tile of as many rows as there are lanes, times one token.
+template <class Kind>
+HWY_INLINE VF multiply_tile_rows(const TileRows& rows, int zero, const std::uint8_t* x, VF sum) {
+  const DF df;
+  const DI8 d8;
+  const DI32 d32;
+  const std::size_t n = hn::Lanes(df);
+  const auto minus_zero = hn::Set(d32, -zero);
+  const std::int8_t* x_q = tile_q(x);
+  const std::int16_t* x_q_sum = tile_q_sum(x, 1);
+  // The rows are one line of quads, of which vector i begins at quad i * n; so is the token.
+  const auto dots = [&](std::size_t i) MIXTRAL_LAMBDA {
+    return quad_dot<Kind::kSigned>(hn::Load(d8, rows.q + i * n * kQuad),
+                                   hn::Load(d8, x_q + i * n * kQuad % kTile));
+  };
+  const auto dots_of_16 = [&](std::size_t i) MIXTRAL_LAMBDA {
+    return add_neighbours(add_neighbours(dots(4 * i), dots(4 * i + 1)),
+                          add_neighbours(dots(4 * i + 2), dots(4 * i + 3)));
+  };
+  HWY_ALIGN float blocks[8 * 16];  // [row][block of 32 columns]
+  for (std::size_t i = 0; i < 8; ++i) {
+    const auto scale = [&](std::size_t half)
+                           MIXTRAL_LAMBDA { return hn::Load(df, rows.scales[half] + i * n); };
+    const auto offset = [&](std::size_t half) MIXTRAL_LAMBDA {
+      return Kind::kOffset ? hn::Load(df, rows.offsets[half] + i * n) : hn::Zero(df);
+    };
+    const auto first = dots_of_16(2 * i);
+    const auto second = dots_of_16(2 * i + 1);
+    const auto q_sum0 = load_q_sum(x_q_sum, 0, i);
+    const auto q_sum1 = load_q_sum(x_q_sum, 1, i);
+    if (Kind::kHalves) {
+      const auto dot0 = hn::Add(hn::ConcatEven(d32, second, first), hn::Mul(q_sum0, minus_zero));
+      const auto dot1 = hn::Add(hn::ConcatOdd(d32, second, first), hn::Mul(q_sum1, minus_zero));
+      const auto sum0 = scaled_dot<Kind>(dot0, scale(0), offset(0), q_sum0);
+      hn::Store(add_scaled_dot<Kind>(sum0, dot1, scale(1), offset(1), q_sum1), df, blocks + i * n);
+    } else {
+      const auto q_sum = hn::Add(q_sum0, q_sum1);
+      const auto dot = hn::Add(add_neighbours(first, second), hn::Mul(q_sum, minus_zero));
+      hn::Store(scaled_dot<Kind>(dot, scale(0), offset(0), q_sum), df, blocks + i * n);
+    }
+  }
+  // Taking all even elements before all odd ones turns the bits of an element's number by one place:
+  // three times, and the block's number, which was below the row's, is above it.
+  VF b0 = hn::Load(df, blocks), b1 = hn::Load(df, blocks + n);
+  VF b2 = hn::Load(df, blocks + 2 * n), b3 = hn::Load(df, blocks + 3 * n);
+  VF b4 = hn::Load(df, blocks + 4 * n), b5 = hn::Load(df, blocks + 5 * n);
+  VF b6 = hn::Load(df, blocks + 6 * n), b7 = hn::Load(df, blocks + 7 * n);
+  for (int turn = 0; turn < 3; ++turn) {
+    const auto odd0 = hn::ConcatOdd(df, b1, b0), odd1 = hn::ConcatOdd(df, b3, b2);
+    const auto odd2 = hn::ConcatOdd(df, b5, b4), odd3 = hn::ConcatOdd(df, b7, b6);
+    b0 = hn::ConcatEven(df, b1, b0), b1 = hn::ConcatEven(df, b3, b2);
+    b2 = hn::ConcatEven(df, b5, b4), b3 = hn::ConcatEven(df, b7, b6);
+    b4 = odd0, b5 = odd1, b6 = odd2, b7 = odd3;
+  }
+  const float* scale = tile_scale(x, 1);
+  sum = hn::MulAdd(b0, hn::Set(df, scale[0]), sum);
+  sum = hn::MulAdd(b1, hn::Set(df, scale[1]), sum);
+  sum = hn::MulAdd(b2, hn::Set(df, scale[2]), sum);
+  sum = hn::MulAdd(b3, hn::Set(df, scale[3]), sum);
+  sum = hn::MulAdd(b4, hn::Set(df, scale[4]), sum);
+  sum = hn::MulAdd(b5, hn::Set(df, scale[5]), sum);
+  sum = hn::MulAdd(b6, hn::Set(df, scale[6]), sum);
+  return hn::MulAdd(b7, hn::Set(df, scale[7]), sum);
+}
+
+// As Kernels::matmul. Tokens share what was unpacked; `out` holds the sums as they grow.
+template <class Kind>
+void matmul_rows(const Matrix& w, UnpackRows unpack, int zero, std::size_t first_row,
+                 std::size_t n_rows, const void* const* x, std::size_t n_tokens, float* out) {
+  const DF df;
+  const std::size_t n = hn::Lanes(df);
+  TileRows rows;
+  for (std::size_t begin = 0; begin < n_rows; begin += n) {
+    for (std::size_t col = 0; col < w.cols; col += kTile) {
+      unpack(w, first_row + begin, HWY_MIN(n, n_rows - begin), n, col, rows);
+      for (std::size_t t = 0; t < n_tokens; ++t) {
+        const auto* tile = static_cast<const std::uint8_t*>(x[t]) + col / kTile * kTokenTileBytes;
+        float* to = out + t * kMaxMatmulRows + begin;
+        const VF sum = col == 0 ? hn::Zero(df) : hn::Load(df, to);
+        hn::Store(multiply_tile_rows<Kind>(rows, zero, tile, sum), df, to);
       }
     }
   }
-}
-
-// Calls visit.quantized<Format>() or visit.floating<Format>() for the class of `format`.
-template <class Visitor>
-HWY_INLINE void visit_format(BlockFormat format, const Visitor& visit) {
-  switch (format) {
-    case BlockFormat::f32: return visit.template floating<F32>();
-    case BlockFormat::f16: return visit.template floating<F16>();
-    case BlockFormat::bf16: return visit.template floating<Bf16>();
-    case BlockFormat::q8_0: return visit.template quantized<Q8_0>();
-    case BlockFormat::q4_0: return visit.template quantized<Q4_0>();
-    case BlockFormat::q4_1: return visit.template quantized<Q4_1>();
-    case BlockFormat::q5_0: return visit.template quantized<Q5_0>();
-    case BlockFormat::q5_1: return visit.template quantized<Q5_1>();
-    case BlockFormat::q2_k: return visit.template quantized<Q2_K>();
-    case BlockFormat::q3_k: return visit.template quantized<Q3_K>();
-    case BlockFormat::q4_k: return visit.template quantized<Q4_K>();
-    case BlockFormat::q5_k: return visit.template quantized<Q5_K>();
-    case BlockFormat::q6_k: return visit.template quantized<Q6_K>();
-    case BlockFormat::iq2_xxs: return visit.template quantized<Iq2_Xxs>();
-    case BlockFormat::iq2_xs: return visit.template quantized<Iq2_Xs>();
-    case BlockFormat::iq2_s: return visit.template quantized<Iq2_S>();
-    case BlockFormat::iq3_xxs: return visit.template quantized<Iq3_Xxs>();
-    case BlockFormat::iq3_s: return visit.template quantized<Iq3_S>();
-    case BlockFormat::iq4_nl: return visit.template quantized<Iq4_Nl>();
-    case BlockFormat::iq4_xs: return visit.template quantized<Iq4_Xs>();
-  }
-}
-
-struct MatmulVisitor {
-  const Matrix& w;
-  std::size_t first_row, n_rows;
-  const void* const* x;
-  std::size_t n_tokens;
-  float* out;
-
-  template <class Format>
-  void floating() const {
-    if (w.transposed) {
-      matmul_transposed<Format>(w, first_row, n_rows, x, n_tokens, out);
-    } else {
-      matmul_float<Format>(w, first_row, n_rows, x, n_tokens, out);
-    }
-  }
-  template <class Format>
-  void quantized() const {
-    matmul_quantized<Format>(w, first_row, n_rows, x, n_tokens, out);
-  }
-};
-
-void matmul(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
-            std::size_t n_tokens, float* out) {
-  visit_format(w.format, MatmulVisitor{w, first_row, n_rows, x, n_tokens, out});
-}
-
-struct DecodeRowsVisitor {
-  const Matrix& w;
-  std::size_t first_row, n_rows;
-  float* out;
-
-  template <class Format>
-  void floating() const {
-    if (w.transposed) return decode_transposed_rows<Format>(w, first_row, n_rows, out);
-    for (std::size_t r = 0; r < n_rows; ++r) {
-      decode_float_row<Format>(w, first_row + r, out + r * w.cols);
-    }
-  }
-  template <class Format>
-  void quantized() const {
-    for (std::size_t r = 0; r < n_rows; ++r) {
-      decode_quantized_row<Format>(w, first_row + r, out + r * w.cols);
-    }
-  }
-};
-
-void decode_rows(const Matrix& w, std::size_t first_row, std::size_t n_rows, float* out) {
-  visit_format(w.format, DecodeRowsVisitor{w, first_row, n_rows, out});
 }
 
 }  // namespace HWY_NAMESPACE
@@ -1550,6 +1666,11 @@ HWY_INLINE void for_each_vector(std::size_t n, const Body& body) {
   for (; i < n; ++i) body(d1, i);
 }
 
+HWY_INLINE float sum_of_lanes(VF v) {
+  const DF df;
+  return hn::GetLane(hn::SumOfLanes(df, v));
+}
+
 HWY_INLINE float dot(const float* a, const float* b, std::size_t n) {
   const DF df;
   const std::size_t lanes = hn::Lanes(df);
@@ -1563,38 +1684,6 @@ HWY_INLINE float dot(const float* a, const float* b, std::size_t n) {
   float sum = sum_of_lanes(hn::Add(sum0, sum1));
   for (; i < n; ++i) sum += a[i] * b[i];
   return sum;
-}
-
-void quantize(const float* x, std::size_t n, ActivationTile* out) {
-  const DF df;
-  const hn::Rebind<std::int8_t, DF> d8;
-  const std::size_t lanes = hn::Lanes(df);
-  const std::size_t n_blocks = padded(n) / 32;
-  for (std::size_t b = 0; b < n_blocks; ++b) {
-    ActivationTile& tile = out[b / 8];
-    const float* from = x + b * 32;
-    const std::size_t first = b % 8 * 32;
-    VF largest = hn::Zero(df);
-    for (std::size_t i = 0; i < 32; i += lanes) {
-      largest = hn::Max(largest, hn::Abs(hn::LoadU(df, from + i)));
-    }
-    const float maximum = hn::GetLane(hn::MaxOfLanes(df, largest));
-    const float scale = maximum / 127.0f;
-    const float inverse = maximum > 0.0f ? 127.0f / maximum : 0.0f;
-    for (std::size_t i = 0; i < 32; i += lanes) {
-      const auto scaled = hn::Mul(hn::LoadU(df, from + i), hn::Set(df, inverse));
-      // What is not a number (an infinity times 0, too) becomes 0; no integer stands for it.
-      const auto q = hn::NearestInt(hn::IfThenElseZero(hn::Eq(scaled, scaled), scaled));
-      hn::StoreU(hn::DemoteTo(d8, q), d8, tile.q + first + i);
-    }
-    tile.scale[first / 32] = scale;
-    for (std::size_t g = 0; g < 2; ++g) {
-      int sum = 0;
-      for (std::size_t i = 0; i < kGroup; ++i) sum += tile.q[first + g * kGroup + i];
-      tile.q_sum[first / kGroup + g] = sum;
-      tile.sum[first / kGroup + g] = scale * static_cast<float>(sum);
-    }
-  }
 }
 
 void rms_norm(const float* x, const float* weight, float epsilon, std::size_t n, float* out) {
@@ -1687,6 +1776,173 @@ void attend(const float* q, const KeysAndValues& past, std::size_t first, std::s
 }  // namespace HWY_NAMESPACE
 }  // namespace mixtral::simd
 HWY_AFTER_NAMESPACE();
+// Per target: weights to floats, and the choice of the code that multiplies a format.
+
+HWY_BEFORE_NAMESPACE();
+namespace mixtral::simd {
+namespace HWY_NAMESPACE {
+
+template <class Format>
+void decode_quantized_row(const Matrix& w, std::size_t row, float* out) {
+  const DF df;
+  const DI32 d32;
+  const hn::Rebind<std::int8_t, DF> d8;
+  const hn::Rebind<std::uint8_t, DF> du8;
+  const std::size_t n = hn::Lanes(d8);
+  const std::uint8_t* data = w.data + row * w.row_bytes;
+  TileRows rows;
+  const TileRow tile = tile_row(rows, 0);
+  HWY_ALIGN float scale[kTile];
+  HWY_ALIGN float offset[kTile];
+  HWY_ALIGN float values[kTile];
+  for (std::size_t col = 0; col < w.cols; col += kTile) {
+    const std::size_t n_cols = HWY_MIN(kTile, w.cols - col);
+    Format::unpack(data + col / kTile * kBytesPerTile<Format>, n_cols, tile);
+    for (std::size_t i = 0; i < kTile; ++i) {
+      const std::size_t half = i % kBlock / Format::kScaleColumns;
+      scale[i] = tile.scales[half][i / kBlock];
+      offset[i] = Format::kOffset ? tile.offsets[half][i / kBlock] : 0.0f;
+    }
+    for (std::size_t i = 0; i < kTile; i += n) {
+      const auto stored = hn::LoadU(d8, tile.q + i);
+      const auto whole =
+          kUnsignedDot ? hn::PromoteTo(d32, hn::BitCast(du8, stored)) : hn::PromoteTo(d32, stored);
+      const auto q = hn::ConvertTo(df, hn::Sub(whole, hn::Set(d32, kZeroOf<Format>)));
+      hn::Store(hn::MulSub(q, hn::Load(df, scale + i), hn::Load(df, offset + i)), df, values + i);
+    }
+    std::memcpy(out + col, values, n_cols * sizeof(float));
+  }
+}
+
+template <class Format>
+void decode_float_row(const Matrix& w, std::size_t row, float* out) {
+  HWY_ALIGN float tile[kTile];
+  const std::uint8_t* data = w.data + row * w.row_bytes;
+  for (std::size_t col = 0; col < w.cols; col += kTile) {
+    const std::size_t n_cols = HWY_MIN(kTile, w.cols - col);
+    unpack_floats<Format>(data + col * Format::kBytes, n_cols, kTile, tile);
+    std::memcpy(out + col, tile, n_cols * sizeof(float));
+  }
+}
+
+template <class Format>
+void decode_transposed_rows(const Matrix& w, std::size_t first_row, std::size_t n_rows,
+                            float* out) {
+  HWY_ALIGN float tiles[kFloatRows * kTile];
+  for (std::size_t begin = 0; begin < n_rows; begin += kFloatRows) {
+    const std::size_t n = HWY_MIN(kFloatRows, n_rows - begin);
+    for (std::size_t col = 0; col < w.cols; col += kTile) {
+      unpack_transposed_floats<Format>(w, first_row + begin, n, col, tiles);
+      for (std::size_t r = 0; r < n; ++r) {
+        std::memcpy(out + (begin + r) * w.cols + col, tiles + r * kTile,
+                    HWY_MIN(kTile, w.cols - col) * sizeof(float));
+      }
+    }
+  }
+}
+
+// Calls visit.quantized<Format>() or visit.floating<Format>() for the class of `format`.
+template <class Visitor>
+HWY_INLINE void visit_format(BlockFormat format, const Visitor& visit) {
+  switch (format) {
+    case BlockFormat::f32: return visit.template floating<F32>();
+    case BlockFormat::f16: return visit.template floating<F16>();
+    case BlockFormat::bf16: return visit.template floating<Bf16>();
+    case BlockFormat::q8_0: return visit.template quantized<Q8_0>();
+    case BlockFormat::q4_0: return visit.template quantized<Q4_0>();
+    case BlockFormat::q4_1: return visit.template quantized<Q4_1>();
+    case BlockFormat::q5_0: return visit.template quantized<Q5_0>();
+    case BlockFormat::q5_1: return visit.template quantized<Q5_1>();
+    case BlockFormat::q2_k: return visit.template quantized<Q2_K>();
+    case BlockFormat::q3_k: return visit.template quantized<Q3_K>();
+    case BlockFormat::q4_k: return visit.template quantized<Q4_K>();
+    case BlockFormat::q5_k: return visit.template quantized<Q5_K>();
+    case BlockFormat::q6_k: return visit.template quantized<Q6_K>();
+    case BlockFormat::iq2_xxs: return visit.template quantized<Iq2_Xxs>();
+    case BlockFormat::iq2_xs: return visit.template quantized<Iq2_Xs>();
+    case BlockFormat::iq2_s: return visit.template quantized<Iq2_S>();
+    case BlockFormat::iq3_xxs: return visit.template quantized<Iq3_Xxs>();
+    case BlockFormat::iq3_s: return visit.template quantized<Iq3_S>();
+    case BlockFormat::iq4_nl: return visit.template quantized<Iq4_Nl>();
+    case BlockFormat::iq4_xs: return visit.template quantized<Iq4_Xs>();
+  }
+}
+
+struct MatmulVisitor {
+  const Matrix& w;
+  std::size_t first_row, n_rows;
+  const void* const* x;
+  std::size_t n_tokens;
+  float* out;
+
+  template <class Format>
+  void floating() const {
+    if (w.transposed) {
+      matmul_transposed_floats<Format>(w, first_row, n_rows, x, n_tokens, out);
+    } else {
+      matmul_floats<Format>(w, first_row, n_rows, x, n_tokens, out);
+    }
+  }
+  template <class Format>
+  void quantized() const {
+    matmul_rows<DotKindOf<Format>>(w, unpack_rows<Format>, kZeroOf<Format>, first_row, n_rows, x,
+                                   n_tokens, out);
+  }
+};
+
+void matmul(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
+            std::size_t n_tokens, float* out) {
+  visit_format(w.format, MatmulVisitor{w, first_row, n_rows, x, n_tokens, out});
+}
+
+struct MatmulGroupsVisitor {
+  const Matrix& w;
+  std::size_t first_row, n_rows;
+  const std::uint8_t* groups;
+  std::size_t n_tokens;
+  float* out;
+
+  template <class Format>
+  void floating() const {}  // there are no groups of floats
+  template <class Format>
+  void quantized() const {
+    matmul_groups_of<DotKindOf<Format>>(w, unpack_rows<Format>, kZeroOf<Format>, first_row, n_rows,
+                                        groups, n_tokens, out);
+  }
+};
+
+void matmul_groups(const Matrix& w, std::size_t first_row, std::size_t n_rows,
+                   const std::uint8_t* groups, std::size_t n_tokens, float* out) {
+  visit_format(w.format, MatmulGroupsVisitor{w, first_row, n_rows, groups, n_tokens, out});
+}
+
+struct DecodeRowsVisitor {
+  const Matrix& w;
+  std::size_t first_row, n_rows;
+  float* out;
+
+  template <class Format>
+  void floating() const {
+    if (w.transposed) return decode_transposed_rows<Format>(w, first_row, n_rows, out);
+    for (std::size_t r = 0; r < n_rows; ++r) {
+      decode_float_row<Format>(w, first_row + r, out + r * w.cols);
+    }
+  }
+  template <class Format>
+  void quantized() const {
+    for (std::size_t r = 0; r < n_rows; ++r) {
+      decode_quantized_row<Format>(w, first_row + r, out + r * w.cols);
+    }
+  }
+};
+
+void decode_rows(const Matrix& w, std::size_t first_row, std::size_t n_rows, float* out) {
+  visit_format(w.format, DecodeRowsVisitor{w, first_row, n_rows, out});
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace mixtral::simd
+HWY_AFTER_NAMESPACE();
 
 HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
@@ -1694,9 +1950,12 @@ namespace HWY_NAMESPACE {
 
 constexpr Kernels kKernels{MIXTRAL_TARGET_NAME(HWY_NAMESPACE),
                            HWY_TARGET,
+                           lanes,
                            matmul,
+                           matmul_groups,
                            decode_rows,
                            quantize,
+                           pack,
                            rms_norm,
                            swiglu,
                            rotate,
@@ -2445,22 +2704,46 @@ namespace mixtral::simd {
 
 // Rows are processed in tiles of this many columns; activation rows are padded with zeros to it.
 constexpr std::size_t kTile = 256;
-// Weights have one scale and one offset for each group of this many columns (some formats repeat).
-constexpr std::size_t kGroup = 16;
-constexpr std::size_t kGroupsPerTile = kTile / kGroup;
+// Activations have one scale for each block of this many columns, weights one or one for each half.
+constexpr std::size_t kBlock = 32;
+constexpr std::size_t kBlocksPerTile = kTile / kBlock;
 // An 8-bit dot product sums this many columns at a time.
 constexpr std::size_t kQuad = 4;
 constexpr std::size_t kQuadsPerTile = kTile / kQuad;
-// How many activation rows one matmul call takes at most.
-constexpr std::size_t kMaxMatmulTokens = 32;
+// One matmul call computes at most this many rows of the weights times this many tokens.
+constexpr std::size_t kMaxMatmulRows = 32;
+constexpr std::size_t kMaxMatmulTokens = 128;
 
-// 256 activations quantised to 8 bits, a scale for every 32: x[i] is about scale[i / 32] * q[i].
-struct ActivationTile {
-  std::int8_t q[kTile];  // in [-127, 127]
-  float scale[kTile / 32];
-  std::int32_t q_sum[kGroupsPerTile];  // of each 16 columns
-  float sum[kGroupsPerTile];           // scale * q_sum
-};
+constexpr std::size_t padded(std::size_t cols) { return (cols + kTile - 1) / kTile * kTile; }
+
+// Activations quantised to 8 bits, a scale for every 32 columns: x is about scale * q. Those of n
+// tokens lie together, for each tile of columns:
+//   std::int8_t  q[kQuadsPerTile][n][kQuad];  in [-127, 127]
+//   float        scale[kBlocksPerTile][n];
+//   std::int16_t q_sum[2][kBlocksPerTile][n];    the sums of q over 16 columns: first halves of the
+//                                             blocks of 32, then second halves
+// n is 1, or as many as a vector has lanes (Kernels::lanes); then it is called a group.
+constexpr std::size_t kTokenTileBytes = kTile + kBlocksPerTile * 4 + 2 * kBlocksPerTile * 2;
+
+constexpr std::size_t token_bytes(std::size_t cols) {
+  return padded(cols) / kTile * kTokenTileBytes;
+}
+inline std::int8_t* tile_q(std::uint8_t* tile) { return reinterpret_cast<std::int8_t*>(tile); }
+inline float* tile_scale(std::uint8_t* tile, std::size_t n) {
+  return reinterpret_cast<float*>(tile + n * kTile);
+}
+inline std::int16_t* tile_q_sum(std::uint8_t* tile, std::size_t n) {
+  return reinterpret_cast<std::int16_t*>(tile + n * (kTile + kBlocksPerTile * 4));
+}
+inline const std::int8_t* tile_q(const std::uint8_t* tile) {
+  return reinterpret_cast<const std::int8_t*>(tile);
+}
+inline const float* tile_scale(const std::uint8_t* tile, std::size_t n) {
+  return reinterpret_cast<const float*>(tile + n * kTile);
+}
+inline const std::int16_t* tile_q_sum(const std::uint8_t* tile, std::size_t n) {
+  return reinterpret_cast<const std::int16_t*>(tile + n * (kTile + kBlocksPerTile * 4));
+}
 
 // A matrix of `rows` x `cols` in a block format; points into the model's bytes, unaligned.
 struct Matrix {
@@ -2490,24 +2773,38 @@ struct KeysAndValues {
   std::size_t n_slots;
 };
 
-constexpr std::size_t padded(std::size_t cols) { return (cols + kTile - 1) / kTile * kTile; }
-
 struct Kernels {
   const char* target;  // Highway's name: "AVX3_DL", "SSE4" ...
   std::int64_t target_bit;
 
-  // out[t * n_rows + r] = dot(row (first_row + r) of w, x[t]) for r < n_rows, t < n_tokens.
-  // x[t] points to float[padded(cols)] for a float format, ActivationTile[padded(cols) / kTile]
-  // for a quantised one; columns past w.cols are zero. n_tokens <= kMaxMatmulTokens.
+  // How many tokens a group has: a power of two, at most 16.
+  std::size_t (*lanes)();
+
+  // out[t * kMaxMatmulRows + r] = dot(row (first_row + r) of w, x[t]) for r < n_rows, t < n_tokens.
+  // x[t] points to float[padded(cols)] for a float format, to quantised activations of one token for
+  // a quantised one; columns past w.cols are zero. `out` has room for kMaxMatmulRows rows, whatever
+  // n_rows, and is aligned to 64 bytes. n_rows <= kMaxMatmulRows, n_tokens <= kMaxMatmulTokens.
   // The result for one (row, token) does not depend on which others are asked for with it.
   void (*matmul)(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
                  std::size_t n_tokens, float* out);
 
+  // The same, to the bit, for many tokens and a quantised format: the tokens are in groups, one after
+  // the other, of which the last may be used in part. `out` has room for whole groups.
+  void (*matmul_groups)(const Matrix& w, std::size_t first_row, std::size_t n_rows,
+                        const std::uint8_t* groups, std::size_t n_tokens, float* out);
+
   // out[r * w.cols + c] = element (first_row + r, c) of w as float32, r < n_rows.
   void (*decode_rows)(const Matrix& w, std::size_t first_row, std::size_t n_rows, float* out);
 
-  // Quantises x[0 .. padded(n)) (zeros past n) into padded(n) / kTile tiles.
-  void (*quantize)(const float* x, std::size_t n, ActivationTile* out);
+  // Quantises x[0 .. n) as columns [first, first + n) of token `token` of the n_tokens (1 or lanes())
+  // at `out`, which have `cols` columns; after the last one it clears up to padded(cols). `first` is
+  // a multiple of 32, and so is n unless these are the last columns.
+  void (*quantize)(const float* x, std::size_t first, std::size_t n, std::size_t cols,
+                   std::uint8_t* out, std::size_t n_tokens, std::size_t token);
+
+  // Makes a group of n <= lanes() tokens that were quantised alone; clears the rest of it.
+  void (*pack)(const std::uint8_t* const* tokens, std::size_t n, std::size_t cols,
+               std::uint8_t* group);
 
   // out[i] = x[i] / sqrt(mean(x^2) + epsilon) * weight[i] (Zhang & Sennrich 2019, RMSNorm).
   void (*rms_norm)(const float* x, const float* weight, float epsilon, std::size_t n, float* out);
@@ -3025,7 +3322,7 @@ struct SessionOptions {
   std::uint32_t context = 0;
   // Tokens evaluated in one pass over the weights; more is faster on long prompts and takes more
   // memory.
-  std::uint32_t batch = 256;
+  std::uint32_t batch = 512;
   // Threads to use; the default runs everything on the calling thread.
   Executor executor;
 };
@@ -3154,6 +3451,7 @@ class ThreadPool {
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 // The grids of the IQ2 and IQ3 formats: every 8 (IQ2) or 4 (IQ3) magnitudes in a row are one of a few
 // hundred points. Facts of the formats (ggml-common.h: iq2xxs_grid, iq2xs_grid, iq2s_grid,
@@ -4628,73 +4926,163 @@ const char* Model::simd_target() const noexcept { return data_->kernels->target;
 #include <algorithm>
 #include <cmath>
 
-// Activation rows in the two forms that matrices are multiplied with.
+// Activation rows in the forms that matrices are multiplied with.
 
 #include <cstddef>
 #include <cstdint>
-#include <utility>
 
 namespace mixtral::detail {
+
+inline bool is_quantized(const simd::Matrix& w) noexcept {
+  return block_format_info(w.format)->quantized;
+}
+
+constexpr std::size_t round_up(std::size_t n, std::size_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
+
+// So many tokens or more are multiplied in groups (simd/kernels.hpp), fewer one by one.
+constexpr std::size_t kMinGroupedTokens = 6;
+
+constexpr bool in_groups(std::size_t n_tokens) { return n_tokens >= kMinGroupedTokens; }
 
 // Rows of `width` float32, each padded with zeros to whole tiles, and the same quantised to 8 bits:
 // once for each row, for all the matrices that read it.
 class Activations {
  public:
-  void take(Slab& slab, std::size_t n_rows, std::size_t width) {
+  // Plans memory for n_rows rows, in groups or alone, as floats too if `floats`.
+  void take(Slab& slab, const simd::Kernels& kernels, std::size_t n_rows, std::size_t width,
+            bool floats) {
+    kernels_ = &kernels;
+    lanes_ = kernels.lanes();
     width_ = width;
     stride_ = simd::padded(width);
-    floats_ = slab.take<float>(n_rows * stride_);
-    tiles_ = slab.take<simd::ActivationTile>(n_rows * stride_ / simd::kTile);
+    token_bytes_ = simd::token_bytes(width);
+    floats_ = floats ? slab.take<float>(n_rows * stride_) : nullptr;
+    quantized_ = slab.take<std::uint8_t>(round_up(n_rows, lanes_) * token_bytes_);
   }
 
+  std::size_t lanes() const noexcept { return lanes_; }
   float* row(std::size_t i) const noexcept { return floats_ + i * stride_; }
 
-  // To be called when row(i) is complete, before it is multiplied with a quantised matrix.
-  void quantize_row(const simd::Kernels& kernels, std::size_t i) const {
-    kernels.quantize(row(i), width_, tiles_row(i));
+  // Row i, quantised alone.
+  std::uint8_t* token(std::size_t i) const noexcept { return quantized_ + i * token_bytes_; }
+
+  // The group that begins with row i, a multiple of lanes(); the next ones follow.
+  std::uint8_t* groups(std::size_t i) const noexcept { return token(i); }
+
+  // Quantises `values` as the columns [first, first + n) of row i. `grouped`: as a member of its
+  // group, else alone.
+  void quantize(const float* values, std::size_t first, std::size_t n, std::size_t i,
+                bool grouped) const {
+    if (grouped) {
+      kernels_->quantize(values, first, n, width_, groups(i - i % lanes_), lanes_, i % lanes_);
+    } else {
+      kernels_->quantize(values, first, n, width_, token(i), 1, 0);
+    }
   }
 
-  // Row i as simd::Kernels::matmul wants it for `w`.
-  const void* input(const simd::Matrix& w, std::size_t i) const noexcept {
-    if (block_format_info(w.format)->quantized) return tiles_row(i);
-    return row(i);
+  // To be called when row(i) is complete, before it is multiplied with a quantised matrix.
+  void quantize_row(std::size_t i, bool grouped) const { quantize(row(i), 0, width_, i, grouped); }
+
+  // Row i, read from its quantised form.
+  void dequantize_row(std::size_t i, bool grouped, float* out) const {
+    const std::size_t n = grouped ? lanes_ : 1;
+    const std::size_t token_in_group = grouped ? i % lanes_ : 0;
+    const std::uint8_t* tokens = token(i - token_in_group);
+    for (std::size_t c = 0; c < width_; ++c) {
+      const std::uint8_t* tile = tokens + c / simd::kTile * simd::kTokenTileBytes * n;
+      const std::size_t quad = c % simd::kTile / simd::kQuad;
+      const std::size_t block = c % simd::kTile / simd::kBlock;
+      out[c] = simd::tile_scale(tile, n)[block * n + token_in_group] *
+               simd::tile_q(tile)[(quad * n + token_in_group) * simd::kQuad + c % simd::kQuad];
+    }
   }
 
  private:
-  simd::ActivationTile* tiles_row(std::size_t i) const noexcept {
-    return tiles_ + i * (stride_ / simd::kTile);
-  }
-
+  const simd::Kernels* kernels_ = nullptr;
+  std::size_t lanes_ = 1;
   std::size_t width_ = 0;
   std::size_t stride_ = 0;
+  std::size_t token_bytes_ = 0;
   float* floats_ = nullptr;
-  simd::ActivationTile* tiles_ = nullptr;
+  std::uint8_t* quantized_ = nullptr;
 };
 
 // A chunk of a matrix product: this many rows of the weights.
-constexpr std::size_t kRowsPerChunk = 32;
+constexpr std::size_t kRowsPerChunk = simd::kMaxMatmulRows;
 
 constexpr std::size_t n_row_chunks(std::size_t rows) {
   return (rows + kRowsPerChunk - 1) / kRowsPerChunk;
 }
 
-// Multiplies the rows of chunk `chunk` of w with the activation rows row_of(0) .. row_of(n - 1) and
-// gives the results to sink(t, first_row, values, n_rows) for each t < n.
+// The rows of w in a chunk.
+struct RowRange {
+  std::size_t first;
+  std::size_t n;
+};
+inline RowRange chunk_rows(const simd::Matrix& w, std::size_t chunk) noexcept {
+  const std::size_t first = chunk * kRowsPerChunk;
+  return {first, w.rows - first < kRowsPerChunk ? w.rows - first : kRowsPerChunk};
+}
+
+// The results of one call of a kernel: token t's for the rows are at + t * kRowsPerChunk.
+struct Products {
+  alignas(64) float values[simd::kMaxMatmulTokens * kRowsPerChunk];
+
+  float* of(std::size_t t) noexcept { return values + t * kRowsPerChunk; }
+};
+
+// Activation rows that a matrix is multiplied with: row_of(0), row_of(1) ... of `x`; `groups` are the
+// same rows in groups, null if they are not.
+template <class RowOf>
+struct Inputs {
+  const Activations& x;
+  RowOf row_of;
+  const std::uint8_t* groups;
+
+  // Multiplies rows of w with the inputs [begin, begin + count), kMaxMatmulTokens at most.
+  void multiply(const simd::Kernels& kernels, const simd::Matrix& w, RowRange rows,
+                std::size_t begin, std::size_t count, Products& out) const {
+    const bool quantized = is_quantized(w);
+    if (quantized && groups != nullptr) {
+      return kernels.matmul_groups(w, rows.first, rows.n,
+                                   groups + begin * simd::token_bytes(w.cols), count, out.values);
+    }
+    const void* inputs[simd::kMaxMatmulTokens];
+    for (std::size_t t = 0; t < count; ++t) {
+      const std::size_t row = row_of(begin + t);
+      inputs[t] = quantized ? static_cast<const void*>(x.token(row)) : x.row(row);
+    }
+    kernels.matmul(w, rows.first, rows.n, inputs, count, out.values);
+  }
+};
+
+// The rows from `first` on, n of them, grouped if they are many.
+inline auto consecutive_rows(const Activations& x, std::size_t first, std::size_t n) {
+  const auto row_of = [first](std::size_t t) { return first + t; };
+  return Inputs<decltype(row_of)>{x, row_of, in_groups(n) ? x.groups(first) : nullptr};
+}
+
+// Calls body(begin, count) for n tokens in as many parts as kernels take at a time.
+template <class Body>
+void for_each_part(std::size_t n, const Body& body) {
+  for (std::size_t begin = 0; begin < n; begin += simd::kMaxMatmulTokens) {
+    body(begin, n - begin < simd::kMaxMatmulTokens ? n - begin : simd::kMaxMatmulTokens);
+  }
+}
+
+// Multiplies the rows of chunk `chunk` of w with n inputs and gives the results to
+// sink(t, first_row, values, n_rows) for each t < n.
 template <class RowOf, class Sink>
 void multiply_chunk(const simd::Kernels& kernels, const simd::Matrix& w, std::size_t chunk,
-                    const Activations& x, std::size_t n, const RowOf& row_of, const Sink& sink) {
-  const std::size_t first_row = chunk * kRowsPerChunk;
-  const std::size_t n_rows =
-      w.rows - first_row < kRowsPerChunk ? w.rows - first_row : kRowsPerChunk;
-  const void* inputs[simd::kMaxMatmulTokens];
-  alignas(64) float out[simd::kMaxMatmulTokens * kRowsPerChunk];
-  for (std::size_t begin = 0; begin < n; begin += simd::kMaxMatmulTokens) {
-    const std::size_t count =
-        n - begin < simd::kMaxMatmulTokens ? n - begin : simd::kMaxMatmulTokens;
-    for (std::size_t t = 0; t < count; ++t) inputs[t] = x.input(w, row_of(begin + t));
-    kernels.matmul(w, first_row, n_rows, inputs, count, out);
-    for (std::size_t t = 0; t < count; ++t) sink(begin + t, first_row, out + t * n_rows, n_rows);
-  }
+                    const Inputs<RowOf>& inputs, std::size_t n, const Sink& sink) {
+  const RowRange rows = chunk_rows(w, chunk);
+  Products products;
+  for_each_part(n, [&](std::size_t begin, std::size_t count) {
+    inputs.multiply(kernels, w, rows, begin, count, products);
+    for (std::size_t t = 0; t < count; ++t) sink(begin + t, rows.first, products.of(t), rows.n);
+  });
 }
 
 }  // namespace mixtral::detail
@@ -4787,6 +5175,7 @@ class Assignment {
     slot_row_ = slab.take<std::uint32_t>(n_rows * k);
     slot_weight_ = slab.take<float>(n_rows * k);
     begin_ = slab.take<std::uint32_t>(n_experts + 1);
+    place_ = slab.take<std::uint32_t>(n_experts);
     cursor_ = slab.take<std::uint32_t>(n_experts);
     active_ = slab.take<std::uint32_t>(n_experts);
   }
@@ -4795,13 +5184,19 @@ class Assignment {
   std::uint32_t* experts(std::size_t row) const noexcept { return experts_ + row * k_; }
   float* weights(std::size_t row) const noexcept { return weights_ + row * k_; }
 
-  // Sorts the pairs of n_rows rows by expert, rows in order within one: a counting sort.
-  void group(std::size_t n_rows) {
+  // Sorts the pairs of n_rows rows by expert, rows in order within one: a counting sort. Experts with
+  // many tokens get memory for them in groups of `lanes`.
+  void group(std::size_t n_rows, std::size_t lanes) {
     for (std::size_t e = 0; e <= n_experts_; ++e) begin_[e] = 0;
     for (std::size_t i = 0; i < n_rows * k_; ++i) ++begin_[experts_[i] + 1];
     n_active_ = 0;
+    std::size_t place = 0;
     for (std::size_t e = 0; e < n_experts_; ++e) {
-      if (begin_[e + 1] != 0) active_[n_active_++] = static_cast<std::uint32_t>(e);
+      const std::size_t count = begin_[e + 1];
+      if (count != 0) active_[n_active_++] = static_cast<std::uint32_t>(e);
+      if (in_groups(count)) place = round_up(place, lanes);
+      place_[e] = static_cast<std::uint32_t>(place);
+      place += in_groups(count) ? round_up(count, lanes) : count;
       begin_[e + 1] += begin_[e];
       cursor_[e] = begin_[e];
     }
@@ -4821,6 +5216,15 @@ class Assignment {
   std::size_t count(std::size_t expert) const noexcept {
     return begin_[expert + 1] - begin_[expert];
   }
+  // Where the expert's tokens lie among all experts' activations: place + t, with gaps.
+  std::size_t place(std::size_t expert) const noexcept { return place_[expert]; }
+  // How many places there are at most for n_rows rows.
+  static std::size_t n_places(std::size_t n_rows, std::size_t n_experts, std::size_t k,
+                              std::size_t lanes) noexcept {
+    const std::size_t n_slots = n_rows * k;
+    const std::size_t most_grouped = n_slots / kMinGroupedTokens;
+    return n_slots + 2 * lanes * (most_grouped < n_experts ? most_grouped : n_experts);
+  }
   std::size_t slot_row(std::size_t slot) const noexcept { return slot_row_[slot]; }
   float slot_weight(std::size_t slot) const noexcept { return slot_weight_[slot]; }
 
@@ -4833,6 +5237,7 @@ class Assignment {
   std::uint32_t* slot_row_ = nullptr;
   float* slot_weight_ = nullptr;
   std::uint32_t* begin_ = nullptr;   // [n_experts + 1]
+  std::uint32_t* place_ = nullptr;   // [n_experts]
   std::uint32_t* cursor_ = nullptr;  // [n_experts]
   std::uint32_t* active_ = nullptr;  // experts with at least one token
 };
@@ -4858,15 +5263,19 @@ class ForwardPass {
     const std::size_t k = config.n_experts_used;
     rows_ = slab.take<PassRow>(max_rows);
     x_ = slab.take<float>(max_rows * config.dim);
-    normed_.take(slab, max_rows, config.dim);
+    normed_.take(slab, kernels(), max_rows, config.dim, true);
     qkv_ = slab.take<float>(max_rows * qkv_width());
     cos2_ = slab.take<float>(max_rows * config.head_size);
     sin2_ = slab.take<float>(max_rows * config.head_size);
-    attention_.take(slab, max_rows, config.q_dim());
+    attention_.take(slab, kernels(), max_rows, config.q_dim(), true);
     router_logits_ = slab.take<float>(max_rows * config.n_experts);
     assignment_.take(slab, max_rows, config.n_experts, k);
-    hidden_.take(slab, max_rows * k, config.hidden_dim);
-    final_.take(slab, kLogitRows, config.dim);
+    const std::size_t places =
+        Assignment::n_places(max_rows, config.n_experts, k, kernels().lanes());
+    expert_inputs_.take(slab, kernels(), in_groups(max_rows) ? places : 0, config.dim, false);
+    hidden_.take(slab, kernels(), places, config.hidden_dim, has_float_w2());
+    shown_ = slab.take<float>(config.hidden_dim);
+    final_.take(slab, kernels(), kLogitRows, config.dim, true);
     logits_ = slab.take<float>(kLogitRows * config.vocab_size);
   }
 
@@ -4894,8 +5303,8 @@ class ForwardPass {
       case Stage::qkv: return n_row_chunks(config.q_dim()) + 2 * n_row_chunks(config.kv_dim());
       case Stage::attention: return n_rows_ * config.n_kv_heads;
       case Stage::attention_output: return n_row_chunks(config.dim);
+      case Stage::experts_pack: return assignment_.n_active();
       case Stage::experts_up: return assignment_.n_active() * n_row_chunks(config.hidden_dim);
-      case Stage::experts_quantize: return n_rows_ * config.n_experts_used;
       case Stage::experts_down: return n_row_chunks(config.dim);
       case Stage::final_norm: return n_logit_rows_;
       case Stage::output: return n_row_chunks(config.vocab_size);
@@ -4908,15 +5317,15 @@ class ForwardPass {
   void run_chunk(std::size_t i) const {
     switch (stage_) {
       case Stage::embed: return embed(i);
-      case Stage::attention_norm: return normalize(i, layer().attention_norm);
+      case Stage::attention_norm: return normalize(i, layer().attention_norm, in_groups(n_rows_));
       case Stage::qkv: return qkv(i);
       case Stage::cache: return rotate_and_cache(i);
       case Stage::attention: return attend(i);
-      case Stage::attention_quantize: return attention_.quantize_row(kernels(), i);
+      case Stage::attention_quantize: return attention_.quantize_row(i, in_groups(n_rows_));
       case Stage::attention_output: return attention_output(i);
       case Stage::router: return route(i);
+      case Stage::experts_pack: return experts_pack(i);
       case Stage::experts_up: return experts_up(i);
-      case Stage::experts_quantize: return hidden_.quantize_row(kernels(), i);
       case Stage::experts_down: return experts_down(i);
       case Stage::final_norm: return final_norm(i);
       case Stage::output: return output(i);
@@ -4954,8 +5363,8 @@ class ForwardPass {
       case Stage::attention_output: return Part::projections;
       case Stage::attention: return Part::attention;
       case Stage::router: return Part::router;
+      case Stage::experts_pack:
       case Stage::experts_up:
-      case Stage::experts_quantize:
       case Stage::experts_down: return Part::experts;
       case Stage::final_norm:
       case Stage::output:
@@ -4978,8 +5387,8 @@ class ForwardPass {
     attention_quantize,
     attention_output,
     router,
+    experts_pack,
     experts_up,
-    experts_quantize,
     experts_down,
     final_norm,
     output,
@@ -5011,10 +5420,10 @@ class ForwardPass {
     }
   }
 
-  void normalize(std::size_t row, const float* weight) const {
+  void normalize(std::size_t row, const float* weight, bool grouped) const {
     kernels().rms_norm(x(row), weight, model_->config.norm_epsilon, model_->config.dim,
                        normed_.row(row));
-    normed_.quantize_row(kernels(), row);
+    normed_.quantize_row(row, grouped);
   }
 
   // Chunks of wq first, then wk, then wv.
@@ -5028,16 +5437,16 @@ class ForwardPass {
       w = after;
     }
     const bool halves = model_->config.head_order == HeadOrder::halves && w != &layer().wv;
-    multiply_chunk(
-        kernels(), *w, chunk, normed_, n_rows_, [](std::size_t t) { return t; },
-        [&](std::size_t t, std::size_t first, const float* values, std::size_t n) {
-          float* out = qkv_row(t) + offset;
-          if (!halves) {
-            std::memcpy(out + first, values, n * sizeof(float));
-            return;
-          }
-          for (std::size_t i = 0; i < n; ++i) out[interleaved_row(first + i)] = values[i];
-        });
+    multiply_chunk(kernels(), *w, chunk, consecutive_rows(normed_, 0, n_rows_), n_rows_,
+                   [&](std::size_t t, std::size_t first, const float* values, std::size_t n) {
+                     float* out = qkv_row(t) + offset;
+                     if (!halves) {
+                       std::memcpy(out + first, values, n * sizeof(float));
+                       return;
+                     }
+                     for (std::size_t i = 0; i < n; ++i)
+                       out[interleaved_row(first + i)] = values[i];
+                   });
   }
 
   // Where row `row` of a wq or wk in the order HeadOrder::halves belongs.
@@ -5084,30 +5493,35 @@ class ForwardPass {
   }
 
   void attention_output(std::size_t chunk) const {
-    multiply_chunk(
-        kernels(), layer().wo, chunk, attention_, n_rows_, [](std::size_t t) { return t; },
-        [&](std::size_t t, std::size_t first, const float* values, std::size_t n) {
-          kernels().add_scaled(1.0f, values, n, x(t) + first);
-        });
+    multiply_chunk(kernels(), layer().wo, chunk, consecutive_rows(attention_, 0, n_rows_), n_rows_,
+                   [&](std::size_t t, std::size_t first, const float* values, std::size_t n) {
+                     kernels().add_scaled(1.0f, values, n, x(t) + first);
+                   });
   }
 
   void route(std::size_t row) const {
     const Config& config = model_->config;
-    normalize(row, layer().ffn_norm);
+    normalize(row, layer().ffn_norm, false);
     if (!config.has_router()) {
       assignment_.experts(row)[0] = 0;
       assignment_.weights(row)[0] = 1.0f;
       return;
     }
     float* logits = router_logits_ + row * config.n_experts;
-    const void* input = normed_.input(layer().router, row);
-    kernels().matmul(layer().router, 0, config.n_experts, &input, 1, logits);
+    const auto this_row = [row](std::size_t) { return row; };
+    for (std::size_t chunk = 0; chunk < n_row_chunks(config.n_experts); ++chunk) {
+      multiply_chunk(kernels(), layer().router, chunk,
+                     Inputs<decltype(this_row)>{normed_, this_row, nullptr}, 1,
+                     [&](std::size_t, std::size_t first, const float* values, std::size_t n) {
+                       std::memcpy(logits + first, values, n * sizeof(float));
+                     });
+    }
     select_experts(logits, config.n_experts, config.n_experts_used, assignment_.experts(row),
                    assignment_.weights(row));
   }
 
   void finish_router() {
-    assignment_.group(n_rows_);
+    assignment_.group(n_rows_, normed_.lanes());
     if (observer_ == nullptr || !model_->config.has_router()) return;
     const std::size_t k = model_->config.n_experts_used;
     for (std::size_t row = 0; row < n_rows_; ++row) {
@@ -5140,7 +5554,7 @@ class ForwardPass {
           for (std::size_t t = 0; t < assignment_.count(e); ++t) {
             const std::size_t slot = assignment_.begin(e) + t;
             show(Role::w1, e, normed_.row(assignment_.slot_row(slot)), config.dim);
-            show(Role::w2, e, hidden_.row(slot), config.hidden_dim);
+            show(Role::w2, e, hidden_row(e, t), config.hidden_dim);
           }
         }
         return;
@@ -5153,22 +5567,67 @@ class ForwardPass {
     }
   }
 
-  // hidden = silu(w1 x) * w3 x for the tokens of one expert.
+  // What w2 of an expert is multiplied with for its token t.
+  const float* hidden_row(std::size_t e, std::size_t t) const {
+    const std::size_t place = assignment_.place(e) + t;
+    if (!is_quantized(layer().experts[e].w2)) return hidden_.row(place);
+    hidden_.dequantize_row(place, in_groups(assignment_.count(e)), shown_);
+    return shown_;
+  }
+
+  bool has_float_w2() const noexcept {
+    for (std::size_t l = 0; l < model_->config.n_layers; ++l) {
+      for (std::size_t e = 0; e < model_->config.n_experts; ++e) {
+        if (!is_quantized(model_->weights.layers[l].experts[e].w2)) return true;
+      }
+    }
+    return false;
+  }
+
+  // Brings an expert's tokens together, if they are many.
+  void experts_pack(std::size_t active) const {
+    const std::size_t e = assignment_.active(active);
+    const std::size_t count = assignment_.count(e);
+    const ExpertWeights& expert = layer().experts[e];
+    if (!in_groups(count) || (!is_quantized(expert.w1) && !is_quantized(expert.w3))) return;
+    const std::size_t lanes = normed_.lanes();
+    for (std::size_t t = 0; t < count; t += lanes) {
+      const std::uint8_t* tokens[16];
+      const std::size_t n = std::min(lanes, count - t);
+      for (std::size_t i = 0; i < n; ++i) {
+        tokens[i] = normed_.token(assignment_.slot_row(assignment_.begin(e) + t + i));
+      }
+      kernels().pack(tokens, n, model_->config.dim,
+                     expert_inputs_.groups(assignment_.place(e) + t));
+    }
+  }
+
+  // hidden = silu(w1 x) * w3 x for the tokens of one expert, at once in the form that w2 wants.
   void experts_up(std::size_t chunk) const {
     const std::size_t chunks = n_row_chunks(model_->config.hidden_dim);
     const std::size_t e = assignment_.active(chunk / chunks);
     const ExpertWeights& expert = layer().experts[e];
     const std::size_t begin = assignment_.begin(e);
+    const std::size_t place = assignment_.place(e);
+    const std::size_t n = assignment_.count(e);
     const auto row_of = [&](std::size_t t) { return assignment_.slot_row(begin + t); };
-    const std::size_t count = assignment_.count(e);
-    multiply_chunk(kernels(), expert.w1, chunk % chunks, normed_, count, row_of,
-                   [&](std::size_t t, std::size_t first, const float* gate, std::size_t n) {
-                     std::memcpy(hidden_.row(begin + t) + first, gate, n * sizeof(float));
-                   });
-    multiply_chunk(kernels(), expert.w3, chunk % chunks, normed_, count, row_of,
-                   [&](std::size_t t, std::size_t first, const float* up, std::size_t n) {
-                     kernels().swiglu(hidden_.row(begin + t) + first, up, n);
-                   });
+    const Inputs<decltype(row_of)> inputs{normed_, row_of,
+                                          in_groups(n) ? expert_inputs_.groups(place) : nullptr};
+    const RowRange rows = chunk_rows(expert.w1, chunk % chunks);
+    Products gate, up;
+    for_each_part(n, [&](std::size_t first, std::size_t count) {
+      inputs.multiply(kernels(), expert.w1, rows, first, count, gate);
+      inputs.multiply(kernels(), expert.w3, rows, first, count, up);
+      for (std::size_t t = 0; t < count; ++t) {
+        kernels().swiglu(gate.of(t), up.of(t), rows.n);
+        if (is_quantized(expert.w2)) {
+          hidden_.quantize(gate.of(t), rows.first, rows.n, place + first + t, in_groups(n));
+        } else {
+          std::memcpy(hidden_.row(place + first + t) + rows.first, gate.of(t),
+                      rows.n * sizeof(float));
+        }
+      }
+    });
   }
 
   // x += weight * (w2 hidden), one expert after the other in the order of their numbers.
@@ -5176,11 +5635,12 @@ class ForwardPass {
     for (std::size_t i = 0; i < assignment_.n_active(); ++i) {
       const std::size_t e = assignment_.active(i);
       const std::size_t begin = assignment_.begin(e);
+      const std::size_t n = assignment_.count(e);
       multiply_chunk(
-          kernels(), layer().experts[e].w2, chunk, hidden_, assignment_.count(e),
-          [&](std::size_t t) { return begin + t; },
-          [&](std::size_t t, std::size_t first, const float* values, std::size_t n) {
-            kernels().add_scaled(assignment_.slot_weight(begin + t), values, n,
+          kernels(), layer().experts[e].w2, chunk,
+          consecutive_rows(hidden_, assignment_.place(e), n), n,
+          [&](std::size_t t, std::size_t first, const float* values, std::size_t n_values) {
+            kernels().add_scaled(assignment_.slot_weight(begin + t), values, n_values,
                                  x(assignment_.slot_row(begin + t)) + first);
           });
     }
@@ -5199,17 +5659,16 @@ class ForwardPass {
   void final_norm(std::size_t i) const {
     kernels().rms_norm(x(logit_rows_[i]), model_->weights.output_norm, model_->config.norm_epsilon,
                        model_->config.dim, final_.row(i));
-    final_.quantize_row(kernels(), i);
+    final_.quantize_row(i, in_groups(n_logit_rows_));
   }
 
   void output(std::size_t chunk) const {
     const std::size_t vocab_size = model_->config.vocab_size;
-    multiply_chunk(
-        kernels(), model_->weights.output, chunk, final_, n_logit_rows_,
-        [](std::size_t t) { return t; },
-        [&](std::size_t t, std::size_t first, const float* values, std::size_t n) {
-          std::memcpy(logits_ + t * vocab_size + first, values, n * sizeof(float));
-        });
+    multiply_chunk(kernels(), model_->weights.output, chunk,
+                   consecutive_rows(final_, 0, n_logit_rows_), n_logit_rows_,
+                   [&](std::size_t t, std::size_t first, const float* values, std::size_t n) {
+                     std::memcpy(logits_ + t * vocab_size + first, values, n * sizeof(float));
+                   });
   }
 
   void finish_logits() {
@@ -5242,9 +5701,11 @@ class ForwardPass {
   Activations attention_;           // output of attention, [row][q_dim]
   float* router_logits_ = nullptr;  // [row][n_experts]
   Assignment assignment_;
-  Activations hidden_;       // inside the experts, [slot][hidden_dim]
-  Activations final_;        // input of the output matrix, [logit row][dim]
-  float* logits_ = nullptr;  // [logit row][vocab_size]
+  Activations expert_inputs_;  // normed_ in groups for the experts, [place][dim]
+  Activations hidden_;         // inside the experts, [place][hidden_dim]
+  float* shown_ = nullptr;     // a row of hidden_ for an observer
+  Activations final_;          // input of the output matrix, [logit row][dim]
+  float* logits_ = nullptr;    // [logit row][vocab_size]
   const float* last_logits_ = nullptr;
 };
 

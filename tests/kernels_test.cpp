@@ -6,7 +6,6 @@
 
 using namespace support;
 using mixtral::BlockFormat;
-using mixtral::simd::ActivationTile;
 using mixtral::simd::Kernels;
 using mixtral::simd::Matrix;
 
@@ -352,89 +351,154 @@ TEST_CASE("kernels: half precision is exact for all 65536 values") {
   }
 }
 
+// Activations quantised as kernels want them; aligned as the library's are.
+struct Quantized {
+  std::size_t cols = 0;
+  std::vector<std::uint8_t> memory;
+  std::uint8_t* data = nullptr;
+
+  Quantized(std::size_t n_tokens, std::size_t n_cols)
+      : cols(n_cols), memory(n_tokens * mixtral::simd::token_bytes(n_cols) + 64) {
+    auto address = reinterpret_cast<std::uintptr_t>(memory.data());
+    data = memory.data() + (64 - address % 64);
+  }
+  std::uint8_t* tile(std::size_t i) const { return data + i * mixtral::simd::kTokenTileBytes; }
+  double scale(std::size_t c) const {
+    return static_cast<double>(mixtral::simd::tile_scale(tile(c / 256), 1)[c % 256 / 32]);
+  }
+  int q(std::size_t c) const { return mixtral::simd::tile_q(tile(c / 256))[c % 256]; }
+  int q_sum(std::size_t c) const {
+    return mixtral::simd::tile_q_sum(tile(c / 256), 1)[c / 16 % 2 * 8 + c % 256 / 32];
+  }
+};
+
+constexpr std::size_t kOutRows = mixtral::simd::kMaxMatmulRows;
+
+// Room for the results of kernels.
+struct Results {
+  std::vector<float> memory;
+  float* values;
+
+  Results() : memory(mixtral::simd::kMaxMatmulTokens * kOutRows + 16) {
+    const auto address = reinterpret_cast<std::uintptr_t>(memory.data());
+    values = memory.data() + (64 - address % 64) / 4;
+  }
+  float at(std::size_t token, std::size_t row) const { return values[token * kOutRows + row]; }
+};
+
+// Some rows of a random matrix times some tokens: against the definition, one token and row alone
+// against many, in both layouts of the tokens.
+void check_products(const mixtral::detail::BlockFormatEntry& entry, std::size_t rows,
+                    std::size_t cols, std::size_t n_tokens) {
+  CAPTURE(rows);
+  CAPTURE(cols);
+  CAPTURE(n_tokens);
+  const RandomMatrix w(entry.format, rows + 1, cols, 11);
+  const std::size_t padded = mixtral::simd::padded(cols);
+  std::mt19937 random(2);
+  std::normal_distribution<float> normal;
+  std::vector<std::vector<float>> x(n_tokens, std::vector<float>(padded, 0.0f));
+  for (auto& row : x) {
+    for (std::size_t c = 0; c < cols; ++c) row[c] = normal(random);
+  }
+  for (std::size_t c = 0; c < 64; ++c) x[0][c] = 0.0f;  // blocks of zeros
+  std::vector<float> first_target;
+  for (const Kernels* kernels : all_kernels()) {
+    CAPTURE(std::string(kernels->target));
+    const std::size_t lanes = kernels->lanes();
+    std::vector<Quantized> alone;
+    const std::size_t n_groups = (n_tokens + lanes - 1) / lanes;
+    const Quantized groups(n_groups * lanes, cols), packed(n_groups * lanes, cols);
+    std::vector<const void*> inputs;
+    std::vector<const std::uint8_t*> tokens;
+    for (std::size_t t = 0; t < n_tokens; ++t) {
+      alone.emplace_back(1, cols);
+      kernels->quantize(x[t].data(), 0, cols, cols, alone[t].data, 1, 0);
+      // The same in two pieces.
+      std::uint8_t* group = groups.data + t / lanes * lanes * mixtral::simd::token_bytes(cols);
+      kernels->quantize(x[t].data(), 0, 96, cols, group, lanes, t % lanes);
+      kernels->quantize(x[t].data() + 96, 96, cols - 96, cols, group, lanes, t % lanes);
+      inputs.push_back(entry.info.quantized ? static_cast<const void*>(alone[t].data)
+                                            : static_cast<const void*>(x[t].data()));
+      tokens.push_back(alone[t].data);
+    }
+    for (std::size_t t = 0; t < n_tokens; t += lanes) {
+      kernels->pack(tokens.data() + t, std::min(lanes, n_tokens - t), cols,
+                    packed.data + t * mixtral::simd::token_bytes(cols));
+    }
+    Results out, one, grouped;
+    kernels->matmul(w.matrix, 1, rows, inputs.data(), n_tokens, out.values);
+    for (std::size_t t = 0; t < n_tokens; ++t) {
+      for (std::size_t r = 0; r < rows; ++r) {
+        double expected = 0.0;
+        double magnitude = 1e-6;
+        for (std::size_t c = 0; c < cols; ++c) {
+          const double activation = entry.info.quantized ? alone[t].scale(c) * alone[t].q(c)
+                                                         : static_cast<double>(x[t][c]);
+          expected += w.values[r + 1][c] * activation;
+          magnitude += std::abs(w.values[r + 1][c] * activation);
+        }
+        // Offsets are up to 32 times a quant's step and are subtracted in float.
+        CHECK(std::abs(static_cast<double>(out.at(t, r)) - expected) <= 4e-6 * magnitude);
+        // Alone, a row and token give the very same bits.
+        kernels->matmul(w.matrix, 1 + r, 1, &inputs[t], 1, one.values);
+        CHECK(one.at(0, 0) == out.at(t, r));
+      }
+    }
+    for (const Quantized* together : {&groups, &packed}) {
+      if (!entry.info.quantized) break;
+      kernels->matmul_groups(w.matrix, 1, rows, together->data, n_tokens, grouped.values);
+      std::size_t different = 0;
+      for (std::size_t t = 0; t < n_tokens; ++t) {
+        for (std::size_t r = 0; r < rows; ++r) different += grouped.at(t, r) != out.at(t, r);
+      }
+      CHECK(different == 0);
+    }
+    std::vector<float> results;
+    double largest = 0.0;
+    for (std::size_t t = 0; t < n_tokens; ++t) {
+      for (std::size_t r = 0; r < rows; ++r) {
+        results.push_back(out.at(t, r));
+        largest = std::max(largest, std::abs(static_cast<double>(out.at(t, r))));
+      }
+    }
+    if (first_target.empty()) first_target = results;
+    CHECK(max_difference(results, first_target) <= 1e-5 * largest);
+  }
+}
+
 TEST_CASE("kernels: multiplying directly equals decoding, then multiplying") {
   for (const auto& entry : mixtral::detail::kBlockFormats) {
     CAPTURE(std::string(entry.info.name));
-    for (const std::size_t cols : {256u, 1024u, entry.info.block_size == 256 ? 512u : 416u}) {
-      const std::size_t rows = 5;
-      const std::size_t n_tokens = 7;
-      const RandomMatrix w(entry.format, rows, cols, 11);
-      const std::size_t padded = mixtral::simd::padded(cols);
-      std::mt19937 random(2);
-      std::normal_distribution<float> normal;
-      std::vector<std::vector<float>> x(n_tokens, std::vector<float>(padded, 0.0f));
-      for (auto& row : x) {
-        for (std::size_t c = 0; c < cols; ++c) row[c] = normal(random);
-      }
-      for (std::size_t c = 0; c < 64; ++c) x[1][c] = 0.0f;  // blocks of zeros
-      std::vector<float> first_target;
-      for (const Kernels* kernels : all_kernels()) {
-        CAPTURE(std::string(kernels->target));
-        std::vector<std::vector<ActivationTile>> tiles(n_tokens);
-        std::vector<const void*> inputs;
-        std::vector<std::vector<double>> used(n_tokens);  // the activations as multiplied
-        for (std::size_t t = 0; t < n_tokens; ++t) {
-          tiles[t].resize(padded / 256);
-          kernels->quantize(x[t].data(), cols, tiles[t].data());
-          for (std::size_t c = 0; c < cols; ++c) {
-            const ActivationTile& tile = tiles[t][c / 256];
-            const double q = static_cast<double>(tile.scale[c % 256 / 32]) * tile.q[c % 256];
-            used[t].push_back(entry.info.quantized ? q : static_cast<double>(x[t][c]));
-          }
-          inputs.push_back(entry.info.quantized ? static_cast<const void*>(tiles[t].data())
-                                                : static_cast<const void*>(x[t].data()));
-        }
-        std::vector<float> out(n_tokens * (rows - 1));
-        kernels->matmul(w.matrix, 1, rows - 1, inputs.data(), n_tokens, out.data());
-        for (std::size_t t = 0; t < n_tokens; ++t) {
-          for (std::size_t r = 0; r < rows - 1; ++r) {
-            double expected = 0.0;
-            double magnitude = 1e-6;
-            for (std::size_t c = 0; c < cols; ++c) {
-              expected += w.values[r + 1][c] * used[t][c];
-              magnitude += std::abs(w.values[r + 1][c] * used[t][c]);
-            }
-            // Offsets are up to 32 times a quant's step and are subtracted in float.
-            CHECK(std::abs(static_cast<double>(out[t * (rows - 1) + r]) - expected) <=
-                  4e-6 * magnitude);
-            // Alone, a row and token give the very same bits.
-            float alone;
-            kernels->matmul(w.matrix, 1 + r, 1, &inputs[t], 1, &alone);
-            CHECK(alone == out[t * (rows - 1) + r]);
-          }
-        }
-        if (first_target.empty()) first_target = out;
-        double largest = 0.0;
-        for (const float v : out) largest = std::max(largest, std::abs(static_cast<double>(v)));
-        CHECK(max_difference(out, first_target) <= 1e-5 * largest);
-      }
-    }
+    check_products(entry, 4, 256, 7);
+    check_products(entry, 19, 1024, 3);
+    check_products(entry, 32, 512, 37);
+    if (entry.info.block_size < 256) check_products(entry, 9, 416, 1);
   }
 }
 
 TEST_CASE("kernels: quantised activations are within half a step, sums included") {
   std::mt19937 random(4);
   std::normal_distribution<float> normal(0.0f, 3.0f);
-  std::vector<float> x(512, 0.0f);
-  for (std::size_t i = 0; i < 300; ++i) x[i] = normal(random);
+  std::vector<float> x(300);
+  for (float& v : x) v = normal(random);
   for (std::size_t i = 64; i < 96; ++i) x[i] = 0.0f;
   x[100] = 1e30f;
   x[140] = -1e-30f;
   for (const Kernels* kernels : all_kernels()) {
     CAPTURE(std::string(kernels->target));
-    std::vector<ActivationTile> tiles(2);
-    kernels->quantize(x.data(), 300, tiles.data());
+    const Quantized token(1, 300);
+    std::memset(token.data, 0x55, mixtral::simd::token_bytes(300));  // the end is cleared
+    kernels->quantize(x.data(), 0, 300, 300, token.data, 1, 0);
     for (std::size_t i = 0; i < 512; ++i) {
-      const ActivationTile& tile = tiles[i / 256];
-      const double scale = static_cast<double>(tile.scale[i % 256 / 32]);
-      CHECK(std::abs(scale * tile.q[i % 256] - static_cast<double>(x[i])) <= scale * 0.5001);
-      CHECK(tile.q[i % 256] >= -127);
+      const double value = i < 300 ? static_cast<double>(x[i]) : 0.0;
+      CHECK(std::abs(token.scale(i) * token.q(i) - value) <= token.scale(i) * 0.5001);
+      CHECK(token.q(i) >= -127);
     }
-    for (std::size_t g = 0; g < 32; ++g) {
-      double sum = 0.0;
-      for (std::size_t i = 0; i < 16; ++i) sum += tiles[g / 16].q[g % 16 * 16 + i];
-      const double expected = sum * static_cast<double>(tiles[g / 16].scale[g % 16 / 2]);
-      CHECK(static_cast<double>(tiles[g / 16].sum[g % 16]) == doctest::Approx(expected));
+    for (std::size_t begin = 0; begin < 512; begin += 16) {
+      int sum = 0;
+      for (std::size_t i = 0; i < 16; ++i) sum += token.q(begin + i);
+      CHECK(token.q_sum(begin) == sum);
     }
   }
 }
@@ -448,13 +512,13 @@ TEST_CASE(
   x[41] = -inf;
   for (const Kernels* kernels : all_kernels()) {
     CAPTURE(std::string(kernels->target));
-    ActivationTile tile;
-    kernels->quantize(x.data(), 256, &tile);
-    CHECK(tile.q[3] == 0);
-    CHECK(tile.q[40] == 0);
-    CHECK(std::isinf(tile.scale[40 / 32]));
-    CHECK(tile.q[100] == 127);
-    for (const auto q : tile.q) CHECK(q >= -127);
+    const Quantized token(1, 256);
+    kernels->quantize(x.data(), 0, 256, 256, token.data, 1, 0);
+    CHECK(token.q(3) == 0);
+    CHECK(token.q(40) == 0);
+    CHECK(std::isinf(token.scale(40)));
+    CHECK(token.q(100) == 127);
+    for (std::size_t i = 0; i < 256; ++i) CHECK(token.q(i) >= -127);
   }
 }
 
@@ -470,15 +534,18 @@ TEST_CASE("kernels: extreme 8-bit values do not overflow") {
       }
     }
     const Matrix w{data.data(), data.size(), 1, 256, BlockFormat::q8_0};
-    std::vector<float> x(256, 127.0f);
+    const std::vector<float> x(256, 127.0f);
     for (const Kernels* kernels : all_kernels()) {
       CAPTURE(std::string(kernels->target));
-      ActivationTile tile;
-      kernels->quantize(x.data(), 256, &tile);
-      const void* input = &tile;
-      float out;
-      kernels->matmul(w, 0, 1, &input, 1, &out);
-      CHECK(out == doctest::Approx(256.0 * 127.0 * extreme));
+      const Quantized group(kernels->lanes(), 256);
+      kernels->quantize(x.data(), 0, 256, 256, group.data, 1, 0);
+      const void* input = group.data;
+      Results out;
+      kernels->matmul(w, 0, 1, &input, 1, out.values);
+      CHECK(out.at(0, 0) == doctest::Approx(256.0 * 127.0 * extreme));
+      kernels->quantize(x.data(), 0, 256, 256, group.data, kernels->lanes(), 0);
+      kernels->matmul_groups(w, 0, 1, group.data, 1, out.values);
+      CHECK(out.at(0, 0) == doctest::Approx(256.0 * 127.0 * extreme));
     }
   }
 }

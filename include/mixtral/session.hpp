@@ -24,7 +24,7 @@ struct SessionOptions {
   std::uint32_t context = 0;
   // Tokens evaluated in one pass over the weights; more is faster on long prompts and takes more
   // memory.
-  std::uint32_t batch = 256;
+  std::uint32_t batch = 512;
   // Threads to use; the default runs everything on the calling thread.
   Executor executor;
 };

@@ -11,7 +11,7 @@ HWY_INLINE void unpack_levels_16(const std::uint8_t* nibbles, std::int8_t* q) {
                                                          1,    13,   25,  38,  53,  69,  89,  113};
   const hn::CappedTag<std::uint8_t, 16> d;
   const hn::RebindToSigned<decltype(d)> di;
-  const auto levels = hn::BitCast(d, hn::LoadDup128(di, kLevel));
+  const auto levels = signed_quants(d, hn::BitCast(d, hn::LoadDup128(di, kLevel)));
   const auto packed = hn::LoadU(d, nibbles);
   store_quants(hn::TableLookupBytes(levels, hn::And(packed, hn::Set(d, 0x0f))), d, q);
   store_quants(hn::TableLookupBytes(levels, hn::ShiftRight<4>(packed)), d, q + 16);
@@ -25,12 +25,12 @@ struct Iq4_Nl {
   static constexpr std::size_t kScaleColumns = 32;
 
   static HWY_INLINE void unpack_block(const std::uint8_t* block, std::size_t first,
-                                      QuantTile& tile) {
+                                      const TileRow& tile) {
     set_scale<32>(tile, first, half_to_float(block));
     unpack_levels_16(block + 2, tile.q + first);
   }
 
-  static HWY_INLINE void unpack(const std::uint8_t* data, std::size_t n_cols, QuantTile& tile) {
+  static HWY_INLINE void unpack(const std::uint8_t* data, std::size_t n_cols, const TileRow& tile) {
     unpack_small_blocks<Iq4_Nl>(data, n_cols / 32, tile);
   }
 };

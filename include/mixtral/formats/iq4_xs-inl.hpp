@@ -14,7 +14,7 @@ struct Iq4_Xs {
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
 
-  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, QuantTile& tile) {
+  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
     const float d_scale = half_to_float(block);
     const unsigned top_bits = block[2] | static_cast<unsigned>(block[3]) << 8;
     for (std::size_t s = 0; s < 8; ++s) {

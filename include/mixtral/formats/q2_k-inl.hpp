@@ -14,7 +14,7 @@ struct Q2_K {
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 16;
 
-  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, QuantTile& tile) {
+  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
     std::uint8_t scales[16], mins[16];
     const hn::CappedTag<std::uint8_t, 16> d16;
     for (std::size_t s = 0; s < 16; s += hn::Lanes(d16)) {
@@ -22,8 +22,8 @@ struct Q2_K {
       hn::StoreU(hn::And(packed, hn::Set(d16, 0x0f)), d16, scales + s);
       hn::StoreU(hn::ShiftRight<4>(packed), d16, mins + s);
     }
-    multiply_bytes(scales, 16, half_to_float(block + 80), tile.factors);
-    multiply_bytes(mins, 16, half_to_float(block + 82), tile.factors + 16);
+    multiply_16_bytes(scales, half_to_float(block + 80), tile.scales);
+    multiply_16_bytes(mins, half_to_float(block + 82), tile.offsets);
     for (std::size_t half = 0; half < 2; ++half) {
       const std::uint8_t* qs = block + 16 + half * 32;
       std::int8_t* q = tile.q + half * 128;

@@ -15,7 +15,7 @@ struct Q3_K {
   static constexpr int kZero = 4;
   static constexpr std::size_t kScaleColumns = 16;
 
-  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, QuantTile& tile) {
+  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
     // The low nibbles of scales 0..7 and 8..15, and two more bits for each.
     const std::uint32_t low0 = load_u32(block + 96);
     const std::uint32_t low1 = load_u32(block + 100);
@@ -29,7 +29,7 @@ struct Q3_K {
     std::int8_t scales[16];
     std::memcpy(scales, words, sizeof scales);
     for (std::int8_t& scale : scales) scale = static_cast<std::int8_t>(scale - 32);
-    multiply_bytes(scales, 16, half_to_float(block + 108), tile.factors);
+    multiply_16_bytes(scales, half_to_float(block + 108), tile.scales);
     for_32_bytes([&](auto d, std::size_t i) HWY_ATTR {
       const auto three = hn::Set(d, 3);
       const auto four = hn::Set(d, 4);

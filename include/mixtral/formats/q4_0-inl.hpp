@@ -21,12 +21,12 @@ struct Q4_0 {
   static constexpr std::size_t kScaleColumns = 32;
 
   static HWY_INLINE void unpack_block(const std::uint8_t* block, std::size_t first,
-                                      QuantTile& tile) {
+                                      const TileRow& tile) {
     set_scale<32>(tile, first, half_to_float(block));
     unpack_nibbles_16(block + 2, tile.q + first);
   }
 
-  static HWY_INLINE void unpack(const std::uint8_t* data, std::size_t n_cols, QuantTile& tile) {
+  static HWY_INLINE void unpack(const std::uint8_t* data, std::size_t n_cols, const TileRow& tile) {
     unpack_small_blocks<Q4_0>(data, n_cols / 32, tile);
   }
 };

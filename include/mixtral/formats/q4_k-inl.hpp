@@ -9,7 +9,7 @@ namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
 // Sets the scales and offsets of a Q4_K or Q5_K block, which begin alike.
-HWY_INLINE void unpack_scales_and_mins(const std::uint8_t* block, QuantTile& tile) {
+HWY_INLINE void unpack_scales_and_mins(const std::uint8_t* block, const TileRow& tile) {
   const std::uint32_t low_scales = load_u32(block + 4);
   const std::uint32_t low_mins = load_u32(block + 8);
   const std::uint32_t nibbles = load_u32(block + 12);
@@ -21,8 +21,8 @@ HWY_INLINE void unpack_scales_and_mins(const std::uint8_t* block, QuantTile& til
   };
   std::uint8_t bytes[16];
   std::memcpy(bytes, words, sizeof bytes);
-  multiply_bytes(bytes, 8, half_to_float(block), tile.factors);
-  multiply_bytes(bytes + 8, 8, half_to_float(block + 2), tile.factors + 8);
+  multiply_8_bytes(bytes, half_to_float(block), tile.scales[0]);
+  multiply_8_bytes(bytes + 8, half_to_float(block + 2), tile.offsets[0]);
 }
 
 struct Q4_K {
@@ -32,7 +32,7 @@ struct Q4_K {
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
 
-  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, QuantTile& tile) {
+  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
     unpack_scales_and_mins(block, tile);
     for (std::size_t quarter = 0; quarter < 4; ++quarter) {
       for_32_bytes([&](auto d, std::size_t i) HWY_ATTR {

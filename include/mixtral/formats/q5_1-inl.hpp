@@ -13,13 +13,13 @@ struct Q5_1 {
   static constexpr std::size_t kScaleColumns = 32;
 
   static HWY_INLINE void unpack_block(const std::uint8_t* block, std::size_t first,
-                                      QuantTile& tile) {
+                                      const TileRow& tile) {
     set_scale<32>(tile, first, half_to_float(block));
     set_offset<32>(tile, first, -half_to_float(block + 2));
     unpack_nibbles_and_bits_16(block + 8, block + 4, tile.q + first);
   }
 
-  static HWY_INLINE void unpack(const std::uint8_t* data, std::size_t n_cols, QuantTile& tile) {
+  static HWY_INLINE void unpack(const std::uint8_t* data, std::size_t n_cols, const TileRow& tile) {
     unpack_small_blocks<Q5_1>(data, n_cols / 32, tile);
   }
 };

@@ -13,7 +13,7 @@ struct Q5_K {
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
 
-  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, QuantTile& tile) {
+  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
     unpack_scales_and_mins(block, tile);
     for_32_bytes([&](auto d, std::size_t i) HWY_ATTR {
       const auto fifteen = hn::Set(d, 0x0f);

@@ -15,9 +15,9 @@ struct Q6_K {
   static constexpr int kZero = 32;
   static constexpr std::size_t kScaleColumns = 16;
 
-  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, QuantTile& tile) {
-    multiply_bytes(reinterpret_cast<const std::int8_t*>(block) + 192, 16,
-                   half_to_float(block + 208), tile.factors);
+  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
+    multiply_16_bytes(reinterpret_cast<const std::int8_t*>(block) + 192, half_to_float(block + 208),
+                      tile.scales);
     for (std::size_t half = 0; half < 2; ++half) {
       const std::uint8_t* ql = block + half * 64;
       const std::uint8_t* qh = block + 128 + half * 32;

@@ -13,14 +13,14 @@ struct Q8_0 {
   static constexpr std::size_t kScaleColumns = 32;
 
   static HWY_INLINE void unpack_block(const std::uint8_t* block, std::size_t first,
-                                      QuantTile& tile) {
+                                      const TileRow& tile) {
     set_scale<32>(tile, first, half_to_float(block));
     for_32_bytes([&](auto d, std::size_t i) HWY_ATTR {
-      store_quants(hn::LoadU(d, block + 2 + i), d, tile.q + first + i);
+      store_signed_quants(hn::LoadU(d, block + 2 + i), d, tile.q + first + i);
     });
   }
 
-  static HWY_INLINE void unpack(const std::uint8_t* data, std::size_t n_cols, QuantTile& tile) {
+  static HWY_INLINE void unpack(const std::uint8_t* data, std::size_t n_cols, const TileRow& tile) {
     unpack_small_blocks<Q8_0>(data, n_cols / 32, tile);
   }
 };

@@ -34,15 +34,19 @@ class ForwardPass {
     const std::size_t k = config.n_experts_used;
     rows_ = slab.take<PassRow>(max_rows);
     x_ = slab.take<float>(max_rows * config.dim);
-    normed_.take(slab, max_rows, config.dim);
+    normed_.take(slab, kernels(), max_rows, config.dim, true);
     qkv_ = slab.take<float>(max_rows * qkv_width());
     cos2_ = slab.take<float>(max_rows * config.head_size);
     sin2_ = slab.take<float>(max_rows * config.head_size);
-    attention_.take(slab, max_rows, config.q_dim());
+    attention_.take(slab, kernels(), max_rows, config.q_dim(), true);
     router_logits_ = slab.take<float>(max_rows * config.n_experts);
     assignment_.take(slab, max_rows, config.n_experts, k);
-    hidden_.take(slab, max_rows * k, config.hidden_dim);
-    final_.take(slab, kLogitRows, config.dim);
+    const std::size_t places =
+        Assignment::n_places(max_rows, config.n_experts, k, kernels().lanes());
+    expert_inputs_.take(slab, kernels(), in_groups(max_rows) ? places : 0, config.dim, false);
+    hidden_.take(slab, kernels(), places, config.hidden_dim, has_float_w2());
+    shown_ = slab.take<float>(config.hidden_dim);
+    final_.take(slab, kernels(), kLogitRows, config.dim, true);
     logits_ = slab.take<float>(kLogitRows * config.vocab_size);
   }
 
@@ -70,8 +74,8 @@ class ForwardPass {
       case Stage::qkv: return n_row_chunks(config.q_dim()) + 2 * n_row_chunks(config.kv_dim());
       case Stage::attention: return n_rows_ * config.n_kv_heads;
       case Stage::attention_output: return n_row_chunks(config.dim);
+      case Stage::experts_pack: return assignment_.n_active();
       case Stage::experts_up: return assignment_.n_active() * n_row_chunks(config.hidden_dim);
-      case Stage::experts_quantize: return n_rows_ * config.n_experts_used;
       case Stage::experts_down: return n_row_chunks(config.dim);
       case Stage::final_norm: return n_logit_rows_;
       case Stage::output: return n_row_chunks(config.vocab_size);
@@ -84,15 +88,15 @@ class ForwardPass {
   void run_chunk(std::size_t i) const {
     switch (stage_) {
       case Stage::embed: return embed(i);
-      case Stage::attention_norm: return normalize(i, layer().attention_norm);
+      case Stage::attention_norm: return normalize(i, layer().attention_norm, in_groups(n_rows_));
       case Stage::qkv: return qkv(i);
       case Stage::cache: return rotate_and_cache(i);
       case Stage::attention: return attend(i);
-      case Stage::attention_quantize: return attention_.quantize_row(kernels(), i);
+      case Stage::attention_quantize: return attention_.quantize_row(i, in_groups(n_rows_));
       case Stage::attention_output: return attention_output(i);
       case Stage::router: return route(i);
+      case Stage::experts_pack: return experts_pack(i);
       case Stage::experts_up: return experts_up(i);
-      case Stage::experts_quantize: return hidden_.quantize_row(kernels(), i);
       case Stage::experts_down: return experts_down(i);
       case Stage::final_norm: return final_norm(i);
       case Stage::output: return output(i);
@@ -130,8 +134,8 @@ class ForwardPass {
       case Stage::attention_output: return Part::projections;
       case Stage::attention: return Part::attention;
       case Stage::router: return Part::router;
+      case Stage::experts_pack:
       case Stage::experts_up:
-      case Stage::experts_quantize:
       case Stage::experts_down: return Part::experts;
       case Stage::final_norm:
       case Stage::output:
@@ -154,8 +158,8 @@ class ForwardPass {
     attention_quantize,
     attention_output,
     router,
+    experts_pack,
     experts_up,
-    experts_quantize,
     experts_down,
     final_norm,
     output,
@@ -187,10 +191,10 @@ class ForwardPass {
     }
   }
 
-  void normalize(std::size_t row, const float* weight) const {
+  void normalize(std::size_t row, const float* weight, bool grouped) const {
     kernels().rms_norm(x(row), weight, model_->config.norm_epsilon, model_->config.dim,
                        normed_.row(row));
-    normed_.quantize_row(kernels(), row);
+    normed_.quantize_row(row, grouped);
   }
 
   // Chunks of wq first, then wk, then wv.
@@ -204,16 +208,16 @@ class ForwardPass {
       w = after;
     }
     const bool halves = model_->config.head_order == HeadOrder::halves && w != &layer().wv;
-    multiply_chunk(
-        kernels(), *w, chunk, normed_, n_rows_, [](std::size_t t) { return t; },
-        [&](std::size_t t, std::size_t first, const float* values, std::size_t n) {
-          float* out = qkv_row(t) + offset;
-          if (!halves) {
-            std::memcpy(out + first, values, n * sizeof(float));
-            return;
-          }
-          for (std::size_t i = 0; i < n; ++i) out[interleaved_row(first + i)] = values[i];
-        });
+    multiply_chunk(kernels(), *w, chunk, consecutive_rows(normed_, 0, n_rows_), n_rows_,
+                   [&](std::size_t t, std::size_t first, const float* values, std::size_t n) {
+                     float* out = qkv_row(t) + offset;
+                     if (!halves) {
+                       std::memcpy(out + first, values, n * sizeof(float));
+                       return;
+                     }
+                     for (std::size_t i = 0; i < n; ++i)
+                       out[interleaved_row(first + i)] = values[i];
+                   });
   }
 
   // Where row `row` of a wq or wk in the order HeadOrder::halves belongs.
@@ -260,30 +264,35 @@ class ForwardPass {
   }
 
   void attention_output(std::size_t chunk) const {
-    multiply_chunk(
-        kernels(), layer().wo, chunk, attention_, n_rows_, [](std::size_t t) { return t; },
-        [&](std::size_t t, std::size_t first, const float* values, std::size_t n) {
-          kernels().add_scaled(1.0f, values, n, x(t) + first);
-        });
+    multiply_chunk(kernels(), layer().wo, chunk, consecutive_rows(attention_, 0, n_rows_), n_rows_,
+                   [&](std::size_t t, std::size_t first, const float* values, std::size_t n) {
+                     kernels().add_scaled(1.0f, values, n, x(t) + first);
+                   });
   }
 
   void route(std::size_t row) const {
     const Config& config = model_->config;
-    normalize(row, layer().ffn_norm);
+    normalize(row, layer().ffn_norm, false);
     if (!config.has_router()) {
       assignment_.experts(row)[0] = 0;
       assignment_.weights(row)[0] = 1.0f;
       return;
     }
     float* logits = router_logits_ + row * config.n_experts;
-    const void* input = normed_.input(layer().router, row);
-    kernels().matmul(layer().router, 0, config.n_experts, &input, 1, logits);
+    const auto this_row = [row](std::size_t) { return row; };
+    for (std::size_t chunk = 0; chunk < n_row_chunks(config.n_experts); ++chunk) {
+      multiply_chunk(kernels(), layer().router, chunk,
+                     Inputs<decltype(this_row)>{normed_, this_row, nullptr}, 1,
+                     [&](std::size_t, std::size_t first, const float* values, std::size_t n) {
+                       std::memcpy(logits + first, values, n * sizeof(float));
+                     });
+    }
     select_experts(logits, config.n_experts, config.n_experts_used, assignment_.experts(row),
                    assignment_.weights(row));
   }
 
   void finish_router() {
-    assignment_.group(n_rows_);
+    assignment_.group(n_rows_, normed_.lanes());
     if (observer_ == nullptr || !model_->config.has_router()) return;
     const std::size_t k = model_->config.n_experts_used;
     for (std::size_t row = 0; row < n_rows_; ++row) {
@@ -316,7 +325,7 @@ class ForwardPass {
           for (std::size_t t = 0; t < assignment_.count(e); ++t) {
             const std::size_t slot = assignment_.begin(e) + t;
             show(Role::w1, e, normed_.row(assignment_.slot_row(slot)), config.dim);
-            show(Role::w2, e, hidden_.row(slot), config.hidden_dim);
+            show(Role::w2, e, hidden_row(e, t), config.hidden_dim);
           }
         }
         return;
@@ -329,22 +338,67 @@ class ForwardPass {
     }
   }
 
-  // hidden = silu(w1 x) * w3 x for the tokens of one expert.
+  // What w2 of an expert is multiplied with for its token t.
+  const float* hidden_row(std::size_t e, std::size_t t) const {
+    const std::size_t place = assignment_.place(e) + t;
+    if (!is_quantized(layer().experts[e].w2)) return hidden_.row(place);
+    hidden_.dequantize_row(place, in_groups(assignment_.count(e)), shown_);
+    return shown_;
+  }
+
+  bool has_float_w2() const noexcept {
+    for (std::size_t l = 0; l < model_->config.n_layers; ++l) {
+      for (std::size_t e = 0; e < model_->config.n_experts; ++e) {
+        if (!is_quantized(model_->weights.layers[l].experts[e].w2)) return true;
+      }
+    }
+    return false;
+  }
+
+  // Brings an expert's tokens together, if they are many.
+  void experts_pack(std::size_t active) const {
+    const std::size_t e = assignment_.active(active);
+    const std::size_t count = assignment_.count(e);
+    const ExpertWeights& expert = layer().experts[e];
+    if (!in_groups(count) || (!is_quantized(expert.w1) && !is_quantized(expert.w3))) return;
+    const std::size_t lanes = normed_.lanes();
+    for (std::size_t t = 0; t < count; t += lanes) {
+      const std::uint8_t* tokens[16];
+      const std::size_t n = std::min(lanes, count - t);
+      for (std::size_t i = 0; i < n; ++i) {
+        tokens[i] = normed_.token(assignment_.slot_row(assignment_.begin(e) + t + i));
+      }
+      kernels().pack(tokens, n, model_->config.dim,
+                     expert_inputs_.groups(assignment_.place(e) + t));
+    }
+  }
+
+  // hidden = silu(w1 x) * w3 x for the tokens of one expert, at once in the form that w2 wants.
   void experts_up(std::size_t chunk) const {
     const std::size_t chunks = n_row_chunks(model_->config.hidden_dim);
     const std::size_t e = assignment_.active(chunk / chunks);
     const ExpertWeights& expert = layer().experts[e];
     const std::size_t begin = assignment_.begin(e);
+    const std::size_t place = assignment_.place(e);
+    const std::size_t n = assignment_.count(e);
     const auto row_of = [&](std::size_t t) { return assignment_.slot_row(begin + t); };
-    const std::size_t count = assignment_.count(e);
-    multiply_chunk(kernels(), expert.w1, chunk % chunks, normed_, count, row_of,
-                   [&](std::size_t t, std::size_t first, const float* gate, std::size_t n) {
-                     std::memcpy(hidden_.row(begin + t) + first, gate, n * sizeof(float));
-                   });
-    multiply_chunk(kernels(), expert.w3, chunk % chunks, normed_, count, row_of,
-                   [&](std::size_t t, std::size_t first, const float* up, std::size_t n) {
-                     kernels().swiglu(hidden_.row(begin + t) + first, up, n);
-                   });
+    const Inputs<decltype(row_of)> inputs{normed_, row_of,
+                                          in_groups(n) ? expert_inputs_.groups(place) : nullptr};
+    const RowRange rows = chunk_rows(expert.w1, chunk % chunks);
+    Products gate, up;
+    for_each_part(n, [&](std::size_t first, std::size_t count) {
+      inputs.multiply(kernels(), expert.w1, rows, first, count, gate);
+      inputs.multiply(kernels(), expert.w3, rows, first, count, up);
+      for (std::size_t t = 0; t < count; ++t) {
+        kernels().swiglu(gate.of(t), up.of(t), rows.n);
+        if (is_quantized(expert.w2)) {
+          hidden_.quantize(gate.of(t), rows.first, rows.n, place + first + t, in_groups(n));
+        } else {
+          std::memcpy(hidden_.row(place + first + t) + rows.first, gate.of(t),
+                      rows.n * sizeof(float));
+        }
+      }
+    });
   }
 
   // x += weight * (w2 hidden), one expert after the other in the order of their numbers.
@@ -352,11 +406,12 @@ class ForwardPass {
     for (std::size_t i = 0; i < assignment_.n_active(); ++i) {
       const std::size_t e = assignment_.active(i);
       const std::size_t begin = assignment_.begin(e);
+      const std::size_t n = assignment_.count(e);
       multiply_chunk(
-          kernels(), layer().experts[e].w2, chunk, hidden_, assignment_.count(e),
-          [&](std::size_t t) { return begin + t; },
-          [&](std::size_t t, std::size_t first, const float* values, std::size_t n) {
-            kernels().add_scaled(assignment_.slot_weight(begin + t), values, n,
+          kernels(), layer().experts[e].w2, chunk,
+          consecutive_rows(hidden_, assignment_.place(e), n), n,
+          [&](std::size_t t, std::size_t first, const float* values, std::size_t n_values) {
+            kernels().add_scaled(assignment_.slot_weight(begin + t), values, n_values,
                                  x(assignment_.slot_row(begin + t)) + first);
           });
     }
@@ -375,17 +430,16 @@ class ForwardPass {
   void final_norm(std::size_t i) const {
     kernels().rms_norm(x(logit_rows_[i]), model_->weights.output_norm, model_->config.norm_epsilon,
                        model_->config.dim, final_.row(i));
-    final_.quantize_row(kernels(), i);
+    final_.quantize_row(i, in_groups(n_logit_rows_));
   }
 
   void output(std::size_t chunk) const {
     const std::size_t vocab_size = model_->config.vocab_size;
-    multiply_chunk(
-        kernels(), model_->weights.output, chunk, final_, n_logit_rows_,
-        [](std::size_t t) { return t; },
-        [&](std::size_t t, std::size_t first, const float* values, std::size_t n) {
-          std::memcpy(logits_ + t * vocab_size + first, values, n * sizeof(float));
-        });
+    multiply_chunk(kernels(), model_->weights.output, chunk,
+                   consecutive_rows(final_, 0, n_logit_rows_), n_logit_rows_,
+                   [&](std::size_t t, std::size_t first, const float* values, std::size_t n) {
+                     std::memcpy(logits_ + t * vocab_size + first, values, n * sizeof(float));
+                   });
   }
 
   void finish_logits() {
@@ -418,9 +472,11 @@ class ForwardPass {
   Activations attention_;           // output of attention, [row][q_dim]
   float* router_logits_ = nullptr;  // [row][n_experts]
   Assignment assignment_;
-  Activations hidden_;       // inside the experts, [slot][hidden_dim]
-  Activations final_;        // input of the output matrix, [logit row][dim]
-  float* logits_ = nullptr;  // [logit row][vocab_size]
+  Activations expert_inputs_;  // normed_ in groups for the experts, [place][dim]
+  Activations hidden_;         // inside the experts, [place][hidden_dim]
+  float* shown_ = nullptr;     // a row of hidden_ for an observer
+  Activations final_;          // input of the output matrix, [logit row][dim]
+  float* logits_ = nullptr;    // [logit row][vocab_size]
   const float* last_logits_ = nullptr;
 };
 

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "mixtral/impl/slab.hpp"
+#include "mixtral/network/activations.hpp"
 
 namespace mixtral::detail {
 
@@ -43,6 +44,7 @@ class Assignment {
     slot_row_ = slab.take<std::uint32_t>(n_rows * k);
     slot_weight_ = slab.take<float>(n_rows * k);
     begin_ = slab.take<std::uint32_t>(n_experts + 1);
+    place_ = slab.take<std::uint32_t>(n_experts);
     cursor_ = slab.take<std::uint32_t>(n_experts);
     active_ = slab.take<std::uint32_t>(n_experts);
   }
@@ -51,13 +53,19 @@ class Assignment {
   std::uint32_t* experts(std::size_t row) const noexcept { return experts_ + row * k_; }
   float* weights(std::size_t row) const noexcept { return weights_ + row * k_; }
 
-  // Sorts the pairs of n_rows rows by expert, rows in order within one: a counting sort.
-  void group(std::size_t n_rows) {
+  // Sorts the pairs of n_rows rows by expert, rows in order within one: a counting sort. Experts with
+  // many tokens get memory for them in groups of `lanes`.
+  void group(std::size_t n_rows, std::size_t lanes) {
     for (std::size_t e = 0; e <= n_experts_; ++e) begin_[e] = 0;
     for (std::size_t i = 0; i < n_rows * k_; ++i) ++begin_[experts_[i] + 1];
     n_active_ = 0;
+    std::size_t place = 0;
     for (std::size_t e = 0; e < n_experts_; ++e) {
-      if (begin_[e + 1] != 0) active_[n_active_++] = static_cast<std::uint32_t>(e);
+      const std::size_t count = begin_[e + 1];
+      if (count != 0) active_[n_active_++] = static_cast<std::uint32_t>(e);
+      if (in_groups(count)) place = round_up(place, lanes);
+      place_[e] = static_cast<std::uint32_t>(place);
+      place += in_groups(count) ? round_up(count, lanes) : count;
       begin_[e + 1] += begin_[e];
       cursor_[e] = begin_[e];
     }
@@ -77,6 +85,15 @@ class Assignment {
   std::size_t count(std::size_t expert) const noexcept {
     return begin_[expert + 1] - begin_[expert];
   }
+  // Where the expert's tokens lie among all experts' activations: place + t, with gaps.
+  std::size_t place(std::size_t expert) const noexcept { return place_[expert]; }
+  // How many places there are at most for n_rows rows.
+  static std::size_t n_places(std::size_t n_rows, std::size_t n_experts, std::size_t k,
+                              std::size_t lanes) noexcept {
+    const std::size_t n_slots = n_rows * k;
+    const std::size_t most_grouped = n_slots / kMinGroupedTokens;
+    return n_slots + 2 * lanes * (most_grouped < n_experts ? most_grouped : n_experts);
+  }
   std::size_t slot_row(std::size_t slot) const noexcept { return slot_row_[slot]; }
   float slot_weight(std::size_t slot) const noexcept { return slot_weight_[slot]; }
 
@@ -89,6 +106,7 @@ class Assignment {
   std::uint32_t* slot_row_ = nullptr;
   float* slot_weight_ = nullptr;
   std::uint32_t* begin_ = nullptr;   // [n_experts + 1]
+  std::uint32_t* place_ = nullptr;   // [n_experts]
   std::uint32_t* cursor_ = nullptr;  // [n_experts]
   std::uint32_t* active_ = nullptr;  // experts with at least one token
 };

@@ -18,6 +18,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "mixtral/simd/grids.hpp"
 #include "mixtral/simd/half.hpp"

@@ -1,5 +1,16 @@
 // Per target: the 8-bit dot product and half-precision conversion that Highway 1.0.3 lacks.
 
+// What a lambda in a kernel has for a target and for its inlining, which compilers do not always see
+// the worth of; and before a loop that is to be unrolled whole.
+#ifndef MIXTRAL_UNROLL
+#define MIXTRAL_LAMBDA HWY_ATTR __attribute__((always_inline))
+#ifdef __clang__
+#define MIXTRAL_UNROLL _Pragma("unroll")
+#else
+#define MIXTRAL_UNROLL _Pragma("GCC unroll 8")
+#endif
+#endif
+
 HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
 namespace HWY_NAMESPACE {
@@ -16,8 +27,15 @@ using VF = hn::Vec<DF>;
 using VI32 = hn::Vec<DI32>;
 using VI8 = hn::Vec<DI8>;
 
+// The dot product takes weights as unsigned bytes of full range; signed ones are stored 128 higher.
+#if HWY_TARGET <= HWY_AVX3_DL && HWY_ARCH_X86
+constexpr bool kUnsignedDot = true;
+#else
+constexpr bool kUnsignedDot = false;
+#endif
+
 // Lane i of the result is the sum of w[4i + j] * x[4i + j] over j < 4. Exact. `x` is in [-127, 127];
-// with kSigned false, `w` is in [0, 127].
+// with kSigned false, `w` is in [0, 127], or in [0, 255] with kUnsignedDot.
 template <bool kSigned>
 HWY_INLINE VI32 quad_dot(VI8 w, VI8 x) {
 #if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86

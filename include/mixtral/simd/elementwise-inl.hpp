@@ -15,6 +15,11 @@ HWY_INLINE void for_each_vector(std::size_t n, const Body& body) {
   for (; i < n; ++i) body(d1, i);
 }
 
+HWY_INLINE float sum_of_lanes(VF v) {
+  const DF df;
+  return hn::GetLane(hn::SumOfLanes(df, v));
+}
+
 HWY_INLINE float dot(const float* a, const float* b, std::size_t n) {
   const DF df;
   const std::size_t lanes = hn::Lanes(df);
@@ -28,38 +33,6 @@ HWY_INLINE float dot(const float* a, const float* b, std::size_t n) {
   float sum = sum_of_lanes(hn::Add(sum0, sum1));
   for (; i < n; ++i) sum += a[i] * b[i];
   return sum;
-}
-
-void quantize(const float* x, std::size_t n, ActivationTile* out) {
-  const DF df;
-  const hn::Rebind<std::int8_t, DF> d8;
-  const std::size_t lanes = hn::Lanes(df);
-  const std::size_t n_blocks = padded(n) / 32;
-  for (std::size_t b = 0; b < n_blocks; ++b) {
-    ActivationTile& tile = out[b / 8];
-    const float* from = x + b * 32;
-    const std::size_t first = b % 8 * 32;
-    VF largest = hn::Zero(df);
-    for (std::size_t i = 0; i < 32; i += lanes) {
-      largest = hn::Max(largest, hn::Abs(hn::LoadU(df, from + i)));
-    }
-    const float maximum = hn::GetLane(hn::MaxOfLanes(df, largest));
-    const float scale = maximum / 127.0f;
-    const float inverse = maximum > 0.0f ? 127.0f / maximum : 0.0f;
-    for (std::size_t i = 0; i < 32; i += lanes) {
-      const auto scaled = hn::Mul(hn::LoadU(df, from + i), hn::Set(df, inverse));
-      // What is not a number (an infinity times 0, too) becomes 0; no integer stands for it.
-      const auto q = hn::NearestInt(hn::IfThenElseZero(hn::Eq(scaled, scaled), scaled));
-      hn::StoreU(hn::DemoteTo(d8, q), d8, tile.q + first + i);
-    }
-    tile.scale[first / 32] = scale;
-    for (std::size_t g = 0; g < 2; ++g) {
-      int sum = 0;
-      for (std::size_t i = 0; i < kGroup; ++i) sum += tile.q[first + g * kGroup + i];
-      tile.q_sum[first / kGroup + g] = sum;
-      tile.sum[first / kGroup + g] = scale * static_cast<float>(sum);
-    }
-  }
 }
 
 void rms_norm(const float* x, const float* weight, float epsilon, std::size_t n, float* out) {

@@ -14,22 +14,46 @@ namespace mixtral::simd {
 
 // Rows are processed in tiles of this many columns; activation rows are padded with zeros to it.
 constexpr std::size_t kTile = 256;
-// Weights have one scale and one offset for each group of this many columns (some formats repeat).
-constexpr std::size_t kGroup = 16;
-constexpr std::size_t kGroupsPerTile = kTile / kGroup;
+// Activations have one scale for each block of this many columns, weights one or one for each half.
+constexpr std::size_t kBlock = 32;
+constexpr std::size_t kBlocksPerTile = kTile / kBlock;
 // An 8-bit dot product sums this many columns at a time.
 constexpr std::size_t kQuad = 4;
 constexpr std::size_t kQuadsPerTile = kTile / kQuad;
-// How many activation rows one matmul call takes at most.
-constexpr std::size_t kMaxMatmulTokens = 32;
+// One matmul call computes at most this many rows of the weights times this many tokens.
+constexpr std::size_t kMaxMatmulRows = 32;
+constexpr std::size_t kMaxMatmulTokens = 128;
 
-// 256 activations quantised to 8 bits, a scale for every 32: x[i] is about scale[i / 32] * q[i].
-struct ActivationTile {
-  std::int8_t q[kTile];  // in [-127, 127]
-  float scale[kTile / 32];
-  std::int32_t q_sum[kGroupsPerTile];  // of each 16 columns
-  float sum[kGroupsPerTile];           // scale * q_sum
-};
+constexpr std::size_t padded(std::size_t cols) { return (cols + kTile - 1) / kTile * kTile; }
+
+// Activations quantised to 8 bits, a scale for every 32 columns: x is about scale * q. Those of n
+// tokens lie together, for each tile of columns:
+//   std::int8_t  q[kQuadsPerTile][n][kQuad];  in [-127, 127]
+//   float        scale[kBlocksPerTile][n];
+//   std::int16_t q_sum[2][kBlocksPerTile][n];    the sums of q over 16 columns: first halves of the
+//                                             blocks of 32, then second halves
+// n is 1, or as many as a vector has lanes (Kernels::lanes); then it is called a group.
+constexpr std::size_t kTokenTileBytes = kTile + kBlocksPerTile * 4 + 2 * kBlocksPerTile * 2;
+
+constexpr std::size_t token_bytes(std::size_t cols) {
+  return padded(cols) / kTile * kTokenTileBytes;
+}
+inline std::int8_t* tile_q(std::uint8_t* tile) { return reinterpret_cast<std::int8_t*>(tile); }
+inline float* tile_scale(std::uint8_t* tile, std::size_t n) {
+  return reinterpret_cast<float*>(tile + n * kTile);
+}
+inline std::int16_t* tile_q_sum(std::uint8_t* tile, std::size_t n) {
+  return reinterpret_cast<std::int16_t*>(tile + n * (kTile + kBlocksPerTile * 4));
+}
+inline const std::int8_t* tile_q(const std::uint8_t* tile) {
+  return reinterpret_cast<const std::int8_t*>(tile);
+}
+inline const float* tile_scale(const std::uint8_t* tile, std::size_t n) {
+  return reinterpret_cast<const float*>(tile + n * kTile);
+}
+inline const std::int16_t* tile_q_sum(const std::uint8_t* tile, std::size_t n) {
+  return reinterpret_cast<const std::int16_t*>(tile + n * (kTile + kBlocksPerTile * 4));
+}
 
 // A matrix of `rows` x `cols` in a block format; points into the model's bytes, unaligned.
 struct Matrix {
@@ -59,24 +83,38 @@ struct KeysAndValues {
   std::size_t n_slots;
 };
 
-constexpr std::size_t padded(std::size_t cols) { return (cols + kTile - 1) / kTile * kTile; }
-
 struct Kernels {
   const char* target;  // Highway's name: "AVX3_DL", "SSE4" ...
   std::int64_t target_bit;
 
-  // out[t * n_rows + r] = dot(row (first_row + r) of w, x[t]) for r < n_rows, t < n_tokens.
-  // x[t] points to float[padded(cols)] for a float format, ActivationTile[padded(cols) / kTile]
-  // for a quantised one; columns past w.cols are zero. n_tokens <= kMaxMatmulTokens.
+  // How many tokens a group has: a power of two, at most 16.
+  std::size_t (*lanes)();
+
+  // out[t * kMaxMatmulRows + r] = dot(row (first_row + r) of w, x[t]) for r < n_rows, t < n_tokens.
+  // x[t] points to float[padded(cols)] for a float format, to quantised activations of one token for
+  // a quantised one; columns past w.cols are zero. `out` has room for kMaxMatmulRows rows, whatever
+  // n_rows, and is aligned to 64 bytes. n_rows <= kMaxMatmulRows, n_tokens <= kMaxMatmulTokens.
   // The result for one (row, token) does not depend on which others are asked for with it.
   void (*matmul)(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
                  std::size_t n_tokens, float* out);
 
+  // The same, to the bit, for many tokens and a quantised format: the tokens are in groups, one after
+  // the other, of which the last may be used in part. `out` has room for whole groups.
+  void (*matmul_groups)(const Matrix& w, std::size_t first_row, std::size_t n_rows,
+                        const std::uint8_t* groups, std::size_t n_tokens, float* out);
+
   // out[r * w.cols + c] = element (first_row + r, c) of w as float32, r < n_rows.
   void (*decode_rows)(const Matrix& w, std::size_t first_row, std::size_t n_rows, float* out);
 
-  // Quantises x[0 .. padded(n)) (zeros past n) into padded(n) / kTile tiles.
-  void (*quantize)(const float* x, std::size_t n, ActivationTile* out);
+  // Quantises x[0 .. n) as columns [first, first + n) of token `token` of the n_tokens (1 or lanes())
+  // at `out`, which have `cols` columns; after the last one it clears up to padded(cols). `first` is
+  // a multiple of 32, and so is n unless these are the last columns.
+  void (*quantize)(const float* x, std::size_t first, std::size_t n, std::size_t cols,
+                   std::uint8_t* out, std::size_t n_tokens, std::size_t token);
+
+  // Makes a group of n <= lanes() tokens that were quantised alone; clears the rest of it.
+  void (*pack)(const std::uint8_t* const* tokens, std::size_t n, std::size_t cols,
+               std::uint8_t* group);
 
   // out[i] = x[i] / sqrt(mean(x^2) + epsilon) * weight[i] (Zhang & Sennrich 2019, RMSNorm).
   void (*rms_norm)(const float* x, const float* weight, float epsilon, std::size_t n, float* out);

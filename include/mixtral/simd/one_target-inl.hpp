@@ -39,9 +39,15 @@
 #include "mixtral/formats/q6_k-inl.hpp"
 #include "mixtral/formats/q8_0-inl.hpp"
 //
-#include "mixtral/simd/matmul-inl.hpp"
+#include "mixtral/simd/activations-inl.hpp"
+#include "mixtral/simd/unpack-inl.hpp"
+//
+#include "mixtral/simd/matmul_floats-inl.hpp"
+#include "mixtral/simd/matmul_groups-inl.hpp"
+#include "mixtral/simd/matmul_rows-inl.hpp"
 //
 #include "mixtral/simd/elementwise-inl.hpp"
+#include "mixtral/simd/matmul-inl.hpp"
 
 HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
@@ -49,9 +55,12 @@ namespace HWY_NAMESPACE {
 
 constexpr Kernels kKernels{MIXTRAL_TARGET_NAME(HWY_NAMESPACE),
                            HWY_TARGET,
+                           lanes,
                            matmul,
+                           matmul_groups,
                            decode_rows,
                            quantize,
+                           pack,
                            rms_norm,
                            swiglu,
                            rotate,

@@ -4,33 +4,49 @@ HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
-// 256 weights of one row: weight[i] = scale * (q[i] - kZero) - offset, where kZero is the format's and
-// there are a scale and, if the format has kOffset, an offset for every kScaleColumns columns.
-struct QuantTile {
-  HWY_ALIGN std::int8_t q[kTile];
-  HWY_ALIGN float factors[2 * kGroupsPerTile];  // all scales, then all offsets
+// Where a format unpacks 256 weights of one row to: weight[i] = scale * (q[i] - zero) - offset, where
+// zero is the format's and there are a scale and, if the format has kOffset, an offset for every
+// kScaleColumns columns: for blocks of 32, or for their first halves, then for their second halves.
+struct TileRow {
+  std::int8_t* q;
+  float* scales[2];   // [half][block]
+  float* offsets[2];  // the same
 };
 
 // Sets the scale, or the offset, of kColumns columns from column `first` of the tile.
 template <std::size_t kColumns>
-HWY_INLINE void set_scale(QuantTile& tile, std::size_t first, float scale) {
-  tile.factors[first / kColumns] = scale;
+HWY_INLINE void set_scale(const TileRow& tile, std::size_t first, float scale) {
+  tile.scales[first % kBlock / kColumns][first / kBlock] = scale;
 }
 template <std::size_t kColumns>
-HWY_INLINE void set_offset(QuantTile& tile, std::size_t first, float offset) {
-  tile.factors[kTile / kColumns + first / kColumns] = offset;
+HWY_INLINE void set_offset(const TileRow& tile, std::size_t first, float offset) {
+  tile.offsets[first % kBlock / kColumns][first / kBlock] = offset;
 }
 
-// out[i] = factor * bytes[i] for n bytes, signed ones or unsigned; n is 8 or 16.
+// out[i] = factor * bytes[i] for 8 bytes, signed ones or unsigned.
 template <class Byte>
-HWY_INLINE void multiply_bytes(const Byte* bytes, std::size_t n, float factor, float* out) {
+HWY_INLINE void multiply_8_bytes(const Byte* bytes, float factor, float* out) {
   const hn::CappedTag<float, 8> d;
   const hn::RebindToSigned<decltype(d)> d32;
   const hn::Rebind<Byte, decltype(d)> d8;
-  for (std::size_t i = 0; i < n; i += hn::Lanes(d)) {
+  for (std::size_t i = 0; i < 8; i += hn::Lanes(d)) {
     const auto whole = hn::ConvertTo(d, hn::PromoteTo(d32, hn::LoadU(d8, bytes + i)));
     hn::StoreU(hn::Mul(whole, hn::Set(d, factor)), d, out + i);
   }
+}
+
+// The same for 16 bytes, those with even numbers and those with odd ones apart.
+template <class Byte>
+HWY_INLINE void multiply_16_bytes(const Byte* bytes, float factor, float* const* out) {
+  alignas(16) static constexpr std::uint8_t kEvenThenOdd[16] = {0, 2, 4, 6, 8, 10, 12, 14,
+                                                                1, 3, 5, 7, 9, 11, 13, 15};
+  const hn::FixedTag<std::uint8_t, 16> d;
+  const auto all = hn::LoadU(d, reinterpret_cast<const std::uint8_t*>(bytes));
+  alignas(16) Byte sorted[16];
+  hn::Store(hn::TableLookupBytes(all, hn::Load(d, kEvenThenOdd)), d,
+            reinterpret_cast<std::uint8_t*>(sorted));
+  multiply_8_bytes(sorted, factor, out[0]);
+  multiply_8_bytes(sorted + 8, factor, out[1]);
 }
 
 // Calls body(tag, i) over 32 bytes in whole vectors of at most 32 bytes.
@@ -40,24 +56,34 @@ HWY_INLINE void for_32_bytes(const Body& body) {
   for (std::size_t i = 0; i < 32; i += hn::Lanes(d)) body(d, i);
 }
 
-// Stores unsigned quants, all below 128, as the tile's signed bytes.
+// Stores unsigned quants as the tile's bytes.
 template <class D>
 HWY_INLINE void store_quants(hn::Vec<D> v, D, std::int8_t* to) {
   const hn::RebindToSigned<D> ds;
   hn::StoreU(hn::BitCast(ds, v), ds, to);
 }
 
+// Signed quants in the form that the dot product wants: 128 higher where it takes unsigned ones.
+template <class D>
+HWY_INLINE hn::Vec<D> signed_quants(D d, hn::Vec<D> v) {
+  return kUnsignedDot ? hn::Xor(v, hn::Set(d, 0x80)) : v;
+}
+template <class D>
+HWY_INLINE void store_signed_quants(hn::Vec<D> v, D d, std::int8_t* to) {
+  store_quants(signed_quants(d, v), d, to);
+}
+
 // A tile of the formats with blocks of 32: unpacks n_blocks blocks, clears the rest of the tile.
 template <class Format>
 HWY_INLINE void unpack_small_blocks(const std::uint8_t* data, std::size_t n_blocks,
-                                    QuantTile& tile) {
+                                    const TileRow& tile) {
   for (std::size_t b = 0; b < n_blocks; ++b) {
     Format::unpack_block(data + b * Format::kBlockBytes, b * 32, tile);
   }
   for (std::size_t b = n_blocks; b < kTile / 32; ++b) {
     std::memset(tile.q + b * 32, 0, 32);
     set_scale<32>(tile, b * 32, 0.0f);
-    set_offset<32>(tile, b * 32, 0.0f);
+    if (Format::kOffset) set_offset<32>(tile, b * 32, 0.0f);
   }
 }
 
@@ -94,7 +120,7 @@ HWY_INLINE void store_points(std::uint64_t first, std::uint64_t second, std::uin
   alignas(16) const std::uint64_t words[2] = {first, second};
   const auto magnitudes = hn::BitCast(d, hn::Load(d64, words));
   const auto minus = spread_bits(d, signs);
-  store_quants(hn::Sub(hn::Xor(magnitudes, minus), minus), d, q);
+  store_signed_quants(hn::Sub(hn::Xor(magnitudes, minus), minus), d, q);
 }
 
 }  // namespace HWY_NAMESPACE

@@ -1,0 +1,81 @@
+// Per target: activations quantised to 8 bits, a token alone or as many as a vector has lanes.
+
+HWY_BEFORE_NAMESPACE();
+namespace mixtral::simd {
+namespace HWY_NAMESPACE {
+
+std::size_t lanes() { return hn::Lanes(DF()); }
+
+// Quantises 32 floats; returns the scale. What is not a number (an infinity times 0, too) becomes 0.
+HWY_INLINE float quantize_32(const float* x, std::int8_t* q) {
+  const DF df;
+  const hn::Rebind<std::int8_t, DF> d8;
+  const std::size_t n = hn::Lanes(df);
+  VF largest = hn::Zero(df);
+  for (std::size_t i = 0; i < 32; i += n) {
+    largest = hn::Max(largest, hn::Abs(hn::LoadU(df, x + i)));
+  }
+  const float maximum = hn::GetLane(hn::MaxOfLanes(df, largest));
+  const float inverse = maximum > 0.0f ? 127.0f / maximum : 0.0f;
+  for (std::size_t i = 0; i < 32; i += n) {
+    const auto scaled = hn::Mul(hn::LoadU(df, x + i), hn::Set(df, inverse));
+    const auto whole = hn::NearestInt(hn::IfThenElseZero(hn::Eq(scaled, scaled), scaled));
+    hn::StoreU(hn::DemoteTo(d8, whole), d8, q + i);
+  }
+  return maximum / 127.0f;
+}
+
+void quantize(const float* x, std::size_t first, std::size_t n, std::size_t cols, std::uint8_t* out,
+              std::size_t n_tokens, std::size_t token) {
+  HWY_ALIGN float rest[32] = {};
+  HWY_ALIGN std::int8_t q[32];
+  const std::size_t end = first + n == cols ? padded(cols) : first + n;
+  for (std::size_t col = first; col < end; col += 32) {
+    const float* from = x + (col - first);
+    if (first + n < col + 32) {
+      const std::size_t left = first + n > col ? first + n - col : 0;
+      std::memset(rest, 0, sizeof rest);
+      std::memcpy(rest, from, left * sizeof(float));
+      from = rest;
+    }
+    std::uint8_t* tile = out + col / kTile * kTokenTileBytes * n_tokens;
+    const std::size_t block = col % kTile / 32;
+    tile_scale(tile, n_tokens)[block * n_tokens + token] = quantize_32(from, q);
+    for (std::size_t g = 0; g < 2; ++g) {
+      int sum = 0;
+      for (std::size_t i = 0; i < 16; ++i) sum += q[g * 16 + i];
+      tile_q_sum(tile, n_tokens)[(g * kBlocksPerTile + block) * n_tokens + token] =
+          static_cast<std::int16_t>(sum);
+    }
+    for (std::size_t quad = 0; quad < 8; ++quad) {
+      std::memcpy(tile + ((block * 8 + quad) * n_tokens + token) * kQuad, q + quad * kQuad, kQuad);
+    }
+  }
+}
+
+// out[i * stride] = in[i].
+template <class T>
+HWY_INLINE void spread(const T* in, std::size_t n, std::size_t stride, T* out) {
+  for (std::size_t i = 0; i < n; ++i) out[i * stride] = in[i];
+}
+
+void pack(const std::uint8_t* const* tokens, std::size_t n, std::size_t cols, std::uint8_t* group) {
+  const std::size_t n_lanes = lanes();
+  const std::size_t n_tiles = padded(cols) / kTile;
+  if (n < n_lanes) std::memset(group, 0, n_tiles * kTokenTileBytes * n_lanes);
+  for (std::size_t i = 0; i < n_tiles; ++i) {
+    std::uint8_t* to = group + i * kTokenTileBytes * n_lanes;
+    for (std::size_t t = 0; t < n; ++t) {
+      const std::uint8_t* from = tokens[t] + i * kTokenTileBytes;
+      for (std::size_t quad = 0; quad < kQuadsPerTile; ++quad) {
+        std::memcpy(to + (quad * n_lanes + t) * kQuad, from + quad * kQuad, kQuad);
+      }
+      spread(tile_scale(from, 1), kBlocksPerTile, n_lanes, tile_scale(to, n_lanes) + t);
+      spread(tile_q_sum(from, 1), 2 * kBlocksPerTile, n_lanes, tile_q_sum(to, n_lanes) + t);
+    }
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace mixtral::simd
+HWY_AFTER_NAMESPACE();

@@ -1,0 +1,114 @@
+// Per target: quantised weights times a few tokens, as in decoding.
+//
+// A vector goes along the columns of a row. For as many rows as a vector has lanes, the dots of a
+// tile's eight blocks of 32 columns then change places, so that a row's sum is in one lane and runs
+// over the blocks in their order, as in matmul_groups-inl.hpp: the results are the same bits.
+
+HWY_BEFORE_NAMESPACE();
+namespace mixtral::simd {
+namespace HWY_NAMESPACE {
+
+// The sums of neighbours: those of `first`, then those of `second`.
+HWY_INLINE VI32 add_neighbours(VI32 first, VI32 second) {
+  const DI32 d;
+  return hn::Add(hn::ConcatEven(d, second, first), hn::ConcatOdd(d, second, first));
+}
+
+// The sums of q over one half of 32 columns, for the blocks [i * n, (i + 1) * n) modulo 8.
+HWY_INLINE VI32 load_q_sum(const std::int16_t* q_sum, std::size_t half, std::size_t i) {
+  const hn::Rebind<std::int16_t, DI32> d;
+  const std::size_t n = hn::Lanes(d);
+  q_sum += half * kBlocksPerTile;
+  const auto sums =
+      n >= kBlocksPerTile ? hn::LoadDup128(d, q_sum) : hn::LoadU(d, q_sum + i * n % kBlocksPerTile);
+  return hn::PromoteTo(DI32(), sums);
+}
+
+// Adds one tile of as many rows as there are lanes, times one token.
+template <class Kind>
+HWY_INLINE VF multiply_tile_rows(const TileRows& rows, int zero, const std::uint8_t* x, VF sum) {
+  const DF df;
+  const DI8 d8;
+  const DI32 d32;
+  const std::size_t n = hn::Lanes(df);
+  const auto minus_zero = hn::Set(d32, -zero);
+  const std::int8_t* x_q = tile_q(x);
+  const std::int16_t* x_q_sum = tile_q_sum(x, 1);
+  // The rows are one line of quads, of which vector i begins at quad i * n; so is the token.
+  const auto dots = [&](std::size_t i) MIXTRAL_LAMBDA {
+    return quad_dot<Kind::kSigned>(hn::Load(d8, rows.q + i * n * kQuad),
+                                   hn::Load(d8, x_q + i * n * kQuad % kTile));
+  };
+  const auto dots_of_16 = [&](std::size_t i) MIXTRAL_LAMBDA {
+    return add_neighbours(add_neighbours(dots(4 * i), dots(4 * i + 1)),
+                          add_neighbours(dots(4 * i + 2), dots(4 * i + 3)));
+  };
+  HWY_ALIGN float blocks[8 * 16];  // [row][block of 32 columns]
+  for (std::size_t i = 0; i < 8; ++i) {
+    const auto scale = [&](std::size_t half)
+                           MIXTRAL_LAMBDA { return hn::Load(df, rows.scales[half] + i * n); };
+    const auto offset = [&](std::size_t half) MIXTRAL_LAMBDA {
+      return Kind::kOffset ? hn::Load(df, rows.offsets[half] + i * n) : hn::Zero(df);
+    };
+    const auto first = dots_of_16(2 * i);
+    const auto second = dots_of_16(2 * i + 1);
+    const auto q_sum0 = load_q_sum(x_q_sum, 0, i);
+    const auto q_sum1 = load_q_sum(x_q_sum, 1, i);
+    if (Kind::kHalves) {
+      const auto dot0 = hn::Add(hn::ConcatEven(d32, second, first), hn::Mul(q_sum0, minus_zero));
+      const auto dot1 = hn::Add(hn::ConcatOdd(d32, second, first), hn::Mul(q_sum1, minus_zero));
+      const auto sum0 = scaled_dot<Kind>(dot0, scale(0), offset(0), q_sum0);
+      hn::Store(add_scaled_dot<Kind>(sum0, dot1, scale(1), offset(1), q_sum1), df, blocks + i * n);
+    } else {
+      const auto q_sum = hn::Add(q_sum0, q_sum1);
+      const auto dot = hn::Add(add_neighbours(first, second), hn::Mul(q_sum, minus_zero));
+      hn::Store(scaled_dot<Kind>(dot, scale(0), offset(0), q_sum), df, blocks + i * n);
+    }
+  }
+  // Taking all even elements before all odd ones turns the bits of an element's number by one place:
+  // three times, and the block's number, which was below the row's, is above it.
+  VF b0 = hn::Load(df, blocks), b1 = hn::Load(df, blocks + n);
+  VF b2 = hn::Load(df, blocks + 2 * n), b3 = hn::Load(df, blocks + 3 * n);
+  VF b4 = hn::Load(df, blocks + 4 * n), b5 = hn::Load(df, blocks + 5 * n);
+  VF b6 = hn::Load(df, blocks + 6 * n), b7 = hn::Load(df, blocks + 7 * n);
+  for (int turn = 0; turn < 3; ++turn) {
+    const auto odd0 = hn::ConcatOdd(df, b1, b0), odd1 = hn::ConcatOdd(df, b3, b2);
+    const auto odd2 = hn::ConcatOdd(df, b5, b4), odd3 = hn::ConcatOdd(df, b7, b6);
+    b0 = hn::ConcatEven(df, b1, b0), b1 = hn::ConcatEven(df, b3, b2);
+    b2 = hn::ConcatEven(df, b5, b4), b3 = hn::ConcatEven(df, b7, b6);
+    b4 = odd0, b5 = odd1, b6 = odd2, b7 = odd3;
+  }
+  const float* scale = tile_scale(x, 1);
+  sum = hn::MulAdd(b0, hn::Set(df, scale[0]), sum);
+  sum = hn::MulAdd(b1, hn::Set(df, scale[1]), sum);
+  sum = hn::MulAdd(b2, hn::Set(df, scale[2]), sum);
+  sum = hn::MulAdd(b3, hn::Set(df, scale[3]), sum);
+  sum = hn::MulAdd(b4, hn::Set(df, scale[4]), sum);
+  sum = hn::MulAdd(b5, hn::Set(df, scale[5]), sum);
+  sum = hn::MulAdd(b6, hn::Set(df, scale[6]), sum);
+  return hn::MulAdd(b7, hn::Set(df, scale[7]), sum);
+}
+
+// As Kernels::matmul. Tokens share what was unpacked; `out` holds the sums as they grow.
+template <class Kind>
+void matmul_rows(const Matrix& w, UnpackRows unpack, int zero, std::size_t first_row,
+                 std::size_t n_rows, const void* const* x, std::size_t n_tokens, float* out) {
+  const DF df;
+  const std::size_t n = hn::Lanes(df);
+  TileRows rows;
+  for (std::size_t begin = 0; begin < n_rows; begin += n) {
+    for (std::size_t col = 0; col < w.cols; col += kTile) {
+      unpack(w, first_row + begin, HWY_MIN(n, n_rows - begin), n, col, rows);
+      for (std::size_t t = 0; t < n_tokens; ++t) {
+        const auto* tile = static_cast<const std::uint8_t*>(x[t]) + col / kTile * kTokenTileBytes;
+        float* to = out + t * kMaxMatmulRows + begin;
+        const VF sum = col == 0 ? hn::Zero(df) : hn::Load(df, to);
+        hn::Store(multiply_tile_rows<Kind>(rows, zero, tile, sum), df, to);
+      }
+    }
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace mixtral::simd
+HWY_AFTER_NAMESPACE();
