@@ -149,6 +149,30 @@ HWY_INLINE float half_to_float(const std::uint8_t* bytes) {
 #endif
 }
 
+// The same for a vector. Without an instruction for it in integer arithmetic, so that it is exact on
+// every target (subnormals too): the magnitude bits are shifted into place and the exponent is
+// corrected by a multiplication with 2^112; infinities and NaNs get the largest exponent afterwards.
+template <class D>
+HWY_INLINE hn::Vec<D> halves_to_float_vector(D d, const std::uint8_t* data) {
+  const hn::Rebind<std::uint16_t, D> d16;
+  const hn::Repartition<std::uint8_t, decltype(d16)> d8;
+  const auto halves = hn::BitCast(d16, hn::LoadU(d8, data));
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2 && !defined(HWY_DISABLE_F16C)
+  return hn::PromoteTo(d, hn::BitCast(hn::Rebind<hwy::float16_t, D>(), halves));
+#else
+  const hn::RebindToUnsigned<D> d32;
+  const auto half = hn::PromoteTo(d32, halves);
+  const auto sign = hn::ShiftLeft<16>(hn::And(half, hn::Set(d32, 0x8000u)));
+  const auto magnitude = hn::And(half, hn::Set(d32, 0x7fffu));
+  const auto shifted = hn::BitCast(d, hn::ShiftLeft<13>(magnitude));
+  const auto scaled =
+      hn::BitCast(d32, hn::Mul(shifted, hn::BitCast(d, hn::Set(d32, (127u + 112u) << 23))));
+  const auto special = hn::VecFromMask(d32, hn::Gt(magnitude, hn::Set(d32, 0x7bffu)));
+  const auto bits = hn::Or(hn::Or(scaled, sign), hn::And(special, hn::Set(d32, 0x7f800000u)));
+  return hn::BitCast(d, bits);
+#endif
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace mixtral::simd
 HWY_AFTER_NAMESPACE();
@@ -177,37 +201,56 @@ HWY_INLINE void set_offset(const TileRow& tile, std::size_t first, float offset)
   tile.offsets[first % kBlock / kColumns][first / kBlock] = offset;
 }
 
-// out[i] = factor * bytes[i] for 8 bytes, signed ones or unsigned.
-template <class Byte>
-HWY_INLINE void multiply_8_bytes(const Byte* bytes, float factor, float* out) {
+// Bytes shifted as pairs: bits come in from the neighbour and are to be masked away.
+template <int kBits, class D>
+HWY_INLINE hn::Vec<D> shift_right(D d, hn::Vec<D> v) {
+  const hn::Repartition<std::uint16_t, D> d16;
+  return hn::BitCast(d, hn::ShiftRight<kBits>(hn::BitCast(d16, v)));
+}
+template <int kBits, class D>
+HWY_INLINE hn::Vec<D> shift_left(D d, hn::Vec<D> v) {
+  const hn::Repartition<std::uint16_t, D> d16;
+  return hn::BitCast(d, hn::ShiftLeft<kBits>(hn::BitCast(d16, v)));
+}
+
+// Sixteen bytes, such as the scales of a block.
+using D16Bytes = hn::FixedTag<std::uint8_t, 16>;
+using V16Bytes = hn::Vec<D16Bytes>;
+
+// out_low[i] = low_factor * v[i] and out_high[i] = high_factor * v[8 + i] for i < 8; the bytes are
+// signed ones if kSigned.
+template <bool kSigned>
+HWY_INLINE void multiply_bytes(V16Bytes v, float low_factor, float* out_low, float high_factor,
+                               float* out_high) {
   const hn::CappedTag<float, 8> d;
   const hn::RebindToSigned<decltype(d)> d32;
+  using Byte = std::conditional_t<kSigned, std::int8_t, std::uint8_t>;
   const hn::Rebind<Byte, decltype(d)> d8;
+  alignas(16) Byte bytes[16];
+  hn::Store(v, D16Bytes(), reinterpret_cast<std::uint8_t*>(bytes));
   for (std::size_t i = 0; i < 8; i += hn::Lanes(d)) {
-    const auto whole = hn::ConvertTo(d, hn::PromoteTo(d32, hn::LoadU(d8, bytes + i)));
-    hn::StoreU(hn::Mul(whole, hn::Set(d, factor)), d, out + i);
+    const auto low = hn::ConvertTo(d, hn::PromoteTo(d32, hn::LoadU(d8, bytes + i)));
+    const auto high = hn::ConvertTo(d, hn::PromoteTo(d32, hn::LoadU(d8, bytes + 8 + i)));
+    hn::StoreU(hn::Mul(low, hn::Set(d, low_factor)), d, out_low + i);
+    hn::StoreU(hn::Mul(high, hn::Set(d, high_factor)), d, out_high + i);
   }
 }
 
-// The same for 16 bytes, those with even numbers and those with odd ones apart.
-template <class Byte>
-HWY_INLINE void multiply_16_bytes(const Byte* bytes, float factor, float* const* out) {
-  alignas(16) static constexpr std::uint8_t kEvenThenOdd[16] = {0, 2, 4, 6, 8, 10, 12, 14,
-                                                                1, 3, 5, 7, 9, 11, 13, 15};
-  const hn::FixedTag<std::uint8_t, 16> d;
-  const auto all = hn::LoadU(d, reinterpret_cast<const std::uint8_t*>(bytes));
-  alignas(16) Byte sorted[16];
-  hn::Store(hn::TableLookupBytes(all, hn::Load(d, kEvenThenOdd)), d,
-            reinterpret_cast<std::uint8_t*>(sorted));
-  multiply_8_bytes(sorted, factor, out[0]);
-  multiply_8_bytes(sorted + 8, factor, out[1]);
+// Those of 16 scales or offsets with even numbers, then those with odd ones.
+HWY_INLINE V16Bytes even_then_odd(V16Bytes v) {
+  alignas(16) static constexpr std::uint8_t kOrder[16] = {0, 2, 4, 6, 8, 10, 12, 14,
+                                                          1, 3, 5, 7, 9, 11, 13, 15};
+  return hn::TableLookupBytes(v, hn::Load(D16Bytes(), kOrder));
 }
 
-// Calls body(tag, i) over 32 bytes in whole vectors of at most 32 bytes.
-template <class Body>
-HWY_INLINE void for_32_bytes(const Body& body) {
-  const hn::CappedTag<std::uint8_t, 32> d;
-  for (std::size_t i = 0; i < 32; i += hn::Lanes(d)) body(d, i);
+// v & bits, and v | (bits & mask), in each byte.
+template <class V>
+HWY_INLINE V and_bytes(V v, std::uint8_t bits) {
+  return hn::And(v, hn::Set(hn::DFromV<V>(), bits));
+}
+template <class V>
+HWY_INLINE V or_bits(V v, V bits, std::uint8_t mask) {
+  return hn::OrAnd(v, bits, hn::Set(hn::DFromV<V>(), mask));
 }
 
 // Stores unsigned quants as the tile's bytes.
@@ -227,18 +270,88 @@ HWY_INLINE void store_signed_quants(hn::Vec<D> v, D d, std::int8_t* to) {
   store_quants(signed_quants(d, v), d, to);
 }
 
-// A tile of the formats with blocks of 32: unpacks n_blocks blocks, clears the rest of the tile.
-template <class Format>
-HWY_INLINE void unpack_small_blocks(const std::uint8_t* data, std::size_t n_blocks,
-                                    const TileRow& tile) {
-  for (std::size_t b = 0; b < n_blocks; ++b) {
-    Format::unpack_block(data + b * Format::kBlockBytes, b * 32, tile);
+// 64 quants, of which the first 32 and the last 32 are made of the same 32 bytes, or of 64 bytes: all
+// in one vector, or in several. for_64_quants calls its body with something that
+//   load(bytes)            loads 32 bytes, load_64(bytes) loads 64, load_two(a, b) 32 from each
+//   shift_right<A, B>(v)   shifts those of the first 32 quants by A bits, the others by B, as
+//                          shift_right above; shift_left alike
+//   store(v, q)            stores them
+#if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
+struct Quants64 {
+  using D = hn::FixedTag<std::uint8_t, 64>;
+  using V = hn::Vec<D>;
+
+  static HWY_INLINE V load(const std::uint8_t* bytes) {
+    return V{_mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes)))};
   }
-  for (std::size_t b = n_blocks; b < kTile / 32; ++b) {
-    std::memset(tile.q + b * 32, 0, 32);
-    set_scale<32>(tile, b * 32, 0.0f);
-    if (Format::kOffset) set_offset<32>(tile, b * 32, 0.0f);
+  static HWY_INLINE V load_64(const std::uint8_t* bytes) { return hn::LoadU(D(), bytes); }
+  static HWY_INLINE V load_two(const std::uint8_t* a, const std::uint8_t* b) {
+    const auto first = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a));
+    const auto second = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b));
+    return V{_mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1)};
   }
+  static HWY_INLINE D d() { return D(); }
+  template <int kFirst, int kLast>
+  static HWY_INLINE V shift_right(V v) {
+    return V{_mm512_srlv_epi16(v.raw, words(kFirst, kLast))};
+  }
+  template <int kFirst, int kLast>
+  static HWY_INLINE V shift_left(V v) {
+    return V{_mm512_sllv_epi16(v.raw, words(kFirst, kLast))};
+  }
+  static HWY_INLINE void store(V v, std::int8_t* q) { store_quants(v, D(), q); }
+
+ private:
+  static HWY_INLINE __m512i words(int first, int last) {
+    return _mm512_inserti64x4(_mm512_set1_epi16(static_cast<short>(first)),
+                              _mm256_set1_epi16(static_cast<short>(last)), 1);
+  }
+};
+
+template <class Body>
+HWY_INLINE void for_64_quants(const Body& body) {
+  body(Quants64());
+}
+#else
+template <bool kLast32>
+struct Quants32 {
+  using D = hn::CappedTag<std::uint8_t, 32>;
+  using V = hn::Vec<D>;
+  std::size_t i;
+
+  HWY_INLINE V load(const std::uint8_t* bytes) const { return hn::LoadU(D(), bytes + i); }
+  HWY_INLINE V load_64(const std::uint8_t* bytes) const {
+    return hn::LoadU(D(), bytes + (kLast32 ? 32 : 0) + i);
+  }
+  HWY_INLINE V load_two(const std::uint8_t* a, const std::uint8_t* b) const {
+    return load(kLast32 ? b : a);
+  }
+  HWY_INLINE D d() const { return D(); }
+  template <int kFirst, int kLast>
+  HWY_INLINE V shift_right(V v) const {
+    return simd::HWY_NAMESPACE::shift_right < kLast32 ? kLast : kFirst > (D(), v);
+  }
+  template <int kFirst, int kLast>
+  HWY_INLINE V shift_left(V v) const {
+    return simd::HWY_NAMESPACE::shift_left < kLast32 ? kLast : kFirst > (D(), v);
+  }
+  HWY_INLINE void store(V v, std::int8_t* q) const {
+    store_quants(v, D(), q + (kLast32 ? 32 : 0) + i);
+  }
+};
+
+template <class Body>
+HWY_INLINE void for_64_quants(const Body& body) {
+  const hn::CappedTag<std::uint8_t, 32> d;
+  for (std::size_t i = 0; i < 32; i += hn::Lanes(d)) body(Quants32<false>{i});
+  for (std::size_t i = 0; i < 32; i += hn::Lanes(d)) body(Quants32<true>{i});
+}
+#endif
+
+HWY_INLINE std::uint32_t load_u32(const std::uint8_t* bytes) {
+  std::uint32_t value;
+  std::memcpy(&value, bytes, 4);
+  return value;
 }
 
 // Byte i of the result has all bits set where bit i of `bits` is set, for 16 bits.
@@ -255,16 +368,128 @@ HWY_INLINE hn::Vec<D16> spread_bits(D16 d, std::uint32_t bits) {
   return hn::VecFromMask(d, hn::Eq(present, select));
 }
 
+// out[i] = the half-precision number at data + i * kStride, for 8.
+template <std::size_t kStride>
+HWY_INLINE void halves_to_floats(const std::uint8_t* data, float* out) {
+  const hn::CappedTag<float, 8> d;
+  const auto half = [&](std::size_t i) {
+    std::uint16_t bits;
+    std::memcpy(&bits, data + i * kStride, 2);
+    return std::uint64_t{bits};
+  };
+  alignas(16)
+      const std::uint64_t words[2] = {half(0) | half(1) << 16 | half(2) << 32 | half(3) << 48,
+                                      half(4) | half(5) << 16 | half(6) << 32 | half(7) << 48};
+  const auto* bytes = reinterpret_cast<const std::uint8_t*>(words);
+  for (std::size_t i = 0; i < 8; i += hn::Lanes(d)) {
+    hn::StoreU(halves_to_float_vector(d, bytes + 2 * i), d, out + i);
+  }
+}
+
+// Unpacks 8 blocks of 32 nibbles: each has 16 bytes of them, kStride apart, of which the low nibbles
+// are the first weights. finish(d, v, i, half) makes quants of nibbles: half of those of block i, or all
+// of two blocks from there if a vector has 64 bytes.
+#if HWY_TARGET <= HWY_AVX3_DL && HWY_ARCH_X86
+template <std::size_t kStride>
+struct NibbleOrder {
+  // Where in 64 bytes the nibbles of two blocks are, each for the low and for the high ones.
+  alignas(64) std::uint8_t from_start[64] = {};
+  alignas(64) std::uint8_t to_end[64] = {};
+
+  constexpr NibbleOrder() {
+    for (std::size_t i = 0; i < 64; ++i) {
+      from_start[i] = static_cast<std::uint8_t>(i / 32 * kStride + i % 16);
+      to_end[i] = static_cast<std::uint8_t>(48 - kStride + from_start[i]);
+    }
+  }
+};
+
+template <std::size_t kStride, class Finish>
+HWY_INLINE void unpack_nibbles(const std::uint8_t* data, std::int8_t* q, const Finish& finish) {
+  static constexpr NibbleOrder<kStride> kOrder;
+  const hn::FixedTag<std::uint8_t, 64> d;
+  const hn::Repartition<std::uint64_t, decltype(d)> d64;
+  alignas(64) static constexpr std::uint64_t kShift[8] = {
+      0, 0, 0x0004000400040004, 0x0004000400040004, 0, 0, 0x0004000400040004, 0x0004000400040004};
+  const auto shift = hn::Load(d64, kShift);
+  const auto fifteen = hn::Set(d, 0x0f);
+  MIXTRAL_UNROLL
+  for (std::size_t i = 0; i < 8; i += 2) {
+    // The last two are read from the end, so that nothing behind it is.
+    const bool last = i == 6;
+    const auto bytes = hn::LoadU(d, last ? data + 7 * kStride + 16 - 64 : data + i * kStride);
+    const auto order = hn::Load(d, last ? kOrder.to_end : kOrder.from_start);
+    const auto twice = _mm512_permutexvar_epi8(order.raw, bytes.raw);
+    const hn::Vec<decltype(d)> nibbles{_mm512_srlv_epi16(twice, shift.raw)};
+    store_quants(finish(d, hn::And(nibbles, fifteen), i, std::size_t{0}), d, q + i * 32);
+  }
+}
+
+// 16 more for the quants of block i, of which there is one bit each at bits + i * kStride.
+template <std::size_t kStride, class D>
+HWY_INLINE hn::Vec<D> add_fifth_bits(D d, hn::Vec<D> v, const std::uint8_t* bits, std::size_t i,
+                                     std::size_t) {
+  const std::uint64_t mask =
+      load_u32(bits + i * kStride) | std::uint64_t{load_u32(bits + (i + 1) * kStride)} << 32;
+  return hn::Vec<D>{_mm512_mask_add_epi8(v.raw, mask, v.raw, hn::Set(d, 16).raw)};
+}
+#else
+template <std::size_t kStride, class Finish>
+HWY_INLINE void unpack_nibbles(const std::uint8_t* data, std::int8_t* q, const Finish& finish) {
+  const D16Bytes d;
+  const auto fifteen = hn::Set(d, 0x0f);
+  for (std::size_t i = 0; i < 8; ++i) {
+    const auto packed = hn::LoadU(d, data + i * kStride);
+    store_quants(finish(d, hn::And(packed, fifteen), i, std::size_t{0}), d, q + i * 32);
+    store_quants(finish(d, hn::And(shift_right<4>(d, packed), fifteen), i, std::size_t{1}), d,
+                 q + i * 32 + 16);
+  }
+}
+
+// 16 more for the quants of half of block i, of which there is one bit each at bits + i * kStride.
+template <std::size_t kStride, class D>
+HWY_INLINE hn::Vec<D> add_fifth_bits(D d, hn::Vec<D> v, const std::uint8_t* bits, std::size_t i,
+                                     std::size_t half) {
+  const std::uint32_t all = load_u32(bits + i * kStride);
+  return hn::OrAnd(v, spread_bits(d, half == 0 ? all & 0xffffu : all >> 16), hn::Set(d, 16));
+}
+#endif
+
+// A tile of the formats with blocks of 32, which begin with their scale and, if there is one, their
+// offset with its sign turned: unpacks n_blocks blocks, clears the rest of the tile.
+template <class Format>
+HWY_INLINE void unpack_small_blocks(const std::uint8_t* data, std::size_t n_blocks,
+                                    const TileRow& tile) {
+  constexpr std::size_t kBytes = Format::kBlockBytes;
+  if (n_blocks == kBlocksPerTile) {
+    halves_to_floats<kBytes>(data, tile.scales[0]);
+    if (Format::kOffset) halves_to_floats<kBytes>(data + 2, tile.offsets[0]);
+  } else {
+    for (std::size_t b = 0; b < kBlocksPerTile; ++b) {
+      const bool inside = b < n_blocks;
+      tile.scales[0][b] = inside ? half_to_float(data + b * kBytes) : 0.0f;
+      if (Format::kOffset) {
+        tile.offsets[0][b] = inside ? half_to_float(data + b * kBytes + 2) : 0.0f;
+      }
+    }
+    std::memset(tile.q + n_blocks * 32, 0, kTile - n_blocks * 32);
+  }
+  if (Format::kOffset) {
+    for (std::size_t b = 0; b < kBlocksPerTile; ++b) tile.offsets[0][b] = -tile.offsets[0][b];
+  }
+  if (n_blocks == kBlocksPerTile) return Format::unpack_8_blocks(data, tile.q);
+  // So few that they are copied to where there is room for 8.
+  std::uint8_t copy[8 * kBytes] = {};
+  std::int8_t q[kTile];
+  std::memcpy(copy, data, n_blocks * kBytes);
+  Format::unpack_8_blocks(copy, q);
+  std::memcpy(tile.q, q, n_blocks * 32);
+}
+
 // How many weights a block of the format has: the longest of 32 takes 34 bytes, the shortest of 256
 // takes 66.
 template <class Format>
 constexpr std::size_t kBlockSize = Format::kBlockBytes < 64 ? 32 : 256;
-
-HWY_INLINE std::uint32_t load_u32(const std::uint8_t* bytes) {
-  std::uint32_t value;
-  std::memcpy(&value, bytes, 4);
-  return value;
-}
 
 // Stores 16 magnitudes, eight in a word; negative where a bit of `signs` is set.
 HWY_INLINE void store_points(std::uint64_t first, std::uint64_t second, std::uint32_t signs,
@@ -320,23 +545,9 @@ namespace HWY_NAMESPACE {
 struct F16 {
   static constexpr std::size_t kBytes = 2;
 
-  // In integer arithmetic, so that it is exact on every target (subnormals too): the magnitude
-  // bits are shifted into place and the exponent is corrected by a multiplication with 2^112;
-  // infinities and NaNs get the largest exponent afterwards.
   template <class D>
   static HWY_INLINE hn::Vec<D> load(D d, const std::uint8_t* data) {
-    const hn::Rebind<std::uint16_t, D> d16;
-    const hn::Repartition<std::uint8_t, decltype(d16)> d8;
-    const hn::RebindToUnsigned<D> d32;
-    const auto half = hn::PromoteTo(d32, hn::BitCast(d16, hn::LoadU(d8, data)));
-    const auto sign = hn::ShiftLeft<16>(hn::And(half, hn::Set(d32, 0x8000u)));
-    const auto magnitude = hn::And(half, hn::Set(d32, 0x7fffu));
-    const auto shifted = hn::BitCast(d, hn::ShiftLeft<13>(magnitude));
-    const auto scaled =
-        hn::BitCast(d32, hn::Mul(shifted, hn::BitCast(d, hn::Set(d32, (127u + 112u) << 23))));
-    const auto special = hn::VecFromMask(d32, hn::Gt(magnitude, hn::Set(d32, 0x7bffu)));
-    const auto bits = hn::Or(hn::Or(scaled, sign), hn::And(special, hn::Set(d32, 0x7f800000u)));
-    return hn::BitCast(d, bits);
+    return halves_to_float_vector(d, data);
   }
 
   static HWY_INLINE float load_one(const std::uint8_t* data) { return half_to_float(data); }
@@ -551,16 +762,14 @@ HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
-// Stores the levels of 16 bytes of nibbles, low nibbles first.
-HWY_INLINE void unpack_levels_16(const std::uint8_t* nibbles, std::int8_t* q) {
+// The levels that nibbles stand for.
+template <class D>
+HWY_INLINE hn::Vec<D> level_quants(D d, hn::Vec<D> nibbles) {
   alignas(16) static constexpr std::int8_t kLevel[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                                          1,    13,   25,  38,  53,  69,  89,  113};
-  const hn::CappedTag<std::uint8_t, 16> d;
-  const hn::RebindToSigned<decltype(d)> di;
+  const hn::RebindToSigned<D> di;
   const auto levels = signed_quants(d, hn::BitCast(d, hn::LoadDup128(di, kLevel)));
-  const auto packed = hn::LoadU(d, nibbles);
-  store_quants(hn::TableLookupBytes(levels, hn::And(packed, hn::Set(d, 0x0f))), d, q);
-  store_quants(hn::TableLookupBytes(levels, hn::ShiftRight<4>(packed)), d, q + 16);
+  return hn::TableLookupBytes(levels, nibbles);
 }
 
 struct Iq4_Nl {
@@ -570,10 +779,10 @@ struct Iq4_Nl {
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
 
-  static HWY_INLINE void unpack_block(const std::uint8_t* block, std::size_t first,
-                                      const TileRow& tile) {
-    set_scale<32>(tile, first, half_to_float(block));
-    unpack_levels_16(block + 2, tile.q + first);
+  static HWY_INLINE void unpack_8_blocks(const std::uint8_t* data, std::int8_t* q) {
+    unpack_nibbles<kBlockBytes>(data + 2, q, [](auto d, auto v, std::size_t, std::size_t) HWY_ATTR {
+      return level_quants(d, v);
+    });
   }
 
   static HWY_INLINE void unpack(const std::uint8_t* data, std::size_t n_cols, const TileRow& tile) {
@@ -601,14 +810,24 @@ struct Iq4_Xs {
   static constexpr std::size_t kScaleColumns = 32;
 
   static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
-    const float d_scale = half_to_float(block);
-    const unsigned top_bits = block[2] | static_cast<unsigned>(block[3]) << 8;
-    for (std::size_t s = 0; s < 8; ++s) {
-      const int low = block[4 + s / 2] >> (s % 2 * 4) & 15;
-      const int high = static_cast<int>(top_bits >> (2 * s) & 3);
-      set_scale<32>(tile, s * 32, d_scale * static_cast<float>((low | high << 4) - 32));
-      unpack_levels_16(block + 8 + s * 16, tile.q + s * 32);
+    const hn::CappedTag<std::uint32_t, 8> d32;
+    const hn::RebindToSigned<decltype(d32)> di32;
+    const hn::RebindToFloat<decltype(d32)> df;
+    alignas(32) static constexpr std::uint32_t kLowShift[8] = {0, 4, 8, 12, 16, 20, 24, 28};
+    alignas(32) static constexpr std::uint32_t kHighShift[8] = {0, 2, 4, 6, 8, 10, 12, 14};
+    const auto low_bits = hn::Set(d32, load_u32(block + 4));
+    const auto high_bits = hn::Set(d32, block[2] | static_cast<std::uint32_t>(block[3]) << 8);
+    const auto d_scale = hn::Set(df, half_to_float(block));
+    for (std::size_t s = 0; s < 8; s += hn::Lanes(d32)) {
+      const auto low = hn::And(low_bits >> hn::Load(d32, kLowShift + s), hn::Set(d32, 15));
+      const auto high = hn::And(high_bits >> hn::Load(d32, kHighShift + s), hn::Set(d32, 3));
+      const auto both = hn::BitCast(di32, hn::Or(low, hn::ShiftLeft<4>(high)));
+      const auto scale = hn::ConvertTo(df, hn::Sub(both, hn::Set(di32, 32)));
+      hn::StoreU(hn::Mul(d_scale, scale), df, tile.scales[0] + s);
     }
+    unpack_nibbles<16>(block + 8, tile.q, [](auto d, auto v, std::size_t, std::size_t) HWY_ATTR {
+      return level_quants(d, v);
+    });
   }
 };
 
@@ -632,25 +851,20 @@ struct Q2_K {
   static constexpr std::size_t kScaleColumns = 16;
 
   static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
-    std::uint8_t scales[16], mins[16];
-    const hn::CappedTag<std::uint8_t, 16> d16;
-    for (std::size_t s = 0; s < 16; s += hn::Lanes(d16)) {
-      const auto packed = hn::LoadU(d16, block + s);
-      hn::StoreU(hn::And(packed, hn::Set(d16, 0x0f)), d16, scales + s);
-      hn::StoreU(hn::ShiftRight<4>(packed), d16, mins + s);
-    }
-    multiply_16_bytes(scales, half_to_float(block + 80), tile.scales);
-    multiply_16_bytes(mins, half_to_float(block + 82), tile.offsets);
+    const auto packed_scales = even_then_odd(hn::LoadU(D16Bytes(), block));
+    const auto fifteen = hn::Set(D16Bytes(), 0x0f);
+    const float d_scale = half_to_float(block + 80);
+    const float d_min = half_to_float(block + 82);
+    multiply_bytes<false>(hn::And(packed_scales, fifteen), d_scale, tile.scales[0], d_scale,
+                          tile.scales[1]);
+    multiply_bytes<false>(hn::And(shift_right<4>(D16Bytes(), packed_scales), fifteen), d_min,
+                          tile.offsets[0], d_min, tile.offsets[1]);
     for (std::size_t half = 0; half < 2; ++half) {
-      const std::uint8_t* qs = block + 16 + half * 32;
-      std::int8_t* q = tile.q + half * 128;
-      for_32_bytes([&](auto d, std::size_t i) HWY_ATTR {
-        const auto packed = hn::LoadU(d, qs + i);
-        const auto three = hn::Set(d, 3);
-        store_quants(hn::And(packed, three), d, q + i);
-        store_quants(hn::And(hn::ShiftRight<2>(packed), three), d, q + 32 + i);
-        store_quants(hn::And(hn::ShiftRight<4>(packed), three), d, q + 64 + i);
-        store_quants(hn::ShiftRight<6>(packed), d, q + 96 + i);
+      for_64_quants([&](auto quants) MIXTRAL_LAMBDA {
+        const auto packed = quants.load(block + 16 + half * 32);
+        std::int8_t* q = tile.q + half * 128;
+        quants.store(and_bytes(quants.template shift_right<0, 2>(packed), 3), q);
+        quants.store(and_bytes(quants.template shift_right<4, 6>(packed), 3), q + 64);
       });
     }
   }
@@ -676,39 +890,54 @@ struct Q3_K {
   static constexpr int kZero = 4;
   static constexpr std::size_t kScaleColumns = 16;
 
+  static HWY_INLINE void unpack_scales(const std::uint8_t* block, const TileRow& tile) {
+    const D16Bytes d;
+    // Of the scales with even numbers, then of those with odd ones, where in the last 16 bytes of the
+    // block (two quants, 12 bytes of scales, d) the nibble and the top bits are.
+    alignas(16) static constexpr std::uint8_t kNibble[16] = {2, 4, 6, 8, 2, 4, 6, 8,
+                                                             3, 5, 7, 9, 3, 5, 7, 9};
+    alignas(16) static constexpr std::uint8_t kTop[16] = {10, 12, 10, 12, 10, 12, 10, 12,
+                                                          11, 13, 11, 13, 11, 13, 11, 13};
+    // Scales 0 to 7 have the low nibbles; of 4 scales each the top bits are 2 places further up.
+    alignas(16) static constexpr std::uint8_t kLow[16] = {15, 15, 15, 15, 0, 0, 0, 0,
+                                                          15, 15, 15, 15, 0, 0, 0, 0};
+    alignas(16) static constexpr std::uint8_t kHigh[16] = {0, 0, 0, 0, 15, 15, 15, 15,
+                                                           0, 0, 0, 0, 15, 15, 15, 15};
+    alignas(16) static constexpr std::uint8_t kTop0[16] = {48, 48, 0, 0, 0, 0, 0, 0,
+                                                           48, 48, 0, 0, 0, 0, 0, 0};
+    alignas(16) static constexpr std::uint8_t kTop1[16] = {0, 0, 48, 48, 0, 0, 0, 0,
+                                                           0, 0, 48, 48, 0, 0, 0, 0};
+    alignas(16) static constexpr std::uint8_t kTop2[16] = {0, 0, 0, 0, 48, 48, 0, 0,
+                                                           0, 0, 0, 0, 48, 48, 0, 0};
+    alignas(16) static constexpr std::uint8_t kTop3[16] = {0, 0, 0, 0, 0, 0, 48, 48,
+                                                           0, 0, 0, 0, 0, 0, 48, 48};
+    const auto tail = hn::LoadU(d, block + 94);
+    const auto nibbles = hn::TableLookupBytes(tail, hn::Load(d, kNibble));
+    const auto top = hn::TableLookupBytes(tail, hn::Load(d, kTop));
+    auto scales = hn::And(nibbles, hn::Load(d, kLow));
+    scales = hn::OrAnd(scales, shift_right<4>(d, nibbles), hn::Load(d, kHigh));
+    scales = hn::OrAnd(scales, shift_left<4>(d, top), hn::Load(d, kTop0));
+    scales = hn::OrAnd(scales, shift_left<2>(d, top), hn::Load(d, kTop1));
+    scales = hn::OrAnd(scales, top, hn::Load(d, kTop2));
+    scales = hn::OrAnd(scales, shift_right<2>(d, top), hn::Load(d, kTop3));
+    const float d_scale = half_to_float(block + 108);
+    multiply_bytes<true>(hn::Sub(scales, hn::Set(d, 32)), d_scale, tile.scales[0], d_scale,
+                         tile.scales[1]);
+  }
+
   static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
-    // The low nibbles of scales 0..7 and 8..15, and two more bits for each.
-    const std::uint32_t low0 = load_u32(block + 96);
-    const std::uint32_t low1 = load_u32(block + 100);
-    const std::uint32_t top = load_u32(block + 104);
-    const std::uint32_t words[4] = {
-        (low0 & 0x0f0f0f0fu) | (top & 0x03030303u) << 4,
-        (low1 & 0x0f0f0f0fu) | (top >> 2 & 0x03030303u) << 4,
-        (low0 >> 4 & 0x0f0f0f0fu) | (top >> 4 & 0x03030303u) << 4,
-        (low1 >> 4 & 0x0f0f0f0fu) | (top >> 6 & 0x03030303u) << 4,
-    };
-    std::int8_t scales[16];
-    std::memcpy(scales, words, sizeof scales);
-    for (std::int8_t& scale : scales) scale = static_cast<std::int8_t>(scale - 32);
-    multiply_16_bytes(scales, half_to_float(block + 108), tile.scales);
-    for_32_bytes([&](auto d, std::size_t i) HWY_ATTR {
-      const auto three = hn::Set(d, 3);
-      const auto four = hn::Set(d, 4);
-      const auto high = hn::LoadU(d, block + i);
-      const auto first = hn::LoadU(d, block + 32 + i);
-      const auto second = hn::LoadU(d, block + 64 + i);
-      std::int8_t* q = tile.q + i;
-      const auto join = [&](auto low, auto high_bit) HWY_ATTR {
-        return hn::Or(hn::And(low, three), hn::And(high_bit, four));
+    unpack_scales(block, tile);
+    for_64_quants([&](auto quants) MIXTRAL_LAMBDA {
+      const auto high = quants.load(block);
+      const auto first = quants.load(block + 32);
+      const auto second = quants.load(block + 64);
+      const auto join = [&](auto low, auto high_bits, std::size_t col) MIXTRAL_LAMBDA {
+        quants.store(or_bits(and_bytes(low, 3), high_bits, 4), tile.q + col);
       };
-      store_quants(join(first, hn::ShiftLeft<2>(high)), d, q);
-      store_quants(join(hn::ShiftRight<2>(first), hn::ShiftLeft<1>(high)), d, q + 32);
-      store_quants(join(hn::ShiftRight<4>(first), high), d, q + 64);
-      store_quants(join(hn::ShiftRight<6>(first), hn::ShiftRight<1>(high)), d, q + 96);
-      store_quants(join(second, hn::ShiftRight<2>(high)), d, q + 128);
-      store_quants(join(hn::ShiftRight<2>(second), hn::ShiftRight<3>(high)), d, q + 160);
-      store_quants(join(hn::ShiftRight<4>(second), hn::ShiftRight<4>(high)), d, q + 192);
-      store_quants(join(hn::ShiftRight<6>(second), hn::ShiftRight<5>(high)), d, q + 224);
+      join(quants.template shift_right<0, 2>(first), quants.template shift_left<2, 1>(high), 0);
+      join(quants.template shift_right<4, 6>(first), quants.template shift_right<0, 1>(high), 64);
+      join(quants.template shift_right<0, 2>(second), quants.template shift_right<2, 3>(high), 128);
+      join(quants.template shift_right<4, 6>(second), quants.template shift_right<4, 5>(high), 192);
     });
   }
 };
@@ -723,14 +952,6 @@ HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
-// Stores the 32 quants of 16 bytes of nibbles, low nibbles first.
-HWY_INLINE void unpack_nibbles_16(const std::uint8_t* nibbles, std::int8_t* q) {
-  const hn::CappedTag<std::uint8_t, 16> d;
-  const auto packed = hn::LoadU(d, nibbles);
-  store_quants(hn::And(packed, hn::Set(d, 0x0f)), d, q);
-  store_quants(hn::ShiftRight<4>(packed), d, q + 16);
-}
-
 struct Q4_0 {
   static constexpr std::size_t kBlockBytes = 18;
   static constexpr bool kSigned = false;
@@ -738,10 +959,9 @@ struct Q4_0 {
   static constexpr int kZero = 8;
   static constexpr std::size_t kScaleColumns = 32;
 
-  static HWY_INLINE void unpack_block(const std::uint8_t* block, std::size_t first,
-                                      const TileRow& tile) {
-    set_scale<32>(tile, first, half_to_float(block));
-    unpack_nibbles_16(block + 2, tile.q + first);
+  static HWY_INLINE void unpack_8_blocks(const std::uint8_t* data, std::int8_t* q) {
+    unpack_nibbles<kBlockBytes>(data + 2, q,
+                                [](auto, auto v, std::size_t, std::size_t) HWY_ATTR { return v; });
   }
 
   static HWY_INLINE void unpack(const std::uint8_t* data, std::size_t n_cols, const TileRow& tile) {
@@ -766,11 +986,9 @@ struct Q4_1 {
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
 
-  static HWY_INLINE void unpack_block(const std::uint8_t* block, std::size_t first,
-                                      const TileRow& tile) {
-    set_scale<32>(tile, first, half_to_float(block));
-    set_offset<32>(tile, first, -half_to_float(block + 2));
-    unpack_nibbles_16(block + 4, tile.q + first);
+  static HWY_INLINE void unpack_8_blocks(const std::uint8_t* data, std::int8_t* q) {
+    unpack_nibbles<kBlockBytes>(data + 4, q,
+                                [](auto, auto v, std::size_t, std::size_t) HWY_ATTR { return v; });
   }
 
   static HWY_INLINE void unpack(const std::uint8_t* data, std::size_t n_cols, const TileRow& tile) {
@@ -793,19 +1011,25 @@ namespace HWY_NAMESPACE {
 
 // Sets the scales and offsets of a Q4_K or Q5_K block, which begin alike.
 HWY_INLINE void unpack_scales_and_mins(const std::uint8_t* block, const TileRow& tile) {
-  const std::uint32_t low_scales = load_u32(block + 4);
-  const std::uint32_t low_mins = load_u32(block + 8);
-  const std::uint32_t nibbles = load_u32(block + 12);
-  const std::uint32_t words[4] = {
-      low_scales & 0x3f3f3f3fu,
-      (nibbles & 0x0f0f0f0fu) | (low_scales >> 6 & 0x03030303u) << 4,
-      low_mins & 0x3f3f3f3fu,
-      (nibbles >> 4 & 0x0f0f0f0fu) | (low_mins >> 6 & 0x03030303u) << 4,
-  };
-  std::uint8_t bytes[16];
-  std::memcpy(bytes, words, sizeof bytes);
-  multiply_8_bytes(bytes, half_to_float(block), tile.scales[0]);
-  multiply_8_bytes(bytes + 8, half_to_float(block + 2), tile.offsets[0]);
+  const D16Bytes d;
+  // Four bytes each: scales 0 to 3, nibbles for scales 4 to 7, mins 0 to 3, nibbles for mins 4 to 7.
+  alignas(16) static constexpr std::uint8_t kLow[16] = {4, 5, 6,  7,  12, 13, 14, 15,
+                                                        8, 9, 10, 11, 12, 13, 14, 15};
+  // Whose upper two bits top scales 4 to 7 and mins 4 to 7; 0x80 gives 0.
+  alignas(16) static constexpr std::uint8_t kTop[16] = {128, 128, 128, 128, 4, 5, 6,  7,
+                                                        128, 128, 128, 128, 8, 9, 10, 11};
+  alignas(16) static constexpr std::uint8_t kLowMask[16] = {63, 63, 63, 63, 15, 15, 15, 15,
+                                                            63, 63, 63, 63, 0,  0,  0,  0};
+  alignas(16) static constexpr std::uint8_t kHighMask[16] = {0, 0, 0, 0, 0,  0,  0,  0,
+                                                             0, 0, 0, 0, 15, 15, 15, 15};
+  const auto head = hn::LoadU(d, block);
+  const auto low = hn::TableLookupBytes(head, hn::Load(d, kLow));
+  const auto top = hn::TableLookupBytesOr0(head, hn::Load(d, kTop));
+  const auto bits = hn::OrAnd(hn::And(low, hn::Load(d, kLowMask)), shift_right<4>(d, low),
+                              hn::Load(d, kHighMask));
+  const auto all = hn::OrAnd(bits, shift_right<2>(d, top), hn::Set(d, 0x30));
+  multiply_bytes<false>(all, half_to_float(block), tile.scales[0], half_to_float(block + 2),
+                        tile.offsets[0]);
 }
 
 struct Q4_K {
@@ -818,10 +1042,10 @@ struct Q4_K {
   static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
     unpack_scales_and_mins(block, tile);
     for (std::size_t quarter = 0; quarter < 4; ++quarter) {
-      for_32_bytes([&](auto d, std::size_t i) HWY_ATTR {
-        const auto packed = hn::LoadU(d, block + 16 + quarter * 32 + i);
-        store_quants(hn::And(packed, hn::Set(d, 0x0f)), d, tile.q + quarter * 64 + i);
-        store_quants(hn::ShiftRight<4>(packed), d, tile.q + quarter * 64 + 32 + i);
+      for_64_quants([&](auto quants) MIXTRAL_LAMBDA {
+        const auto packed = quants.load(block + 16 + quarter * 32);
+        const auto low_or_high = quants.template shift_right<0, 4>(packed);
+        quants.store(and_bytes(low_or_high, 0x0f), tile.q + quarter * 64);
       });
     }
   }
@@ -837,20 +1061,6 @@ HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
-// Stores the 32 quants of 16 bytes of nibbles and 4 bytes of fifth bits.
-HWY_INLINE void unpack_nibbles_and_bits_16(const std::uint8_t* nibbles, const std::uint8_t* bits,
-                                           std::int8_t* q) {
-  const hn::CappedTag<std::uint8_t, 16> d;
-  const auto sixteen = hn::Set(d, 16);
-  const auto packed = hn::LoadU(d, nibbles);
-  const std::uint32_t low_bits = bits[0] | static_cast<std::uint32_t>(bits[1]) << 8;
-  const std::uint32_t high_bits = bits[2] | static_cast<std::uint32_t>(bits[3]) << 8;
-  store_quants(
-      hn::Or(hn::And(packed, hn::Set(d, 0x0f)), hn::And(spread_bits(d, low_bits), sixteen)), d, q);
-  store_quants(hn::Or(hn::ShiftRight<4>(packed), hn::And(spread_bits(d, high_bits), sixteen)), d,
-               q + 16);
-}
-
 struct Q5_0 {
   static constexpr std::size_t kBlockBytes = 22;
   static constexpr bool kSigned = false;
@@ -858,10 +1068,11 @@ struct Q5_0 {
   static constexpr int kZero = 16;
   static constexpr std::size_t kScaleColumns = 32;
 
-  static HWY_INLINE void unpack_block(const std::uint8_t* block, std::size_t first,
-                                      const TileRow& tile) {
-    set_scale<32>(tile, first, half_to_float(block));
-    unpack_nibbles_and_bits_16(block + 6, block + 2, tile.q + first);
+  static HWY_INLINE void unpack_8_blocks(const std::uint8_t* data, std::int8_t* q) {
+    unpack_nibbles<kBlockBytes>(data + 6, q,
+                                [&](auto d, auto v, std::size_t i, std::size_t half) HWY_ATTR {
+                                  return add_fifth_bits<kBlockBytes>(d, v, data + 2, i, half);
+                                });
   }
 
   static HWY_INLINE void unpack(const std::uint8_t* data, std::size_t n_cols, const TileRow& tile) {
@@ -886,11 +1097,11 @@ struct Q5_1 {
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
 
-  static HWY_INLINE void unpack_block(const std::uint8_t* block, std::size_t first,
-                                      const TileRow& tile) {
-    set_scale<32>(tile, first, half_to_float(block));
-    set_offset<32>(tile, first, -half_to_float(block + 2));
-    unpack_nibbles_and_bits_16(block + 8, block + 4, tile.q + first);
+  static HWY_INLINE void unpack_8_blocks(const std::uint8_t* data, std::int8_t* q) {
+    unpack_nibbles<kBlockBytes>(data + 8, q,
+                                [&](auto d, auto v, std::size_t i, std::size_t half) HWY_ATTR {
+                                  return add_fifth_bits<kBlockBytes>(d, v, data + 4, i, half);
+                                });
   }
 
   static HWY_INLINE void unpack(const std::uint8_t* data, std::size_t n_cols, const TileRow& tile) {
@@ -918,20 +1129,17 @@ struct Q5_K {
 
   static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
     unpack_scales_and_mins(block, tile);
-    for_32_bytes([&](auto d, std::size_t i) HWY_ATTR {
-      const auto fifteen = hn::Set(d, 0x0f);
-      const auto sixteen = hn::Set(d, 0x10);
-      const auto high = hn::LoadU(d, block + 16 + i);
-      const auto unpack_quarter = [&](std::size_t quarter, auto low_bit, auto high_bit) HWY_ATTR {
-        const auto packed = hn::LoadU(d, block + 48 + quarter * 32 + i);
-        std::int8_t* q = tile.q + quarter * 64 + i;
-        store_quants(hn::Or(hn::And(packed, fifteen), hn::And(low_bit, sixteen)), d, q);
-        store_quants(hn::Or(hn::ShiftRight<4>(packed), hn::And(high_bit, sixteen)), d, q + 32);
+    for_64_quants([&](auto quants) MIXTRAL_LAMBDA {
+      const auto high = quants.load(block + 16);
+      const auto unpack_quarter = [&](std::size_t quarter, auto fifth_bits) MIXTRAL_LAMBDA {
+        const auto packed = quants.load(block + 48 + quarter * 32);
+        const auto low = and_bytes(quants.template shift_right<0, 4>(packed), 0x0f);
+        quants.store(or_bits(low, fifth_bits, 0x10), tile.q + quarter * 64);
       };
-      unpack_quarter(0, hn::ShiftLeft<4>(high), hn::ShiftLeft<3>(high));
-      unpack_quarter(1, hn::ShiftLeft<2>(high), hn::ShiftLeft<1>(high));
-      unpack_quarter(2, high, hn::ShiftRight<1>(high));
-      unpack_quarter(3, hn::ShiftRight<2>(high), hn::ShiftRight<3>(high));
+      unpack_quarter(0, quants.template shift_left<4, 3>(high));
+      unpack_quarter(1, quants.template shift_left<2, 1>(high));
+      unpack_quarter(2, quants.template shift_right<0, 1>(high));
+      unpack_quarter(3, quants.template shift_right<2, 3>(high));
     });
   }
 };
@@ -957,24 +1165,19 @@ struct Q6_K {
   static constexpr std::size_t kScaleColumns = 16;
 
   static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
-    multiply_16_bytes(reinterpret_cast<const std::int8_t*>(block) + 192, half_to_float(block + 208),
-                      tile.scales);
+    const float d_scale = half_to_float(block + 208);
+    multiply_bytes<true>(even_then_odd(hn::LoadU(D16Bytes(), block + 192)), d_scale, tile.scales[0],
+                         d_scale, tile.scales[1]);
     for (std::size_t half = 0; half < 2; ++half) {
-      const std::uint8_t* ql = block + half * 64;
-      const std::uint8_t* qh = block + 128 + half * 32;
-      for_32_bytes([&](auto d, std::size_t i) HWY_ATTR {
-        const auto fifteen = hn::Set(d, 0x0f);
-        const auto top = hn::Set(d, 0x30);
-        const auto low0 = hn::LoadU(d, ql + i);
-        const auto low1 = hn::LoadU(d, ql + 32 + i);
-        const auto high = hn::LoadU(d, qh + i);
-        std::int8_t* q = tile.q + half * 128 + i;
-        store_quants(hn::Or(hn::And(low0, fifteen), hn::And(hn::ShiftLeft<4>(high), top)), d, q);
-        store_quants(hn::Or(hn::And(low1, fifteen), hn::And(hn::ShiftLeft<2>(high), top)), d,
-                     q + 32);
-        store_quants(hn::Or(hn::ShiftRight<4>(low0), hn::And(high, top)), d, q + 64);
-        store_quants(hn::Or(hn::ShiftRight<4>(low1), hn::And(hn::ShiftRight<2>(high), top)), d,
-                     q + 96);
+      for_64_quants([&](auto quants) MIXTRAL_LAMBDA {
+        const auto low = quants.load_64(block + half * 64);
+        const auto high = quants.load(block + 128 + half * 32);
+        std::int8_t* q = tile.q + half * 128;
+        quants.store(or_bits(and_bytes(low, 0x0f), quants.template shift_left<4, 2>(high), 0x30),
+                     q);
+        quants.store(or_bits(and_bytes(quants.template shift_right<4, 4>(low), 0x0f),
+                             quants.template shift_right<0, 2>(high), 0x30),
+                     q + 64);
       });
     }
   }
@@ -997,12 +1200,14 @@ struct Q8_0 {
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
 
-  static HWY_INLINE void unpack_block(const std::uint8_t* block, std::size_t first,
-                                      const TileRow& tile) {
-    set_scale<32>(tile, first, half_to_float(block));
-    for_32_bytes([&](auto d, std::size_t i) HWY_ATTR {
-      store_signed_quants(hn::LoadU(d, block + 2 + i), d, tile.q + first + i);
-    });
+  static HWY_INLINE void unpack_8_blocks(const std::uint8_t* data, std::int8_t* q) {
+    for (std::size_t b = 0; b < 8; b += 2) {
+      for_64_quants([&](auto quants) MIXTRAL_LAMBDA {
+        const std::uint8_t* first = data + b * kBlockBytes + 2;
+        const auto v = quants.load_two(first, first + kBlockBytes);
+        quants.store(signed_quants(quants.d(), v), q + b * 32);
+      });
+    }
   }
 
   static HWY_INLINE void unpack(const std::uint8_t* data, std::size_t n_cols, const TileRow& tile) {
@@ -1122,33 +1327,38 @@ HWY_INLINE TileRow tile_row(TileRows& rows, std::size_t r) {
           {rows.offsets[0] + block, rows.offsets[1] + block}};
 }
 
-// Unpacks the tile at column `col` of n_rows rows; those from there to n_padded get scales of zero.
+// Unpacks the tiles of n_cols columns at `data`, one for each of n rows. What is `ahead` of each is
+// fetched from memory: so many rows at a time are more than the hardware foresees.
 template <class Format>
-void unpack_rows(const Matrix& w, std::size_t first_row, std::size_t n_rows, std::size_t n_padded,
-                 std::size_t col, TileRows& rows) {
-  const std::uint8_t* data = w.data + first_row * w.row_bytes + col / kTile * kBytesPerTile<Format>;
-  // So many rows at a time are more than the hardware foresees; the tile after the next is fetched.
-  const bool more = col + 3 * kTile <= w.cols;
-  for (std::size_t r = 0; r < n_rows; ++r, data += w.row_bytes) {
-    if (more) {
-      for (std::size_t i = 0; i < kBytesPerTile<Format>; i += 64) {
-        hwy::Prefetch(data + 2 * kBytesPerTile<Format> + i);
-      }
-    }
-    Format::unpack(data, HWY_MIN(kTile, w.cols - col), tile_row(rows, r));
-  }
-  for (std::size_t r = n_rows; r < n_padded; ++r) {
-    const TileRow row = tile_row(rows, r);
-    std::memset(row.q, 0, kTile);
-    for (std::size_t half = 0; half < 2; ++half) {
-      std::memset(row.scales[half], 0, kBlocksPerTile * sizeof(float));
-      std::memset(row.offsets[half], 0, kBlocksPerTile * sizeof(float));
-    }
+void unpack_rows(const std::uint8_t* data, std::size_t row_bytes, std::size_t n, std::size_t n_cols,
+                 std::size_t ahead, TileRows& rows) {
+  for (std::size_t r = 0; r < n; ++r, data += row_bytes) {
+    for (std::size_t i = 0; i < kBytesPerTile<Format>; i += 64) hwy::Prefetch(data + ahead + i);
+    Format::unpack(data, n_cols, tile_row(rows, r));
   }
 }
 
-using UnpackRows = void (*)(const Matrix&, std::size_t, std::size_t, std::size_t, std::size_t,
-                            TileRows&);
+// How a format is unpacked, for code that multiplies several formats.
+struct Unpacker {
+  void (*unpack)(const std::uint8_t*, std::size_t, std::size_t, std::size_t, std::size_t,
+                 TileRows&);
+  std::size_t tile_bytes;
+  int zero;
+
+  // The tile at column `col` of n rows; the next rows are likely to be those n_ahead further.
+  void rows(const Matrix& w, std::size_t first_row, std::size_t n, std::size_t n_ahead,
+            std::size_t col, TileRows& to) const {
+    // The tile after the next is fetched, at the end of these rows that of the next ones.
+    const bool at_end = col + 3 * kTile > w.cols;
+    const std::size_t ahead = 2 * tile_bytes + (at_end ? (n_ahead - 1) * w.row_bytes : 0);
+    unpack(w.data + first_row * w.row_bytes + col / kTile * tile_bytes, w.row_bytes, n,
+           HWY_MIN(kTile, w.cols - col), ahead, to);
+  }
+};
+template <class Format>
+HWY_INLINE Unpacker unpacker() {
+  return {unpack_rows<Format>, kBytesPerTile<Format>, kZeroOf<Format>};
+}
 
 // Formats that are multiplied by the same code.
 template <bool kHasHalves, bool kHasOffset, bool kIsSigned>
@@ -1492,7 +1702,7 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row,
 
 // As Kernels::matmul_groups. `out` first holds the sums, [group][row][token], as they grow.
 template <class Kind>
-void matmul_groups_of(const Matrix& w, UnpackRows unpack, int zero, std::size_t first_row,
+void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t first_row,
                       std::size_t n_rows, const std::uint8_t* groups, std::size_t n_tokens,
                       float* out) {
   const DF df;
@@ -1502,15 +1712,17 @@ void matmul_groups_of(const Matrix& w, UnpackRows unpack, int zero, std::size_t 
   const std::size_t group_sums = kMaxMatmulRows * n;
   const std::size_t n_padded = (n_rows + 7) / 8 * 8;
   TileRows rows;
+  if (n_rows < n_padded) std::memset(&rows, 0, sizeof rows);
   std::memset(out, 0, n_groups * group_sums * sizeof(float));
   for (std::size_t col = 0; col < w.cols; col += kTile) {
-    unpack(w, first_row, n_rows, n_padded, col, rows);
+    unpacker.rows(w, first_row, n_rows, kMaxMatmulRows, col, rows);
     const auto multiply = [&](auto two, std::size_t g, std::size_t row) MIXTRAL_LAMBDA {
       constexpr std::size_t kGroups = decltype(two)::value ? 2 : 1;
       const std::uint8_t* x = groups + g * group_bytes + col / kTile * kTokenTileBytes * n;
       float* sums = out + g * group_sums + row * n;
-      multiply_tile_block<Kind, kGroups>(rows, row, zero, x, kGroups == 2 ? x + group_bytes : x,
-                                         sums, kGroups == 2 ? sums + group_sums : sums);
+      multiply_tile_block<Kind, kGroups>(rows, row, unpacker.zero, x,
+                                         kGroups == 2 ? x + group_bytes : x, sums,
+                                         kGroups == 2 ? sums + group_sums : sums);
     };
     std::size_t g = 0;
     for (; g + 2 <= n_groups; g += 2) {
@@ -1550,6 +1762,45 @@ HWY_INLINE VI32 add_neighbours(VI32 first, VI32 second) {
   return hn::Add(hn::ConcatEven(d, second, first), hn::ConcatOdd(d, second, first));
 }
 
+// The sums of every 4 lanes of a, b, c and d: in this order, or (kGroupsInBlocks, where shuffles inside
+// 128 bits are cheaper) first those of all four's first 128 bits, and so on.
+#if HWY_ARCH_X86
+constexpr bool kGroupsInBlocks = true;
+#else
+constexpr bool kGroupsInBlocks = false;
+#endif
+HWY_INLINE VI32 sums_of_4(VI32 a, VI32 b, VI32 c, VI32 d) {
+  if (!kGroupsInBlocks) return add_neighbours(add_neighbours(a, b), add_neighbours(c, d));
+  const DI32 d32;
+  const hn::Repartition<std::int64_t, DI32> d64;
+  const auto ab =
+      hn::BitCast(d64, hn::Add(hn::InterleaveLower(d32, a, b), hn::InterleaveUpper(d32, a, b)));
+  const auto cd =
+      hn::BitCast(d64, hn::Add(hn::InterleaveLower(d32, c, d), hn::InterleaveUpper(d32, c, d)));
+  return hn::Add(hn::BitCast(d32, hn::InterleaveLower(d64, ab, cd)),
+                 hn::BitCast(d32, hn::InterleaveUpper(d64, ab, cd)));
+}
+
+// Of two results of sums_of_4, the sums with even numbers or (kOdd 1) those with odd ones.
+template <int kOdd>
+HWY_INLINE VI32 every_other(VI32 first, VI32 second) {
+#if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
+  // Sum 4 * j + k of one result is in lane j + 4 * k.
+  alignas(64) static constexpr std::int32_t kOrder[2][16] = {
+      {0, 8, 1, 9, 2, 10, 3, 11, 16, 24, 17, 25, 18, 26, 19, 27},
+      {4, 12, 5, 13, 6, 14, 7, 15, 20, 28, 21, 29, 22, 30, 23, 31}};
+  const auto order = hn::Load(DI32(), kOrder[kOdd]);
+  return VI32{_mm512_permutex2var_epi32(first.raw, order.raw, second.raw)};
+#elif HWY_TARGET == HWY_AVX2
+  // Sum 2 * j + k is in lane j + 4 * k.
+  const DI32 d;
+  return kOdd ? hn::ConcatUpperUpper(d, second, first) : hn::ConcatLowerLower(d, second, first);
+#else
+  const DI32 d;
+  return kOdd ? hn::ConcatOdd(d, second, first) : hn::ConcatEven(d, second, first);
+#endif
+}
+
 // The sums of q over one half of 32 columns, for the blocks [i * n, (i + 1) * n) modulo 8.
 HWY_INLINE VI32 load_q_sum(const std::int16_t* q_sum, std::size_t half, std::size_t i) {
   const hn::Rebind<std::int16_t, DI32> d;
@@ -1576,30 +1827,35 @@ HWY_INLINE VF multiply_tile_rows(const TileRows& rows, int zero, const std::uint
                                    hn::Load(d8, x_q + i * n * kQuad % kTile));
   };
   const auto dots_of_16 = [&](std::size_t i) MIXTRAL_LAMBDA {
-    return add_neighbours(add_neighbours(dots(4 * i), dots(4 * i + 1)),
-                          add_neighbours(dots(4 * i + 2), dots(4 * i + 3)));
+    return sums_of_4(dots(4 * i), dots(4 * i + 1), dots(4 * i + 2), dots(4 * i + 3));
   };
   HWY_ALIGN float blocks[8 * 16];  // [row][block of 32 columns]
-  for (std::size_t i = 0; i < 8; ++i) {
+  const auto multiply = [&](std::size_t i, VI32 q_sum0, VI32 q_sum1) MIXTRAL_LAMBDA {
     const auto scale = [&](std::size_t half)
                            MIXTRAL_LAMBDA { return hn::Load(df, rows.scales[half] + i * n); };
     const auto offset = [&](std::size_t half) MIXTRAL_LAMBDA {
       return Kind::kOffset ? hn::Load(df, rows.offsets[half] + i * n) : hn::Zero(df);
     };
-    const auto first = dots_of_16(2 * i);
-    const auto second = dots_of_16(2 * i + 1);
-    const auto q_sum0 = load_q_sum(x_q_sum, 0, i);
-    const auto q_sum1 = load_q_sum(x_q_sum, 1, i);
+    const auto first = dots_of_16(2 * i), second = dots_of_16(2 * i + 1);
+    const auto even = every_other<0>(first, second);
+    const auto odd = every_other<1>(first, second);
     if (Kind::kHalves) {
-      const auto dot0 = hn::Add(hn::ConcatEven(d32, second, first), hn::Mul(q_sum0, minus_zero));
-      const auto dot1 = hn::Add(hn::ConcatOdd(d32, second, first), hn::Mul(q_sum1, minus_zero));
+      const auto dot0 = hn::Add(even, hn::Mul(q_sum0, minus_zero));
+      const auto dot1 = hn::Add(odd, hn::Mul(q_sum1, minus_zero));
       const auto sum0 = scaled_dot<Kind>(dot0, scale(0), offset(0), q_sum0);
       hn::Store(add_scaled_dot<Kind>(sum0, dot1, scale(1), offset(1), q_sum1), df, blocks + i * n);
     } else {
       const auto q_sum = hn::Add(q_sum0, q_sum1);
-      const auto dot = hn::Add(add_neighbours(first, second), hn::Mul(q_sum, minus_zero));
+      const auto dot = hn::Add(hn::Add(even, odd), hn::Mul(q_sum, minus_zero));
       hn::Store(scaled_dot<Kind>(dot, scale(0), offset(0), q_sum), df, blocks + i * n);
     }
+  };
+  // With 4 lanes it takes two vectors of `blocks` to get to the same columns again.
+  const auto even0 = load_q_sum(x_q_sum, 0, 0), even1 = load_q_sum(x_q_sum, 1, 0);
+  const auto odd0 = load_q_sum(x_q_sum, 0, 1), odd1 = load_q_sum(x_q_sum, 1, 1);
+  for (std::size_t i = 0; i < 8; i += 2) {
+    multiply(i, even0, even1);
+    multiply(i + 1, odd0, odd1);
   }
   // Taking all even elements before all odd ones turns the bits of an element's number by one place:
   // three times, and the block's number, which was below the row's, is above it.
@@ -1608,11 +1864,11 @@ HWY_INLINE VF multiply_tile_rows(const TileRows& rows, int zero, const std::uint
   VF b4 = hn::Load(df, blocks + 4 * n), b5 = hn::Load(df, blocks + 5 * n);
   VF b6 = hn::Load(df, blocks + 6 * n), b7 = hn::Load(df, blocks + 7 * n);
   for (int turn = 0; turn < 3; ++turn) {
-    const auto odd0 = hn::ConcatOdd(df, b1, b0), odd1 = hn::ConcatOdd(df, b3, b2);
-    const auto odd2 = hn::ConcatOdd(df, b5, b4), odd3 = hn::ConcatOdd(df, b7, b6);
+    const auto t0 = hn::ConcatOdd(df, b1, b0), t1 = hn::ConcatOdd(df, b3, b2);
+    const auto t2 = hn::ConcatOdd(df, b5, b4), t3 = hn::ConcatOdd(df, b7, b6);
     b0 = hn::ConcatEven(df, b1, b0), b1 = hn::ConcatEven(df, b3, b2);
     b2 = hn::ConcatEven(df, b5, b4), b3 = hn::ConcatEven(df, b7, b6);
-    b4 = odd0, b5 = odd1, b6 = odd2, b7 = odd3;
+    b4 = t0, b5 = t1, b6 = t2, b7 = t3;
   }
   const float* scale = tile_scale(x, 1);
   sum = hn::MulAdd(b0, hn::Set(df, scale[0]), sum);
@@ -1627,19 +1883,20 @@ HWY_INLINE VF multiply_tile_rows(const TileRows& rows, int zero, const std::uint
 
 // As Kernels::matmul. Tokens share what was unpacked; `out` holds the sums as they grow.
 template <class Kind>
-void matmul_rows(const Matrix& w, UnpackRows unpack, int zero, std::size_t first_row,
+void matmul_rows(const Matrix& w, const Unpacker& unpacker, std::size_t first_row,
                  std::size_t n_rows, const void* const* x, std::size_t n_tokens, float* out) {
   const DF df;
   const std::size_t n = hn::Lanes(df);
   TileRows rows;
+  if (n_rows % n != 0) std::memset(&rows, 0, sizeof rows);
   for (std::size_t begin = 0; begin < n_rows; begin += n) {
     for (std::size_t col = 0; col < w.cols; col += kTile) {
-      unpack(w, first_row + begin, HWY_MIN(n, n_rows - begin), n, col, rows);
+      unpacker.rows(w, first_row + begin, HWY_MIN(n, n_rows - begin), n, col, rows);
       for (std::size_t t = 0; t < n_tokens; ++t) {
         const auto* tile = static_cast<const std::uint8_t*>(x[t]) + col / kTile * kTokenTileBytes;
         float* to = out + t * kMaxMatmulRows + begin;
         const VF sum = col == 0 ? hn::Zero(df) : hn::Load(df, to);
-        hn::Store(multiply_tile_rows<Kind>(rows, zero, tile, sum), df, to);
+        hn::Store(multiply_tile_rows<Kind>(rows, unpacker.zero, tile, sum), df, to);
       }
     }
   }
@@ -1885,8 +2142,7 @@ struct MatmulVisitor {
   }
   template <class Format>
   void quantized() const {
-    matmul_rows<DotKindOf<Format>>(w, unpack_rows<Format>, kZeroOf<Format>, first_row, n_rows, x,
-                                   n_tokens, out);
+    matmul_rows<DotKindOf<Format>>(w, unpacker<Format>(), first_row, n_rows, x, n_tokens, out);
   }
 };
 
@@ -1906,8 +2162,8 @@ struct MatmulGroupsVisitor {
   void floating() const {}  // there are no groups of floats
   template <class Format>
   void quantized() const {
-    matmul_groups_of<DotKindOf<Format>>(w, unpack_rows<Format>, kZeroOf<Format>, first_row, n_rows,
-                                        groups, n_tokens, out);
+    matmul_groups_of<DotKindOf<Format>>(w, unpacker<Format>(), first_row, n_rows, groups, n_tokens,
+                                        out);
   }
 };
 
@@ -4183,7 +4439,6 @@ const Kernels* select_kernels(std::int64_t allowed) {
 
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <memory_resource>
 #include <utility>
 
@@ -4208,7 +4463,7 @@ inline void deallocate(std::pmr::memory_resource* resource, void* memory,
   resource->deallocate(memory, size, kSlabAlignment);
 }
 
-// One zero-filled block of memory handed out in pieces, in two passes over the same code:
+// One block of memory handed out in pieces, in two passes over the same code:
 // first with no memory to learn the size, then for real.
 class Slab {
  public:
@@ -4235,7 +4490,6 @@ class Slab {
     resource_ = resource;
     size_ = size;
     used_ = 0;
-    std::memset(memory_, 0, size);
     return true;
   }
 
@@ -4930,6 +5184,7 @@ const char* Model::simd_target() const noexcept { return data_->kernels->target;
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 namespace mixtral::detail {
 
@@ -4959,6 +5214,9 @@ class Activations {
     stride_ = simd::padded(width);
     token_bytes_ = simd::token_bytes(width);
     floats_ = floats ? slab.take<float>(n_rows * stride_) : nullptr;
+    if (floats_ != nullptr && stride_ != width_) {
+      std::memset(floats_, 0, n_rows * stride_ * sizeof(float));
+    }
     quantized_ = slab.take<std::uint8_t>(round_up(n_rows, lanes_) * token_bytes_);
   }
 
@@ -5064,11 +5322,15 @@ inline auto consecutive_rows(const Activations& x, std::size_t first, std::size_
   return Inputs<decltype(row_of)>{x, row_of, in_groups(n) ? x.groups(first) : nullptr};
 }
 
-// Calls body(begin, count) for n tokens in as many parts as kernels take at a time.
+// Calls body(begin, count) for n tokens in parts of as many as kernels take at a time, or a little
+// less: all of about the same size, in whole groups, since weights are unpacked for each part.
 template <class Body>
 void for_each_part(std::size_t n, const Body& body) {
-  for (std::size_t begin = 0; begin < n; begin += simd::kMaxMatmulTokens) {
-    body(begin, n - begin < simd::kMaxMatmulTokens ? n - begin : simd::kMaxMatmulTokens);
+  const std::size_t n_parts = (n + simd::kMaxMatmulTokens - 1) / simd::kMaxMatmulTokens;
+  for (std::size_t begin = 0, part = 0; begin < n; ++part) {
+    const std::size_t end = part + 1 == n_parts ? n : round_up(n * (part + 1) / n_parts, 16);
+    body(begin, end - begin);
+    begin = end;
   }
 }
 
@@ -7423,15 +7685,58 @@ struct ThreadPool::Impl {
 
 namespace detail {
 
+// Chunks [begin, end) of a run, taken from the front by the thread that they were given to and from
+// the back by those that have nothing left of their own.
+class ChunkRange {
+ public:
+  void set(std::size_t begin, std::size_t end) noexcept { range_.store(pack(begin, end)); }
+
+  bool take(bool front, std::size_t& chunk) noexcept {
+    std::uint64_t range = range_.load(std::memory_order_relaxed);
+    for (;;) {
+      const std::size_t begin = range >> 32;
+      const std::size_t end = range & 0xffffffffu;
+      if (begin >= end) return false;
+      const std::uint64_t rest = front ? pack(begin + 1, end) : pack(begin, end - 1);
+      if (range_.compare_exchange_weak(range, rest, std::memory_order_relaxed)) {
+        chunk = front ? begin : end - 1;
+        return true;
+      }
+    }
+  }
+
+ private:
+  static std::uint64_t pack(std::size_t begin, std::size_t end) noexcept {
+    return std::uint64_t{begin} << 32 | end;
+  }
+  alignas(64) std::atomic<std::uint64_t> range_{0};  // a line of the cache for each
+};
+
 // What the threads of one ThreadPool::run share; lives on the caller's stack until all have left.
+// Each thread begins with a part of the chunks that lie together, as do their rows of the weights;
+// whoever is done, or was held up less, takes over from the others.
 struct ParallelRun {
-  std::size_t n;
+  static constexpr std::size_t kMaxRanges = 32;
+
+  ParallelRun(std::size_t n, std::size_t n_threads, const Chunks& work) : chunks(work) {
+    n_ranges = n_threads < kMaxRanges ? n_threads : kMaxRanges;
+    for (std::size_t i = 0; i < n_ranges; ++i) {
+      ranges[i].set(n * i / n_ranges, n * (i + 1) / n_ranges);
+    }
+  }
+
   Chunks chunks;
-  std::atomic<std::size_t> next{0};
+  std::size_t n_ranges;
+  ChunkRange ranges[kMaxRanges];
+  std::atomic<std::size_t> next_thread{1};
   std::atomic<std::size_t> helpers_inside{0};
 
-  void work() {
-    for (std::size_t i = next.fetch_add(1); i < n; i = next.fetch_add(1)) chunks(i);
+  void work(std::size_t thread) {
+    std::size_t chunk;
+    while (ranges[thread % n_ranges].take(true, chunk)) chunks(chunk);
+    for (std::size_t i = 1; i < n_ranges; ++i) {
+      while (ranges[(thread + i) % n_ranges].take(false, chunk)) chunks(chunk);
+    }
   }
 };
 
@@ -7467,17 +7772,23 @@ void ThreadPool::run(std::size_t n, Chunks chunks) {
     for (std::size_t i = 0; i < n; ++i) chunks(i);
     return;
   }
-  detail::ParallelRun shared{n, chunks};
-  const std::size_t n_helpers = (n < impl_->n_threads ? n : impl_->n_threads) - 1;
-  shared.helpers_inside.store(n_helpers);
-  for (std::size_t i = 0; i < n_helpers; ++i) {
+  constexpr std::size_t kMost = 0xffffffffu;  // what a ChunkRange has room for
+  while (n > kMost) {
+    n -= kMost;
+    const auto later = [&](std::size_t i) { chunks(n + i); };
+    run(kMost, Chunks(later));
+  }
+  const std::size_t n_threads = n < impl_->n_threads ? n : impl_->n_threads;
+  detail::ParallelRun shared(n, n_threads, chunks);
+  shared.helpers_inside.store(n_threads - 1);
+  for (std::size_t i = 1; i < n_threads; ++i) {
     // One captured pointer fits std::function's own storage: no allocation.
     impl_->pool.Schedule([run = &shared] {
-      run->work();
+      run->work(run->next_thread.fetch_add(1, std::memory_order_relaxed));
       run->helpers_inside.fetch_sub(1, std::memory_order_release);
     });
   }
-  shared.work();
+  shared.work(0);
   // Chunks are short, so the wait is: spin a while, then let others run.
   for (int spins = 0; shared.helpers_inside.load(std::memory_order_acquire) != 0; ++spins) {
     if (spins > 1000) std::this_thread::yield();

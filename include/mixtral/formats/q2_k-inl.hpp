@@ -15,25 +15,20 @@ struct Q2_K {
   static constexpr std::size_t kScaleColumns = 16;
 
   static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
-    std::uint8_t scales[16], mins[16];
-    const hn::CappedTag<std::uint8_t, 16> d16;
-    for (std::size_t s = 0; s < 16; s += hn::Lanes(d16)) {
-      const auto packed = hn::LoadU(d16, block + s);
-      hn::StoreU(hn::And(packed, hn::Set(d16, 0x0f)), d16, scales + s);
-      hn::StoreU(hn::ShiftRight<4>(packed), d16, mins + s);
-    }
-    multiply_16_bytes(scales, half_to_float(block + 80), tile.scales);
-    multiply_16_bytes(mins, half_to_float(block + 82), tile.offsets);
+    const auto packed_scales = even_then_odd(hn::LoadU(D16Bytes(), block));
+    const auto fifteen = hn::Set(D16Bytes(), 0x0f);
+    const float d_scale = half_to_float(block + 80);
+    const float d_min = half_to_float(block + 82);
+    multiply_bytes<false>(hn::And(packed_scales, fifteen), d_scale, tile.scales[0], d_scale,
+                          tile.scales[1]);
+    multiply_bytes<false>(hn::And(shift_right<4>(D16Bytes(), packed_scales), fifteen), d_min,
+                          tile.offsets[0], d_min, tile.offsets[1]);
     for (std::size_t half = 0; half < 2; ++half) {
-      const std::uint8_t* qs = block + 16 + half * 32;
-      std::int8_t* q = tile.q + half * 128;
-      for_32_bytes([&](auto d, std::size_t i) HWY_ATTR {
-        const auto packed = hn::LoadU(d, qs + i);
-        const auto three = hn::Set(d, 3);
-        store_quants(hn::And(packed, three), d, q + i);
-        store_quants(hn::And(hn::ShiftRight<2>(packed), three), d, q + 32 + i);
-        store_quants(hn::And(hn::ShiftRight<4>(packed), three), d, q + 64 + i);
-        store_quants(hn::ShiftRight<6>(packed), d, q + 96 + i);
+      for_64_quants([&](auto quants) MIXTRAL_LAMBDA {
+        const auto packed = quants.load(block + 16 + half * 32);
+        std::int8_t* q = tile.q + half * 128;
+        quants.store(and_bytes(quants.template shift_right<0, 2>(packed), 3), q);
+        quants.store(and_bytes(quants.template shift_right<4, 6>(packed), 3), q + 64);
       });
     }
   }

@@ -15,39 +15,54 @@ struct Q3_K {
   static constexpr int kZero = 4;
   static constexpr std::size_t kScaleColumns = 16;
 
+  static HWY_INLINE void unpack_scales(const std::uint8_t* block, const TileRow& tile) {
+    const D16Bytes d;
+    // Of the scales with even numbers, then of those with odd ones, where in the last 16 bytes of the
+    // block (two quants, 12 bytes of scales, d) the nibble and the top bits are.
+    alignas(16) static constexpr std::uint8_t kNibble[16] = {2, 4, 6, 8, 2, 4, 6, 8,
+                                                             3, 5, 7, 9, 3, 5, 7, 9};
+    alignas(16) static constexpr std::uint8_t kTop[16] = {10, 12, 10, 12, 10, 12, 10, 12,
+                                                          11, 13, 11, 13, 11, 13, 11, 13};
+    // Scales 0 to 7 have the low nibbles; of 4 scales each the top bits are 2 places further up.
+    alignas(16) static constexpr std::uint8_t kLow[16] = {15, 15, 15, 15, 0, 0, 0, 0,
+                                                          15, 15, 15, 15, 0, 0, 0, 0};
+    alignas(16) static constexpr std::uint8_t kHigh[16] = {0, 0, 0, 0, 15, 15, 15, 15,
+                                                           0, 0, 0, 0, 15, 15, 15, 15};
+    alignas(16) static constexpr std::uint8_t kTop0[16] = {48, 48, 0, 0, 0, 0, 0, 0,
+                                                           48, 48, 0, 0, 0, 0, 0, 0};
+    alignas(16) static constexpr std::uint8_t kTop1[16] = {0, 0, 48, 48, 0, 0, 0, 0,
+                                                           0, 0, 48, 48, 0, 0, 0, 0};
+    alignas(16) static constexpr std::uint8_t kTop2[16] = {0, 0, 0, 0, 48, 48, 0, 0,
+                                                           0, 0, 0, 0, 48, 48, 0, 0};
+    alignas(16) static constexpr std::uint8_t kTop3[16] = {0, 0, 0, 0, 0, 0, 48, 48,
+                                                           0, 0, 0, 0, 0, 0, 48, 48};
+    const auto tail = hn::LoadU(d, block + 94);
+    const auto nibbles = hn::TableLookupBytes(tail, hn::Load(d, kNibble));
+    const auto top = hn::TableLookupBytes(tail, hn::Load(d, kTop));
+    auto scales = hn::And(nibbles, hn::Load(d, kLow));
+    scales = hn::OrAnd(scales, shift_right<4>(d, nibbles), hn::Load(d, kHigh));
+    scales = hn::OrAnd(scales, shift_left<4>(d, top), hn::Load(d, kTop0));
+    scales = hn::OrAnd(scales, shift_left<2>(d, top), hn::Load(d, kTop1));
+    scales = hn::OrAnd(scales, top, hn::Load(d, kTop2));
+    scales = hn::OrAnd(scales, shift_right<2>(d, top), hn::Load(d, kTop3));
+    const float d_scale = half_to_float(block + 108);
+    multiply_bytes<true>(hn::Sub(scales, hn::Set(d, 32)), d_scale, tile.scales[0], d_scale,
+                         tile.scales[1]);
+  }
+
   static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
-    // The low nibbles of scales 0..7 and 8..15, and two more bits for each.
-    const std::uint32_t low0 = load_u32(block + 96);
-    const std::uint32_t low1 = load_u32(block + 100);
-    const std::uint32_t top = load_u32(block + 104);
-    const std::uint32_t words[4] = {
-        (low0 & 0x0f0f0f0fu) | (top & 0x03030303u) << 4,
-        (low1 & 0x0f0f0f0fu) | (top >> 2 & 0x03030303u) << 4,
-        (low0 >> 4 & 0x0f0f0f0fu) | (top >> 4 & 0x03030303u) << 4,
-        (low1 >> 4 & 0x0f0f0f0fu) | (top >> 6 & 0x03030303u) << 4,
-    };
-    std::int8_t scales[16];
-    std::memcpy(scales, words, sizeof scales);
-    for (std::int8_t& scale : scales) scale = static_cast<std::int8_t>(scale - 32);
-    multiply_16_bytes(scales, half_to_float(block + 108), tile.scales);
-    for_32_bytes([&](auto d, std::size_t i) HWY_ATTR {
-      const auto three = hn::Set(d, 3);
-      const auto four = hn::Set(d, 4);
-      const auto high = hn::LoadU(d, block + i);
-      const auto first = hn::LoadU(d, block + 32 + i);
-      const auto second = hn::LoadU(d, block + 64 + i);
-      std::int8_t* q = tile.q + i;
-      const auto join = [&](auto low, auto high_bit) HWY_ATTR {
-        return hn::Or(hn::And(low, three), hn::And(high_bit, four));
+    unpack_scales(block, tile);
+    for_64_quants([&](auto quants) MIXTRAL_LAMBDA {
+      const auto high = quants.load(block);
+      const auto first = quants.load(block + 32);
+      const auto second = quants.load(block + 64);
+      const auto join = [&](auto low, auto high_bits, std::size_t col) MIXTRAL_LAMBDA {
+        quants.store(or_bits(and_bytes(low, 3), high_bits, 4), tile.q + col);
       };
-      store_quants(join(first, hn::ShiftLeft<2>(high)), d, q);
-      store_quants(join(hn::ShiftRight<2>(first), hn::ShiftLeft<1>(high)), d, q + 32);
-      store_quants(join(hn::ShiftRight<4>(first), high), d, q + 64);
-      store_quants(join(hn::ShiftRight<6>(first), hn::ShiftRight<1>(high)), d, q + 96);
-      store_quants(join(second, hn::ShiftRight<2>(high)), d, q + 128);
-      store_quants(join(hn::ShiftRight<2>(second), hn::ShiftRight<3>(high)), d, q + 160);
-      store_quants(join(hn::ShiftRight<4>(second), hn::ShiftRight<4>(high)), d, q + 192);
-      store_quants(join(hn::ShiftRight<6>(second), hn::ShiftRight<5>(high)), d, q + 224);
+      join(quants.template shift_right<0, 2>(first), quants.template shift_left<2, 1>(high), 0);
+      join(quants.template shift_right<4, 6>(first), quants.template shift_right<0, 1>(high), 64);
+      join(quants.template shift_right<0, 2>(second), quants.template shift_right<2, 3>(high), 128);
+      join(quants.template shift_right<4, 6>(second), quants.template shift_right<4, 5>(high), 192);
     });
   }
 };

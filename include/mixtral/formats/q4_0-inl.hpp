@@ -5,14 +5,6 @@ HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
-// Stores the 32 quants of 16 bytes of nibbles, low nibbles first.
-HWY_INLINE void unpack_nibbles_16(const std::uint8_t* nibbles, std::int8_t* q) {
-  const hn::CappedTag<std::uint8_t, 16> d;
-  const auto packed = hn::LoadU(d, nibbles);
-  store_quants(hn::And(packed, hn::Set(d, 0x0f)), d, q);
-  store_quants(hn::ShiftRight<4>(packed), d, q + 16);
-}
-
 struct Q4_0 {
   static constexpr std::size_t kBlockBytes = 18;
   static constexpr bool kSigned = false;
@@ -20,10 +12,9 @@ struct Q4_0 {
   static constexpr int kZero = 8;
   static constexpr std::size_t kScaleColumns = 32;
 
-  static HWY_INLINE void unpack_block(const std::uint8_t* block, std::size_t first,
-                                      const TileRow& tile) {
-    set_scale<32>(tile, first, half_to_float(block));
-    unpack_nibbles_16(block + 2, tile.q + first);
+  static HWY_INLINE void unpack_8_blocks(const std::uint8_t* data, std::int8_t* q) {
+    unpack_nibbles<kBlockBytes>(data + 2, q,
+                                [](auto, auto v, std::size_t, std::size_t) HWY_ATTR { return v; });
   }
 
   static HWY_INLINE void unpack(const std::uint8_t* data, std::size_t n_cols, const TileRow& tile) {

@@ -10,19 +10,25 @@ namespace HWY_NAMESPACE {
 
 // Sets the scales and offsets of a Q4_K or Q5_K block, which begin alike.
 HWY_INLINE void unpack_scales_and_mins(const std::uint8_t* block, const TileRow& tile) {
-  const std::uint32_t low_scales = load_u32(block + 4);
-  const std::uint32_t low_mins = load_u32(block + 8);
-  const std::uint32_t nibbles = load_u32(block + 12);
-  const std::uint32_t words[4] = {
-      low_scales & 0x3f3f3f3fu,
-      (nibbles & 0x0f0f0f0fu) | (low_scales >> 6 & 0x03030303u) << 4,
-      low_mins & 0x3f3f3f3fu,
-      (nibbles >> 4 & 0x0f0f0f0fu) | (low_mins >> 6 & 0x03030303u) << 4,
-  };
-  std::uint8_t bytes[16];
-  std::memcpy(bytes, words, sizeof bytes);
-  multiply_8_bytes(bytes, half_to_float(block), tile.scales[0]);
-  multiply_8_bytes(bytes + 8, half_to_float(block + 2), tile.offsets[0]);
+  const D16Bytes d;
+  // Four bytes each: scales 0 to 3, nibbles for scales 4 to 7, mins 0 to 3, nibbles for mins 4 to 7.
+  alignas(16) static constexpr std::uint8_t kLow[16] = {4, 5, 6,  7,  12, 13, 14, 15,
+                                                        8, 9, 10, 11, 12, 13, 14, 15};
+  // Whose upper two bits top scales 4 to 7 and mins 4 to 7; 0x80 gives 0.
+  alignas(16) static constexpr std::uint8_t kTop[16] = {128, 128, 128, 128, 4, 5, 6,  7,
+                                                        128, 128, 128, 128, 8, 9, 10, 11};
+  alignas(16) static constexpr std::uint8_t kLowMask[16] = {63, 63, 63, 63, 15, 15, 15, 15,
+                                                            63, 63, 63, 63, 0,  0,  0,  0};
+  alignas(16) static constexpr std::uint8_t kHighMask[16] = {0, 0, 0, 0, 0,  0,  0,  0,
+                                                             0, 0, 0, 0, 15, 15, 15, 15};
+  const auto head = hn::LoadU(d, block);
+  const auto low = hn::TableLookupBytes(head, hn::Load(d, kLow));
+  const auto top = hn::TableLookupBytesOr0(head, hn::Load(d, kTop));
+  const auto bits = hn::OrAnd(hn::And(low, hn::Load(d, kLowMask)), shift_right<4>(d, low),
+                              hn::Load(d, kHighMask));
+  const auto all = hn::OrAnd(bits, shift_right<2>(d, top), hn::Set(d, 0x30));
+  multiply_bytes<false>(all, half_to_float(block), tile.scales[0], half_to_float(block + 2),
+                        tile.offsets[0]);
 }
 
 struct Q4_K {
@@ -35,10 +41,10 @@ struct Q4_K {
   static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
     unpack_scales_and_mins(block, tile);
     for (std::size_t quarter = 0; quarter < 4; ++quarter) {
-      for_32_bytes([&](auto d, std::size_t i) HWY_ATTR {
-        const auto packed = hn::LoadU(d, block + 16 + quarter * 32 + i);
-        store_quants(hn::And(packed, hn::Set(d, 0x0f)), d, tile.q + quarter * 64 + i);
-        store_quants(hn::ShiftRight<4>(packed), d, tile.q + quarter * 64 + 32 + i);
+      for_64_quants([&](auto quants) MIXTRAL_LAMBDA {
+        const auto packed = quants.load(block + 16 + quarter * 32);
+        const auto low_or_high = quants.template shift_right<0, 4>(packed);
+        quants.store(and_bytes(low_or_high, 0x0f), tile.q + quarter * 64);
       });
     }
   }

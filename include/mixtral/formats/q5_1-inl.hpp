@@ -12,11 +12,11 @@ struct Q5_1 {
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
 
-  static HWY_INLINE void unpack_block(const std::uint8_t* block, std::size_t first,
-                                      const TileRow& tile) {
-    set_scale<32>(tile, first, half_to_float(block));
-    set_offset<32>(tile, first, -half_to_float(block + 2));
-    unpack_nibbles_and_bits_16(block + 8, block + 4, tile.q + first);
+  static HWY_INLINE void unpack_8_blocks(const std::uint8_t* data, std::int8_t* q) {
+    unpack_nibbles<kBlockBytes>(data + 8, q,
+                                [&](auto d, auto v, std::size_t i, std::size_t half) HWY_ATTR {
+                                  return add_fifth_bits<kBlockBytes>(d, v, data + 4, i, half);
+                                });
   }
 
   static HWY_INLINE void unpack(const std::uint8_t* data, std::size_t n_cols, const TileRow& tile) {

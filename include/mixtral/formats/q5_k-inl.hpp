@@ -15,20 +15,17 @@ struct Q5_K {
 
   static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
     unpack_scales_and_mins(block, tile);
-    for_32_bytes([&](auto d, std::size_t i) HWY_ATTR {
-      const auto fifteen = hn::Set(d, 0x0f);
-      const auto sixteen = hn::Set(d, 0x10);
-      const auto high = hn::LoadU(d, block + 16 + i);
-      const auto unpack_quarter = [&](std::size_t quarter, auto low_bit, auto high_bit) HWY_ATTR {
-        const auto packed = hn::LoadU(d, block + 48 + quarter * 32 + i);
-        std::int8_t* q = tile.q + quarter * 64 + i;
-        store_quants(hn::Or(hn::And(packed, fifteen), hn::And(low_bit, sixteen)), d, q);
-        store_quants(hn::Or(hn::ShiftRight<4>(packed), hn::And(high_bit, sixteen)), d, q + 32);
+    for_64_quants([&](auto quants) MIXTRAL_LAMBDA {
+      const auto high = quants.load(block + 16);
+      const auto unpack_quarter = [&](std::size_t quarter, auto fifth_bits) MIXTRAL_LAMBDA {
+        const auto packed = quants.load(block + 48 + quarter * 32);
+        const auto low = and_bytes(quants.template shift_right<0, 4>(packed), 0x0f);
+        quants.store(or_bits(low, fifth_bits, 0x10), tile.q + quarter * 64);
       };
-      unpack_quarter(0, hn::ShiftLeft<4>(high), hn::ShiftLeft<3>(high));
-      unpack_quarter(1, hn::ShiftLeft<2>(high), hn::ShiftLeft<1>(high));
-      unpack_quarter(2, high, hn::ShiftRight<1>(high));
-      unpack_quarter(3, hn::ShiftRight<2>(high), hn::ShiftRight<3>(high));
+      unpack_quarter(0, quants.template shift_left<4, 3>(high));
+      unpack_quarter(1, quants.template shift_left<2, 1>(high));
+      unpack_quarter(2, quants.template shift_right<0, 1>(high));
+      unpack_quarter(3, quants.template shift_right<2, 3>(high));
     });
   }
 };

@@ -16,24 +16,19 @@ struct Q6_K {
   static constexpr std::size_t kScaleColumns = 16;
 
   static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
-    multiply_16_bytes(reinterpret_cast<const std::int8_t*>(block) + 192, half_to_float(block + 208),
-                      tile.scales);
+    const float d_scale = half_to_float(block + 208);
+    multiply_bytes<true>(even_then_odd(hn::LoadU(D16Bytes(), block + 192)), d_scale, tile.scales[0],
+                         d_scale, tile.scales[1]);
     for (std::size_t half = 0; half < 2; ++half) {
-      const std::uint8_t* ql = block + half * 64;
-      const std::uint8_t* qh = block + 128 + half * 32;
-      for_32_bytes([&](auto d, std::size_t i) HWY_ATTR {
-        const auto fifteen = hn::Set(d, 0x0f);
-        const auto top = hn::Set(d, 0x30);
-        const auto low0 = hn::LoadU(d, ql + i);
-        const auto low1 = hn::LoadU(d, ql + 32 + i);
-        const auto high = hn::LoadU(d, qh + i);
-        std::int8_t* q = tile.q + half * 128 + i;
-        store_quants(hn::Or(hn::And(low0, fifteen), hn::And(hn::ShiftLeft<4>(high), top)), d, q);
-        store_quants(hn::Or(hn::And(low1, fifteen), hn::And(hn::ShiftLeft<2>(high), top)), d,
-                     q + 32);
-        store_quants(hn::Or(hn::ShiftRight<4>(low0), hn::And(high, top)), d, q + 64);
-        store_quants(hn::Or(hn::ShiftRight<4>(low1), hn::And(hn::ShiftRight<2>(high), top)), d,
-                     q + 96);
+      for_64_quants([&](auto quants) MIXTRAL_LAMBDA {
+        const auto low = quants.load_64(block + half * 64);
+        const auto high = quants.load(block + 128 + half * 32);
+        std::int8_t* q = tile.q + half * 128;
+        quants.store(or_bits(and_bytes(low, 0x0f), quants.template shift_left<4, 2>(high), 0x30),
+                     q);
+        quants.store(or_bits(and_bytes(quants.template shift_right<4, 4>(low), 0x0f),
+                             quants.template shift_right<0, 2>(high), 0x30),
+                     q + 64);
       });
     }
   }

@@ -12,12 +12,14 @@ struct Q8_0 {
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
 
-  static HWY_INLINE void unpack_block(const std::uint8_t* block, std::size_t first,
-                                      const TileRow& tile) {
-    set_scale<32>(tile, first, half_to_float(block));
-    for_32_bytes([&](auto d, std::size_t i) HWY_ATTR {
-      store_signed_quants(hn::LoadU(d, block + 2 + i), d, tile.q + first + i);
-    });
+  static HWY_INLINE void unpack_8_blocks(const std::uint8_t* data, std::int8_t* q) {
+    for (std::size_t b = 0; b < 8; b += 2) {
+      for_64_quants([&](auto quants) MIXTRAL_LAMBDA {
+        const std::uint8_t* first = data + b * kBlockBytes + 2;
+        const auto v = quants.load_two(first, first + kBlockBytes);
+        quants.store(signed_quants(quants.d(), v), q + b * 32);
+      });
+    }
   }
 
   static HWY_INLINE void unpack(const std::uint8_t* data, std::size_t n_cols, const TileRow& tile) {

@@ -4,7 +4,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <memory_resource>
 #include <utility>
 
@@ -31,7 +30,7 @@ inline void deallocate(std::pmr::memory_resource* resource, void* memory,
   resource->deallocate(memory, size, kSlabAlignment);
 }
 
-// One zero-filled block of memory handed out in pieces, in two passes over the same code:
+// One block of memory handed out in pieces, in two passes over the same code:
 // first with no memory to learn the size, then for real.
 class Slab {
  public:
@@ -58,7 +57,6 @@ class Slab {
     resource_ = resource;
     size_ = size;
     used_ = 0;
-    std::memset(memory_, 0, size);
     return true;
   }
 

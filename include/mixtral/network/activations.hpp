@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "mixtral/impl/slab.hpp"
 #include "mixtral/simd/kernels.hpp"
@@ -36,6 +37,9 @@ class Activations {
     stride_ = simd::padded(width);
     token_bytes_ = simd::token_bytes(width);
     floats_ = floats ? slab.take<float>(n_rows * stride_) : nullptr;
+    if (floats_ != nullptr && stride_ != width_) {
+      std::memset(floats_, 0, n_rows * stride_ * sizeof(float));
+    }
     quantized_ = slab.take<std::uint8_t>(round_up(n_rows, lanes_) * token_bytes_);
   }
 
@@ -141,11 +145,15 @@ inline auto consecutive_rows(const Activations& x, std::size_t first, std::size_
   return Inputs<decltype(row_of)>{x, row_of, in_groups(n) ? x.groups(first) : nullptr};
 }
 
-// Calls body(begin, count) for n tokens in as many parts as kernels take at a time.
+// Calls body(begin, count) for n tokens in parts of as many as kernels take at a time, or a little
+// less: all of about the same size, in whole groups, since weights are unpacked for each part.
 template <class Body>
 void for_each_part(std::size_t n, const Body& body) {
-  for (std::size_t begin = 0; begin < n; begin += simd::kMaxMatmulTokens) {
-    body(begin, n - begin < simd::kMaxMatmulTokens ? n - begin : simd::kMaxMatmulTokens);
+  const std::size_t n_parts = (n + simd::kMaxMatmulTokens - 1) / simd::kMaxMatmulTokens;
+  for (std::size_t begin = 0, part = 0; begin < n; ++part) {
+    const std::size_t end = part + 1 == n_parts ? n : round_up(n * (part + 1) / n_parts, 16);
+    body(begin, end - begin);
+    begin = end;
   }
 }
 

@@ -107,8 +107,7 @@ struct MatmulVisitor {
   }
   template <class Format>
   void quantized() const {
-    matmul_rows<DotKindOf<Format>>(w, unpack_rows<Format>, kZeroOf<Format>, first_row, n_rows, x,
-                                   n_tokens, out);
+    matmul_rows<DotKindOf<Format>>(w, unpacker<Format>(), first_row, n_rows, x, n_tokens, out);
   }
 };
 
@@ -128,8 +127,8 @@ struct MatmulGroupsVisitor {
   void floating() const {}  // there are no groups of floats
   template <class Format>
   void quantized() const {
-    matmul_groups_of<DotKindOf<Format>>(w, unpack_rows<Format>, kZeroOf<Format>, first_row, n_rows,
-                                        groups, n_tokens, out);
+    matmul_groups_of<DotKindOf<Format>>(w, unpacker<Format>(), first_row, n_rows, groups, n_tokens,
+                                        out);
   }
 };
 

@@ -108,7 +108,7 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row,
 
 // As Kernels::matmul_groups. `out` first holds the sums, [group][row][token], as they grow.
 template <class Kind>
-void matmul_groups_of(const Matrix& w, UnpackRows unpack, int zero, std::size_t first_row,
+void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t first_row,
                       std::size_t n_rows, const std::uint8_t* groups, std::size_t n_tokens,
                       float* out) {
   const DF df;
@@ -118,15 +118,17 @@ void matmul_groups_of(const Matrix& w, UnpackRows unpack, int zero, std::size_t 
   const std::size_t group_sums = kMaxMatmulRows * n;
   const std::size_t n_padded = (n_rows + 7) / 8 * 8;
   TileRows rows;
+  if (n_rows < n_padded) std::memset(&rows, 0, sizeof rows);
   std::memset(out, 0, n_groups * group_sums * sizeof(float));
   for (std::size_t col = 0; col < w.cols; col += kTile) {
-    unpack(w, first_row, n_rows, n_padded, col, rows);
+    unpacker.rows(w, first_row, n_rows, kMaxMatmulRows, col, rows);
     const auto multiply = [&](auto two, std::size_t g, std::size_t row) MIXTRAL_LAMBDA {
       constexpr std::size_t kGroups = decltype(two)::value ? 2 : 1;
       const std::uint8_t* x = groups + g * group_bytes + col / kTile * kTokenTileBytes * n;
       float* sums = out + g * group_sums + row * n;
-      multiply_tile_block<Kind, kGroups>(rows, row, zero, x, kGroups == 2 ? x + group_bytes : x,
-                                         sums, kGroups == 2 ? sums + group_sums : sums);
+      multiply_tile_block<Kind, kGroups>(rows, row, unpacker.zero, x,
+                                         kGroups == 2 ? x + group_bytes : x, sums,
+                                         kGroups == 2 ? sums + group_sums : sums);
     };
     std::size_t g = 0;
     for (; g + 2 <= n_groups; g += 2) {

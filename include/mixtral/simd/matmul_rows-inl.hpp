@@ -14,6 +14,45 @@ HWY_INLINE VI32 add_neighbours(VI32 first, VI32 second) {
   return hn::Add(hn::ConcatEven(d, second, first), hn::ConcatOdd(d, second, first));
 }
 
+// The sums of every 4 lanes of a, b, c and d: in this order, or (kGroupsInBlocks, where shuffles inside
+// 128 bits are cheaper) first those of all four's first 128 bits, and so on.
+#if HWY_ARCH_X86
+constexpr bool kGroupsInBlocks = true;
+#else
+constexpr bool kGroupsInBlocks = false;
+#endif
+HWY_INLINE VI32 sums_of_4(VI32 a, VI32 b, VI32 c, VI32 d) {
+  if (!kGroupsInBlocks) return add_neighbours(add_neighbours(a, b), add_neighbours(c, d));
+  const DI32 d32;
+  const hn::Repartition<std::int64_t, DI32> d64;
+  const auto ab =
+      hn::BitCast(d64, hn::Add(hn::InterleaveLower(d32, a, b), hn::InterleaveUpper(d32, a, b)));
+  const auto cd =
+      hn::BitCast(d64, hn::Add(hn::InterleaveLower(d32, c, d), hn::InterleaveUpper(d32, c, d)));
+  return hn::Add(hn::BitCast(d32, hn::InterleaveLower(d64, ab, cd)),
+                 hn::BitCast(d32, hn::InterleaveUpper(d64, ab, cd)));
+}
+
+// Of two results of sums_of_4, the sums with even numbers or (kOdd 1) those with odd ones.
+template <int kOdd>
+HWY_INLINE VI32 every_other(VI32 first, VI32 second) {
+#if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
+  // Sum 4 * j + k of one result is in lane j + 4 * k.
+  alignas(64) static constexpr std::int32_t kOrder[2][16] = {
+      {0, 8, 1, 9, 2, 10, 3, 11, 16, 24, 17, 25, 18, 26, 19, 27},
+      {4, 12, 5, 13, 6, 14, 7, 15, 20, 28, 21, 29, 22, 30, 23, 31}};
+  const auto order = hn::Load(DI32(), kOrder[kOdd]);
+  return VI32{_mm512_permutex2var_epi32(first.raw, order.raw, second.raw)};
+#elif HWY_TARGET == HWY_AVX2
+  // Sum 2 * j + k is in lane j + 4 * k.
+  const DI32 d;
+  return kOdd ? hn::ConcatUpperUpper(d, second, first) : hn::ConcatLowerLower(d, second, first);
+#else
+  const DI32 d;
+  return kOdd ? hn::ConcatOdd(d, second, first) : hn::ConcatEven(d, second, first);
+#endif
+}
+
 // The sums of q over one half of 32 columns, for the blocks [i * n, (i + 1) * n) modulo 8.
 HWY_INLINE VI32 load_q_sum(const std::int16_t* q_sum, std::size_t half, std::size_t i) {
   const hn::Rebind<std::int16_t, DI32> d;
@@ -40,30 +79,35 @@ HWY_INLINE VF multiply_tile_rows(const TileRows& rows, int zero, const std::uint
                                    hn::Load(d8, x_q + i * n * kQuad % kTile));
   };
   const auto dots_of_16 = [&](std::size_t i) MIXTRAL_LAMBDA {
-    return add_neighbours(add_neighbours(dots(4 * i), dots(4 * i + 1)),
-                          add_neighbours(dots(4 * i + 2), dots(4 * i + 3)));
+    return sums_of_4(dots(4 * i), dots(4 * i + 1), dots(4 * i + 2), dots(4 * i + 3));
   };
   HWY_ALIGN float blocks[8 * 16];  // [row][block of 32 columns]
-  for (std::size_t i = 0; i < 8; ++i) {
+  const auto multiply = [&](std::size_t i, VI32 q_sum0, VI32 q_sum1) MIXTRAL_LAMBDA {
     const auto scale = [&](std::size_t half)
                            MIXTRAL_LAMBDA { return hn::Load(df, rows.scales[half] + i * n); };
     const auto offset = [&](std::size_t half) MIXTRAL_LAMBDA {
       return Kind::kOffset ? hn::Load(df, rows.offsets[half] + i * n) : hn::Zero(df);
     };
-    const auto first = dots_of_16(2 * i);
-    const auto second = dots_of_16(2 * i + 1);
-    const auto q_sum0 = load_q_sum(x_q_sum, 0, i);
-    const auto q_sum1 = load_q_sum(x_q_sum, 1, i);
+    const auto first = dots_of_16(2 * i), second = dots_of_16(2 * i + 1);
+    const auto even = every_other<0>(first, second);
+    const auto odd = every_other<1>(first, second);
     if (Kind::kHalves) {
-      const auto dot0 = hn::Add(hn::ConcatEven(d32, second, first), hn::Mul(q_sum0, minus_zero));
-      const auto dot1 = hn::Add(hn::ConcatOdd(d32, second, first), hn::Mul(q_sum1, minus_zero));
+      const auto dot0 = hn::Add(even, hn::Mul(q_sum0, minus_zero));
+      const auto dot1 = hn::Add(odd, hn::Mul(q_sum1, minus_zero));
       const auto sum0 = scaled_dot<Kind>(dot0, scale(0), offset(0), q_sum0);
       hn::Store(add_scaled_dot<Kind>(sum0, dot1, scale(1), offset(1), q_sum1), df, blocks + i * n);
     } else {
       const auto q_sum = hn::Add(q_sum0, q_sum1);
-      const auto dot = hn::Add(add_neighbours(first, second), hn::Mul(q_sum, minus_zero));
+      const auto dot = hn::Add(hn::Add(even, odd), hn::Mul(q_sum, minus_zero));
       hn::Store(scaled_dot<Kind>(dot, scale(0), offset(0), q_sum), df, blocks + i * n);
     }
+  };
+  // With 4 lanes it takes two vectors of `blocks` to get to the same columns again.
+  const auto even0 = load_q_sum(x_q_sum, 0, 0), even1 = load_q_sum(x_q_sum, 1, 0);
+  const auto odd0 = load_q_sum(x_q_sum, 0, 1), odd1 = load_q_sum(x_q_sum, 1, 1);
+  for (std::size_t i = 0; i < 8; i += 2) {
+    multiply(i, even0, even1);
+    multiply(i + 1, odd0, odd1);
   }
   // Taking all even elements before all odd ones turns the bits of an element's number by one place:
   // three times, and the block's number, which was below the row's, is above it.
@@ -72,11 +116,11 @@ HWY_INLINE VF multiply_tile_rows(const TileRows& rows, int zero, const std::uint
   VF b4 = hn::Load(df, blocks + 4 * n), b5 = hn::Load(df, blocks + 5 * n);
   VF b6 = hn::Load(df, blocks + 6 * n), b7 = hn::Load(df, blocks + 7 * n);
   for (int turn = 0; turn < 3; ++turn) {
-    const auto odd0 = hn::ConcatOdd(df, b1, b0), odd1 = hn::ConcatOdd(df, b3, b2);
-    const auto odd2 = hn::ConcatOdd(df, b5, b4), odd3 = hn::ConcatOdd(df, b7, b6);
+    const auto t0 = hn::ConcatOdd(df, b1, b0), t1 = hn::ConcatOdd(df, b3, b2);
+    const auto t2 = hn::ConcatOdd(df, b5, b4), t3 = hn::ConcatOdd(df, b7, b6);
     b0 = hn::ConcatEven(df, b1, b0), b1 = hn::ConcatEven(df, b3, b2);
     b2 = hn::ConcatEven(df, b5, b4), b3 = hn::ConcatEven(df, b7, b6);
-    b4 = odd0, b5 = odd1, b6 = odd2, b7 = odd3;
+    b4 = t0, b5 = t1, b6 = t2, b7 = t3;
   }
   const float* scale = tile_scale(x, 1);
   sum = hn::MulAdd(b0, hn::Set(df, scale[0]), sum);
@@ -91,19 +135,20 @@ HWY_INLINE VF multiply_tile_rows(const TileRows& rows, int zero, const std::uint
 
 // As Kernels::matmul. Tokens share what was unpacked; `out` holds the sums as they grow.
 template <class Kind>
-void matmul_rows(const Matrix& w, UnpackRows unpack, int zero, std::size_t first_row,
+void matmul_rows(const Matrix& w, const Unpacker& unpacker, std::size_t first_row,
                  std::size_t n_rows, const void* const* x, std::size_t n_tokens, float* out) {
   const DF df;
   const std::size_t n = hn::Lanes(df);
   TileRows rows;
+  if (n_rows % n != 0) std::memset(&rows, 0, sizeof rows);
   for (std::size_t begin = 0; begin < n_rows; begin += n) {
     for (std::size_t col = 0; col < w.cols; col += kTile) {
-      unpack(w, first_row + begin, HWY_MIN(n, n_rows - begin), n, col, rows);
+      unpacker.rows(w, first_row + begin, HWY_MIN(n, n_rows - begin), n, col, rows);
       for (std::size_t t = 0; t < n_tokens; ++t) {
         const auto* tile = static_cast<const std::uint8_t*>(x[t]) + col / kTile * kTokenTileBytes;
         float* to = out + t * kMaxMatmulRows + begin;
         const VF sum = col == 0 ? hn::Zero(df) : hn::Load(df, to);
-        hn::Store(multiply_tile_rows<Kind>(rows, zero, tile, sum), df, to);
+        hn::Store(multiply_tile_rows<Kind>(rows, unpacker.zero, tile, sum), df, to);
       }
     }
   }

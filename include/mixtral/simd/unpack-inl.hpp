@@ -25,33 +25,38 @@ HWY_INLINE TileRow tile_row(TileRows& rows, std::size_t r) {
           {rows.offsets[0] + block, rows.offsets[1] + block}};
 }
 
-// Unpacks the tile at column `col` of n_rows rows; those from there to n_padded get scales of zero.
+// Unpacks the tiles of n_cols columns at `data`, one for each of n rows. What is `ahead` of each is
+// fetched from memory: so many rows at a time are more than the hardware foresees.
 template <class Format>
-void unpack_rows(const Matrix& w, std::size_t first_row, std::size_t n_rows, std::size_t n_padded,
-                 std::size_t col, TileRows& rows) {
-  const std::uint8_t* data = w.data + first_row * w.row_bytes + col / kTile * kBytesPerTile<Format>;
-  // So many rows at a time are more than the hardware foresees; the tile after the next is fetched.
-  const bool more = col + 3 * kTile <= w.cols;
-  for (std::size_t r = 0; r < n_rows; ++r, data += w.row_bytes) {
-    if (more) {
-      for (std::size_t i = 0; i < kBytesPerTile<Format>; i += 64) {
-        hwy::Prefetch(data + 2 * kBytesPerTile<Format> + i);
-      }
-    }
-    Format::unpack(data, HWY_MIN(kTile, w.cols - col), tile_row(rows, r));
-  }
-  for (std::size_t r = n_rows; r < n_padded; ++r) {
-    const TileRow row = tile_row(rows, r);
-    std::memset(row.q, 0, kTile);
-    for (std::size_t half = 0; half < 2; ++half) {
-      std::memset(row.scales[half], 0, kBlocksPerTile * sizeof(float));
-      std::memset(row.offsets[half], 0, kBlocksPerTile * sizeof(float));
-    }
+void unpack_rows(const std::uint8_t* data, std::size_t row_bytes, std::size_t n, std::size_t n_cols,
+                 std::size_t ahead, TileRows& rows) {
+  for (std::size_t r = 0; r < n; ++r, data += row_bytes) {
+    for (std::size_t i = 0; i < kBytesPerTile<Format>; i += 64) hwy::Prefetch(data + ahead + i);
+    Format::unpack(data, n_cols, tile_row(rows, r));
   }
 }
 
-using UnpackRows = void (*)(const Matrix&, std::size_t, std::size_t, std::size_t, std::size_t,
-                            TileRows&);
+// How a format is unpacked, for code that multiplies several formats.
+struct Unpacker {
+  void (*unpack)(const std::uint8_t*, std::size_t, std::size_t, std::size_t, std::size_t,
+                 TileRows&);
+  std::size_t tile_bytes;
+  int zero;
+
+  // The tile at column `col` of n rows; the next rows are likely to be those n_ahead further.
+  void rows(const Matrix& w, std::size_t first_row, std::size_t n, std::size_t n_ahead,
+            std::size_t col, TileRows& to) const {
+    // The tile after the next is fetched, at the end of these rows that of the next ones.
+    const bool at_end = col + 3 * kTile > w.cols;
+    const std::size_t ahead = 2 * tile_bytes + (at_end ? (n_ahead - 1) * w.row_bytes : 0);
+    unpack(w.data + first_row * w.row_bytes + col / kTile * tile_bytes, w.row_bytes, n,
+           HWY_MIN(kTile, w.cols - col), ahead, to);
+  }
+};
+template <class Format>
+HWY_INLINE Unpacker unpacker() {
+  return {unpack_rows<Format>, kBytesPerTile<Format>, kZeroOf<Format>};
+}
 
 // Formats that are multiplied by the same code.
 template <bool kHasHalves, bool kHasOffset, bool kIsSigned>
