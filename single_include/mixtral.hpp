@@ -1228,8 +1228,9 @@ namespace HWY_NAMESPACE {
 std::size_t lanes() { return hn::Lanes(DF()); }
 
 // Quantises 32 floats; returns the scale. What is not a number (an infinity times 0, too) becomes 0.
-HWY_INLINE float quantize_32(const float* x, std::int8_t* q) {
+HWY_INLINE float quantize_32(const float* x, std::int8_t* q, std::int32_t* half_sums) {
   const DF df;
+  const DI32 d32;
   const hn::Rebind<std::int8_t, DF> d8;
   const std::size_t n = hn::Lanes(df);
   VF largest = hn::Zero(df);
@@ -1238,10 +1239,15 @@ HWY_INLINE float quantize_32(const float* x, std::int8_t* q) {
   }
   const float maximum = hn::GetLane(hn::MaxOfLanes(df, largest));
   const float inverse = maximum > 0.0f ? 127.0f / maximum : 0.0f;
-  for (std::size_t i = 0; i < 32; i += n) {
-    const auto scaled = hn::Mul(hn::LoadU(df, x + i), hn::Set(df, inverse));
-    const auto whole = hn::NearestInt(hn::IfThenElseZero(hn::Eq(scaled, scaled), scaled));
-    hn::StoreU(hn::DemoteTo(d8, whole), d8, q + i);
+  for (std::size_t half = 0; half < 2; ++half) {
+    auto sum = hn::Zero(d32);
+    for (std::size_t i = half * 16; i < half * 16 + 16; i += n) {
+      const auto scaled = hn::Mul(hn::LoadU(df, x + i), hn::Set(df, inverse));
+      const auto whole = hn::NearestInt(hn::IfThenElseZero(hn::Eq(scaled, scaled), scaled));
+      hn::StoreU(hn::DemoteTo(d8, whole), d8, q + i);
+      sum = hn::Add(sum, whole);
+    }
+    half_sums[half] = hn::GetLane(hn::SumOfLanes(d32, sum));
   }
   return maximum / 127.0f;
 }
@@ -1261,12 +1267,11 @@ void quantize(const float* x, std::size_t first, std::size_t n, std::size_t cols
     }
     std::uint8_t* tile = out + col / kTile * kTokenTileBytes * n_tokens;
     const std::size_t block = col % kTile / 32;
-    tile_scale(tile, n_tokens)[block * n_tokens + token] = quantize_32(from, q);
-    for (std::size_t g = 0; g < 2; ++g) {
-      int sum = 0;
-      for (std::size_t i = 0; i < 16; ++i) sum += q[g * 16 + i];
-      tile_q_sum(tile, n_tokens)[(g * kBlocksPerTile + block) * n_tokens + token] =
-          static_cast<std::int16_t>(sum);
+    std::int32_t sums[2];
+    tile_scale(tile, n_tokens)[block * n_tokens + token] = quantize_32(from, q, sums);
+    for (std::size_t half = 0; half < 2; ++half) {
+      tile_q_sum(tile, n_tokens)[(half * kBlocksPerTile + block) * n_tokens + token] =
+          static_cast<std::int16_t>(sums[half]);
     }
     for (std::size_t quad = 0; quad < 8; ++quad) {
       std::memcpy(tile + ((block * 8 + quad) * n_tokens + token) * kQuad, q + quad * kQuad, kQuad);
@@ -1327,13 +1332,15 @@ HWY_INLINE TileRow tile_row(TileRows& rows, std::size_t r) {
           {rows.offsets[0] + block, rows.offsets[1] + block}};
 }
 
-// Unpacks the tiles of n_cols columns at `data`, one for each of n rows. What is `ahead` of each is
-// fetched from memory: so many rows at a time are more than the hardware foresees.
+// Unpacks the tiles of n_cols columns at `data`, one for each of n rows; fetches what is `ahead` of
+// each from memory unless that is 0.
 template <class Format>
 void unpack_rows(const std::uint8_t* data, std::size_t row_bytes, std::size_t n, std::size_t n_cols,
                  std::size_t ahead, TileRows& rows) {
   for (std::size_t r = 0; r < n; ++r, data += row_bytes) {
-    for (std::size_t i = 0; i < kBytesPerTile<Format>; i += 64) hwy::Prefetch(data + ahead + i);
+    if (ahead != 0) {
+      for (std::size_t i = 0; i < kBytesPerTile<Format>; i += 64) hwy::Prefetch(data + ahead + i);
+    }
     Format::unpack(data, n_cols, tile_row(rows, r));
   }
 }
@@ -1345,14 +1352,19 @@ struct Unpacker {
   std::size_t tile_bytes;
   int zero;
 
-  // The tile at column `col` of n rows; the next rows are likely to be those n_ahead further.
-  void rows(const Matrix& w, std::size_t first_row, std::size_t n, std::size_t n_ahead,
-            std::size_t col, TileRows& to) const {
-    // The tile after the next is fetched, at the end of these rows that of the next ones.
-    const bool at_end = col + 3 * kTile > w.cols;
-    const std::size_t ahead = 2 * tile_bytes + (at_end ? (n_ahead - 1) * w.row_bytes : 0);
+  // The tile at column `col` of n rows.
+  void rows(const Matrix& w, std::size_t first_row, std::size_t n, std::size_t col,
+            std::size_t ahead, TileRows& to) const {
     unpack(w.data + first_row * w.row_bytes + col / kTile * tile_bytes, w.row_bytes, n,
            HWY_MIN(kTile, w.cols - col), ahead, to);
+  }
+
+  // How far ahead of it is the tile which is n_tiles later, if after the end of some rows there come
+  // those n_rows further.
+  std::size_t ahead(const Matrix& w, std::size_t col, std::size_t n_tiles,
+                    std::size_t n_rows) const {
+    const bool at_end = col + (n_tiles + 1) * kTile > w.cols;
+    return n_tiles * tile_bytes + (at_end ? (n_rows - 1) * w.row_bytes : 0);
   }
 };
 template <class Format>
@@ -1451,17 +1463,19 @@ HWY_INLINE void sum_lanes_of_16(float* sums) {
   }
 }
 
-// sums[4 * t + r] = the product of tile row r with x[t], a vector each, for 4 rows and 4 tokens.
-HWY_INLINE void multiply_4_rows_4_tokens(const float* tiles, const float* const* x, float* sums) {
+// sums[4 * t + r] = the product of the first n_cols of w[r] with those of x[t], a vector each, for 4
+// rows and 4 tokens; n_cols is a multiple of the lanes.
+HWY_INLINE void multiply_4_rows_4_tokens(const float* const* w, const float* const* x,
+                                         std::size_t n_cols, float* sums) {
   const DF df;
   const std::size_t n = hn::Lanes(df);
   VF a0 = hn::Zero(df), a1 = a0, a2 = a0, a3 = a0;
   VF b0 = a0, b1 = a0, b2 = a0, b3 = a0;
   VF c0 = a0, c1 = a0, c2 = a0, c3 = a0;
   VF d0 = a0, d1 = a0, d2 = a0, d3 = a0;
-  for (std::size_t i = 0; i < kTile; i += n) {
-    const auto w0 = hn::Load(df, tiles + i), w1 = hn::Load(df, tiles + kTile + i);
-    const auto w2 = hn::Load(df, tiles + 2 * kTile + i), w3 = hn::Load(df, tiles + 3 * kTile + i);
+  for (std::size_t i = 0; i < n_cols; i += n) {
+    const auto w0 = hn::LoadU(df, w[0] + i), w1 = hn::LoadU(df, w[1] + i);
+    const auto w2 = hn::LoadU(df, w[2] + i), w3 = hn::LoadU(df, w[3] + i);
     const auto x0 = hn::LoadU(df, x[0] + i);
     a0 = hn::MulAdd(w0, x0, a0), a1 = hn::MulAdd(w1, x0, a1);
     a2 = hn::MulAdd(w2, x0, a2), a3 = hn::MulAdd(w3, x0, a3);
@@ -1485,13 +1499,14 @@ HWY_INLINE void multiply_4_rows_4_tokens(const float* tiles, const float* const*
   hn::Store(d2, df, sums + 14 * n), hn::Store(d3, df, sums + 15 * n);
 }
 
-// sums[r] = the product of row r with x, a vector each, for 4 rows of which load(r, i) loads columns.
+// sums[r] = the product of row r with the first n_cols of x, a vector each, for 4 rows of which
+// load(r, i) loads columns; n_cols is a multiple of the lanes.
 template <class Load>
-HWY_INLINE void multiply_4_rows(const Load& load, const float* x, float* sums) {
+HWY_INLINE void multiply_4_rows(const Load& load, const float* x, std::size_t n_cols, float* sums) {
   const DF df;
   const std::size_t n = hn::Lanes(df);
   VF a = hn::Zero(df), b = a, c = a, d = a;
-  for (std::size_t i = 0; i < kTile; i += n) {
+  for (std::size_t i = 0; i < n_cols; i += n) {
     const auto xi = hn::LoadU(df, x + i);
     a = hn::MulAdd(load(0, i), xi, a), b = hn::MulAdd(load(1, i), xi, b);
     c = hn::MulAdd(load(2, i), xi, c), d = hn::MulAdd(load(3, i), xi, d);
@@ -1521,7 +1536,9 @@ void matmul_tiles(const Unpack& unpack, std::size_t cols, std::size_t n_rows, co
         }
         const std::size_t n_xt = HWY_MIN(std::size_t{4}, n_tokens - t);
         for (std::size_t r = 0; r < count; r += 4) {
-          multiply_4_rows_4_tokens(tiles + r * kTile, xt, sums);
+          const float* w[4];
+          for (std::size_t i = 0; i < 4; ++i) w[i] = tiles + (r + i) * kTile;
+          multiply_4_rows_4_tokens(w, xt, kTile, sums);
           sum_lanes_of_16(sums);
           for (std::size_t i = 0; i < n_xt; ++i) {
             float* to = out + (t + i) * kMaxMatmulRows + begin + r;
@@ -1564,14 +1581,14 @@ void matmul_floats(const Matrix& w, std::size_t first_row, std::size_t n_rows, c
           const auto load = [&](std::size_t i, std::size_t c) MIXTRAL_LAMBDA {
             return Format::load(DF(), data[i] + c * Format::kBytes);
           };
-          multiply_4_rows(load, x0 + col, to);
+          multiply_4_rows(load, x0 + col, kTile, to);
         } else {
           for (std::size_t i = 0; i < 4; ++i) {
             unpack_floats<Format>(data[i], w.cols - col, kTile, last + i * kTile);
           }
           const auto load = [&](std::size_t i, std::size_t c)
                                 MIXTRAL_LAMBDA { return hn::Load(DF(), last + i * kTile + c); };
-          multiply_4_rows(load, x0 + col, to);
+          multiply_4_rows(load, x0 + col, kTile, to);
         }
       }
       sum_lanes_of_16(sums);
@@ -1601,61 +1618,78 @@ HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
+// With 32 registers, three groups at a time hide the latency of the dot products better than two.
+#if HWY_ARCH_X86 && HWY_TARGET > HWY_AVX3 || HWY_ARCH_WASM
+constexpr bool kThreeGroups = false;
+#else
+constexpr bool kThreeGroups = true;
+#endif
+
 HWY_INLINE VI8 broadcast_quad(const std::int8_t* q) {
   std::int32_t four;
   std::memcpy(&four, q, kQuad);
   return hn::BitCast(DI8(), hn::Set(DI32(), four));
 }
 
-// Adds one tile of 4 rows times two groups (kGroups 2), or of 8 rows times one, to the sums, of which
-// there is a vector for each row.
+// Adds one tile of 4 rows times two or three groups, or of 8 rows times one, to the sums, or begins
+// them: there is a vector for each row; those of the next group are sums_stride further.
 template <class Kind, std::size_t kGroups>
 HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row, int zero,
-                                    const std::uint8_t* x_a, const std::uint8_t* x_b, float* sums_a,
-                                    float* sums_b) {
+                                    const std::uint8_t* x, std::size_t group_bytes, bool is_first,
+                                    float* sums, std::size_t sums_stride) {
   const DF df;
   const DI8 d8;
   const DI32 d32;
   const std::size_t n = hn::Lanes(df);
   const hn::Rebind<std::int16_t, DI32> d16;
   const auto minus_zero = hn::Set(d32, -zero);
-  constexpr bool kTwo = kGroups == 2;
   const std::int8_t* q = rows.q + first_row * kTile;
-  // Of accumulator i: its row, and where its sums are.
-  const auto row = [](std::size_t i) { return kTwo ? i / 2 : i; };
-  const auto is_b = [](std::size_t i) { return kTwo && i % 2 == 1; };
-  const auto sums = [&](std::size_t i)
-                        MIXTRAL_LAMBDA { return (is_b(i) ? sums_b : sums_a) + row(i) * n; };
-  VF s0 = hn::Load(df, sums(0)), s1 = hn::Load(df, sums(1));
-  VF s2 = hn::Load(df, sums(2)), s3 = hn::Load(df, sums(3));
-  VF s4 = hn::Load(df, sums(4)), s5 = hn::Load(df, sums(5));
-  VF s6 = hn::Load(df, sums(6)), s7 = hn::Load(df, sums(7));
-  VI32 d0, d1, d2, d3, d4, d5, d6, d7;
-  const auto dots = [&](std::size_t first_quad, VI32 q_sum_a, VI32 q_sum_b) MIXTRAL_LAMBDA {
-    d0 = hn::Mul(q_sum_a, minus_zero), d1 = kTwo ? hn::Mul(q_sum_b, minus_zero) : d0;
-    d2 = d0, d3 = d1, d4 = d0, d5 = d1, d6 = d0, d7 = d1;
+  const std::uint8_t* x_b = kGroups > 1 ? x + group_bytes : x;
+  const std::uint8_t* x_c = kGroups > 2 ? x_b + group_bytes : x;
+  // Of accumulator i: its row, its group, and where its sums are.
+  const auto row = [](std::size_t i) { return i / kGroups; };
+  const auto of_group = [](std::size_t i, auto a, auto b, auto c) MIXTRAL_LAMBDA {
+    return i % kGroups == 0 ? a : i % kGroups == 1 ? b : c;
+  };
+  const auto sum_of = [&](std::size_t i)
+                          MIXTRAL_LAMBDA { return sums + i % kGroups * sums_stride + row(i) * n; };
+  constexpr bool kTwelve = kGroups == 3;
+  const auto begin_sum = [&](std::size_t i) MIXTRAL_LAMBDA {
+    return is_first ? hn::Zero(df) : hn::Load(df, sum_of(i));
+  };
+  VF s0 = begin_sum(0), s1 = begin_sum(1), s2 = begin_sum(2), s3 = begin_sum(3);
+  VF s4 = begin_sum(4), s5 = begin_sum(5), s6 = begin_sum(6), s7 = begin_sum(7);
+  VF s8 = s0, s9 = s0, s10 = s0, s11 = s0;
+  if (kTwelve) s8 = begin_sum(8), s9 = begin_sum(9), s10 = begin_sum(10), s11 = begin_sum(11);
+  VI32 d0, d1, d2, d3, d4, d5, d6, d7, d8_, d9, d10, d11;
+  const auto dots = [&](std::size_t first_quad, VI32 a, VI32 b, VI32 c) MIXTRAL_LAMBDA {
+    const auto begin_a = hn::Mul(a, minus_zero);
+    const auto begin_b = kGroups > 1 ? hn::Mul(b, minus_zero) : begin_a;
+    const auto begin_c = kGroups > 2 ? hn::Mul(c, minus_zero) : begin_a;
+    const auto begin = [&](std::size_t i)
+                           MIXTRAL_LAMBDA { return of_group(i, begin_a, begin_b, begin_c); };
+    d0 = begin(0), d1 = begin(1), d2 = begin(2), d3 = begin(3);
+    d4 = begin(4), d5 = begin(5), d6 = begin(6), d7 = begin(7);
+    d8_ = begin(8), d9 = begin(9), d10 = begin(10), d11 = begin(11);
     MIXTRAL_UNROLL
     for (std::size_t i = 0; i < (Kind::kHalves ? 4 : 8); ++i) {
       const std::size_t quad = first_quad + i;
-      const auto xa = hn::Load(d8, tile_q(x_a) + quad * n * kQuad);
-      const auto xb = kTwo ? hn::Load(d8, tile_q(x_b) + quad * n * kQuad) : xa;
-      const auto w = [&](std::size_t j) MIXTRAL_LAMBDA {
-        return broadcast_quad(q + row(j) * kTile + quad * kQuad);
+      const auto xa = hn::Load(d8, tile_q(x) + quad * n * kQuad);
+      const auto xb = kGroups > 1 ? hn::Load(d8, tile_q(x_b) + quad * n * kQuad) : xa;
+      const auto xc = kGroups > 2 ? hn::Load(d8, tile_q(x_c) + quad * n * kQuad) : xa;
+      const auto add = [&](VI32& dot, std::size_t j) MIXTRAL_LAMBDA {
+        const auto w = broadcast_quad(q + row(j) * kTile + quad * kQuad);
+        dot = quad_dot_add<Kind::kSigned>(dot, w, of_group(j, xa, xb, xc));
       };
-      d0 = quad_dot_add<Kind::kSigned>(d0, w(0), xa);
-      d1 = quad_dot_add<Kind::kSigned>(d1, w(1), xb);
-      d2 = quad_dot_add<Kind::kSigned>(d2, w(2), xa);
-      d3 = quad_dot_add<Kind::kSigned>(d3, w(3), xb);
-      d4 = quad_dot_add<Kind::kSigned>(d4, w(4), xa);
-      d5 = quad_dot_add<Kind::kSigned>(d5, w(5), xb);
-      d6 = quad_dot_add<Kind::kSigned>(d6, w(6), xa);
-      d7 = quad_dot_add<Kind::kSigned>(d7, w(7), xb);
+      add(d0, 0), add(d1, 1), add(d2, 2), add(d3, 3);
+      add(d4, 4), add(d5, 5), add(d6, 6), add(d7, 7);
+      if (kTwelve) add(d8_, 8), add(d9, 9), add(d10, 10), add(d11, 11);
     }
   };
   for (std::size_t block = 0; block < kBlocksPerTile; ++block) {
-    const auto q_sum = [&](const std::uint8_t* x, std::size_t half) MIXTRAL_LAMBDA {
-      const std::int16_t* from = tile_q_sum(x, n) + (half * kBlocksPerTile + block) * n;
-      return hn::PromoteTo(d32, hn::LoadU(d16, from));
+    const auto q_sum = [&](const std::uint8_t* from, std::size_t half) MIXTRAL_LAMBDA {
+      return hn::PromoteTo(
+          d32, hn::Load(d16, tile_q_sum(from, n) + (half * kBlocksPerTile + block) * n));
     };
     const auto scale = [&](std::size_t i, std::size_t half) MIXTRAL_LAMBDA {
       return hn::Set(df, rows.scales[half][(first_row + row(i)) * kBlocksPerTile + block]);
@@ -1664,40 +1698,56 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row,
       const std::size_t at = (first_row + row(i)) * kBlocksPerTile + block;
       return Kind::kOffset ? hn::Set(df, rows.offsets[half][at]) : hn::Zero(df);
     };
-    const auto a0 = q_sum(x_a, 0), a1 = q_sum(x_a, 1);
-    const auto b0 = kTwo ? q_sum(x_b, 0) : a0, b1 = kTwo ? q_sum(x_b, 1) : a1;
-    const auto xa = hn::Load(df, tile_scale(x_a, n) + block * n);
-    const auto xb = kTwo ? hn::Load(df, tile_scale(x_b, n) + block * n) : xa;
+    const auto x_scale = [&](const std::uint8_t* from) MIXTRAL_LAMBDA {
+      return hn::Load(df, tile_scale(from, n) + block * n);
+    };
+    const auto a0 = q_sum(x, 0), a1 = q_sum(x, 1);
+    const auto b0 = kGroups > 1 ? q_sum(x_b, 0) : a0, b1 = kGroups > 1 ? q_sum(x_b, 1) : a1;
+    const auto c0 = kGroups > 2 ? q_sum(x_c, 0) : a0, c1 = kGroups > 2 ? q_sum(x_c, 1) : a1;
+    const auto xa = x_scale(x);
+    const auto xb = kGroups > 1 ? x_scale(x_b) : xa;
+    const auto xc = kGroups > 2 ? x_scale(x_c) : xa;
     const std::size_t quad = block * 8;
     if (Kind::kHalves) {
-      dots(quad, a0, b0);
+      dots(quad, a0, b0, c0);
       const auto first = [&](VI32 dot, std::size_t i) MIXTRAL_LAMBDA {
-        return scaled_dot<Kind>(dot, scale(i, 0), offset(i, 0), is_b(i) ? b0 : a0);
+        return scaled_dot<Kind>(dot, scale(i, 0), offset(i, 0), of_group(i, a0, b0, c0));
       };
       const auto u0 = first(d0, 0), u1 = first(d1, 1), u2 = first(d2, 2), u3 = first(d3, 3);
       const auto u4 = first(d4, 4), u5 = first(d5, 5), u6 = first(d6, 6), u7 = first(d7, 7);
-      dots(quad + 4, a1, b1);
+      VF u8 = u0, u9 = u0, u10 = u0, u11 = u0;
+      if (kTwelve)
+        u8 = first(d8_, 8), u9 = first(d9, 9), u10 = first(d10, 10), u11 = first(d11, 11);
+      dots(quad + 4, a1, b1, c1);
       const auto add = [&](VF& sum, VF u, VI32 dot, std::size_t i) MIXTRAL_LAMBDA {
-        u = add_scaled_dot<Kind>(u, dot, scale(i, 1), offset(i, 1), is_b(i) ? b1 : a1);
-        sum = hn::MulAdd(u, is_b(i) ? xb : xa, sum);
+        u = add_scaled_dot<Kind>(u, dot, scale(i, 1), offset(i, 1), of_group(i, a1, b1, c1));
+        sum = hn::MulAdd(u, of_group(i, xa, xb, xc), sum);
       };
       add(s0, u0, d0, 0), add(s1, u1, d1, 1), add(s2, u2, d2, 2), add(s3, u3, d3, 3);
       add(s4, u4, d4, 4), add(s5, u5, d5, 5), add(s6, u6, d6, 6), add(s7, u7, d7, 7);
+      if (kTwelve) {
+        add(s8, u8, d8_, 8), add(s9, u9, d9, 9), add(s10, u10, d10, 10), add(s11, u11, d11, 11);
+      }
     } else {
-      const auto a = hn::Add(a0, a1), b = kTwo ? hn::Add(b0, b1) : a;
-      dots(quad, a, b);
+      const auto a = hn::Add(a0, a1), b = hn::Add(b0, b1), c = hn::Add(c0, c1);
+      dots(quad, a, b, c);
       const auto add = [&](VF& sum, VI32 dot, std::size_t i) MIXTRAL_LAMBDA {
-        const auto u = scaled_dot<Kind>(dot, scale(i, 0), offset(i, 0), is_b(i) ? b : a);
-        sum = hn::MulAdd(u, is_b(i) ? xb : xa, sum);
+        const auto u = scaled_dot<Kind>(dot, scale(i, 0), offset(i, 0), of_group(i, a, b, c));
+        sum = hn::MulAdd(u, of_group(i, xa, xb, xc), sum);
       };
       add(s0, d0, 0), add(s1, d1, 1), add(s2, d2, 2), add(s3, d3, 3);
       add(s4, d4, 4), add(s5, d5, 5), add(s6, d6, 6), add(s7, d7, 7);
+      if (kTwelve) add(s8, d8_, 8), add(s9, d9, 9), add(s10, d10, 10), add(s11, d11, 11);
     }
   }
-  hn::Store(s0, df, sums(0)), hn::Store(s1, df, sums(1));
-  hn::Store(s2, df, sums(2)), hn::Store(s3, df, sums(3));
-  hn::Store(s4, df, sums(4)), hn::Store(s5, df, sums(5));
-  hn::Store(s6, df, sums(6)), hn::Store(s7, df, sums(7));
+  hn::Store(s0, df, sum_of(0)), hn::Store(s1, df, sum_of(1));
+  hn::Store(s2, df, sum_of(2)), hn::Store(s3, df, sum_of(3));
+  hn::Store(s4, df, sum_of(4)), hn::Store(s5, df, sum_of(5));
+  hn::Store(s6, df, sum_of(6)), hn::Store(s7, df, sum_of(7));
+  if (kTwelve) {
+    hn::Store(s8, df, sum_of(8)), hn::Store(s9, df, sum_of(9));
+    hn::Store(s10, df, sum_of(10)), hn::Store(s11, df, sum_of(11));
+  }
 }
 
 // As Kernels::matmul_groups. `out` first holds the sums, [group][row][token], as they grow.
@@ -1711,25 +1761,45 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
   const std::size_t group_bytes = token_bytes(w.cols) * n;
   const std::size_t group_sums = kMaxMatmulRows * n;
   const std::size_t n_padded = (n_rows + 7) / 8 * 8;
+  const std::size_t rows_per_fetch = (8 + n_groups) / n_groups;
   TileRows rows;
   if (n_rows < n_padded) std::memset(&rows, 0, sizeof rows);
-  std::memset(out, 0, n_groups * group_sums * sizeof(float));
   for (std::size_t col = 0; col < w.cols; col += kTile) {
-    unpacker.rows(w, first_row, n_rows, kMaxMatmulRows, col, rows);
-    const auto multiply = [&](auto two, std::size_t g, std::size_t row) MIXTRAL_LAMBDA {
-      constexpr std::size_t kGroups = decltype(two)::value ? 2 : 1;
-      const std::uint8_t* x = groups + g * group_bytes + col / kTile * kTokenTileBytes * n;
-      float* sums = out + g * group_sums + row * n;
-      multiply_tile_block<Kind, kGroups>(rows, row, unpacker.zero, x,
-                                         kGroups == 2 ? x + group_bytes : x, sums,
-                                         kGroups == 2 ? sums + group_sums : sums);
+    unpacker.rows(w, first_row, n_rows, col, 0, rows);
+    // The next tile is fetched from memory little by little, between the products of this one.
+    const std::uint8_t* next = w.data + first_row * w.row_bytes +
+                               col / kTile * unpacker.tile_bytes +
+                               unpacker.ahead(w, col, 1, kMaxMatmulRows);
+    std::size_t n_fetched = 0;
+    const auto fetch = [&] {
+      for (std::size_t end = n_fetched + rows_per_fetch; n_fetched < end; ++n_fetched) {
+        if (n_fetched == n_rows) return;
+        for (std::size_t i = 0; i < unpacker.tile_bytes; i += 64) {
+          hwy::Prefetch(next + n_fetched * w.row_bytes + i);
+        }
+      }
     };
-    std::size_t g = 0;
-    for (; g + 2 <= n_groups; g += 2) {
-      for (std::size_t row = 0; row < n_padded; row += 4) multiply(std::true_type(), g, row);
-    }
-    if (g < n_groups) {
-      for (std::size_t row = 0; row < n_padded; row += 8) multiply(std::false_type(), g, row);
+    const auto multiply = [&](auto count, std::size_t g) MIXTRAL_LAMBDA {
+      constexpr std::size_t kGroups = decltype(count)::value;
+      const std::uint8_t* x = groups + g * group_bytes + col / kTile * kTokenTileBytes * n;
+      for (std::size_t row = 0; row < n_padded; row += kGroups == 1 ? 8 : 4) {
+        fetch();
+        multiply_tile_block<Kind, kGroups>(rows, row, unpacker.zero, x, group_bytes, col == 0,
+                                           out + g * group_sums + row * n, group_sums);
+      }
+    };
+    for (std::size_t g = 0; g < n_groups;) {
+      const std::size_t left = n_groups - g;
+      if (kThreeGroups && left >= 3 && left != 4) {
+        multiply(std::integral_constant < std::size_t, kThreeGroups ? 3 : 2 > (), g);
+        g += 3;
+      } else if (left >= 2) {
+        multiply(std::integral_constant<std::size_t, 2>(), g);
+        g += 2;
+      } else {
+        multiply(std::integral_constant<std::size_t, 1>(), g);
+        g += 1;
+      }
     }
   }
   // A group's tokens and rows change places.
@@ -1891,7 +1961,9 @@ void matmul_rows(const Matrix& w, const Unpacker& unpacker, std::size_t first_ro
   if (n_rows % n != 0) std::memset(&rows, 0, sizeof rows);
   for (std::size_t begin = 0; begin < n_rows; begin += n) {
     for (std::size_t col = 0; col < w.cols; col += kTile) {
-      unpacker.rows(w, first_row + begin, HWY_MIN(n, n_rows - begin), n, col, rows);
+      // So many rows at a time are more than the hardware foresees: the tile after the next is fetched.
+      unpacker.rows(w, first_row + begin, HWY_MIN(n, n_rows - begin), col,
+                    unpacker.ahead(w, col, 2, n), rows);
       for (std::size_t t = 0; t < n_tokens; ++t) {
         const auto* tile = static_cast<const std::uint8_t*>(x[t]) + col / kTile * kTokenTileBytes;
         float* to = out + t * kMaxMatmulRows + begin;
@@ -1987,47 +2059,6 @@ void add_scaled(float a, const float* x, std::size_t n, float* y) {
   for_each_vector(n, [&](auto d, std::size_t i) HWY_ATTR {
     hn::StoreU(hn::MulAdd(hn::Set(d, a), hn::LoadU(d, x + i), hn::LoadU(d, y + i)), d, y + i);
   });
-}
-
-void attend(const float* q, const KeysAndValues& past, std::size_t first, std::size_t end,
-            std::size_t head_size, float scale, float* out) {
-  constexpr std::size_t kBlock = kAttentionBlock;
-  const DF df;
-  const std::size_t lanes = hn::Lanes(df);
-  const std::size_t stride = past.stride;
-  HWY_ALIGN float scores[kBlock];
-  float running_max = -std::numeric_limits<float>::infinity();
-  float running_sum = 0.0f;
-  for (std::size_t i = 0; i < head_size; ++i) out[i] = 0.0f;
-  for (std::size_t begin = first; begin < end;) {
-    const std::size_t n = HWY_MIN(kBlock - begin % kBlock, end - begin);
-    const float* keys = past.keys + begin % past.n_slots * stride;
-    const float* values = past.values + begin % past.n_slots * stride;
-    begin += n;
-    float block_max = running_max;
-    for (std::size_t p = 0; p < n; ++p) {
-      scores[p] = dot(q, keys + p * stride, head_size) * scale;
-      block_max = HWY_MAX(block_max, scores[p]);
-    }
-    for (std::size_t p = n; p < kBlock; ++p) scores[p] = -std::numeric_limits<float>::infinity();
-    for (std::size_t p = 0; p < kBlock; p += lanes) {
-      const auto shifted = hn::Sub(hn::Load(df, scores + p), hn::Set(df, block_max));
-      hn::Store(hn::Exp(df, hn::Max(shifted, hn::Set(df, -200.0f))), df, scores + p);
-    }
-    const float correction = std::exp(running_max - block_max);  // 0 for the first block
-    running_sum *= correction;
-    for (std::size_t p = 0; p < n; ++p) running_sum += scores[p];
-    running_max = block_max;
-    for_each_vector(head_size, [&](auto d, std::size_t i) HWY_ATTR {
-      auto sum = hn::Mul(hn::LoadU(d, out + i), hn::Set(d, correction));
-      for (std::size_t p = 0; p < n; ++p) {
-        sum = hn::MulAdd(hn::Set(d, scores[p]), hn::LoadU(d, values + p * stride + i), sum);
-      }
-      hn::StoreU(sum, d, out + i);
-    });
-  }
-  const float inverse = 1.0f / running_sum;
-  for (std::size_t i = 0; i < head_size; ++i) out[i] *= inverse;
 }
 
 }  // namespace HWY_NAMESPACE
@@ -2194,6 +2225,140 @@ struct DecodeRowsVisitor {
 
 void decode_rows(const Matrix& w, std::size_t first_row, std::size_t n_rows, float* out) {
   visit_format(w.format, DecodeRowsVisitor{w, first_row, n_rows, out});
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace mixtral::simd
+HWY_AFTER_NAMESPACE();
+//
+// Per target: attention of the query heads that share a key/value head.
+//
+// One pass over the past with a running maximum and sum (Milakov & Gimelshein 2018, "Online normalizer
+// calculation for softmax"), a block of positions at a time; each key and value is loaded once for four
+// heads.
+
+HWY_BEFORE_NAMESPACE();
+namespace mixtral::simd {
+namespace HWY_NAMESPACE {
+
+// scores[h][p] = q[h] . keys[p] for n positions and kHeads (1 or 4) heads.
+template <std::size_t kHeads>
+HWY_INLINE void score_block(const float* const* q, const float* keys, std::size_t stride,
+                            std::size_t n, std::size_t head_size,
+                            float (*scores)[kAttentionBlock]) {
+  const DF df;
+  const std::size_t lanes = hn::Lanes(df);
+  const std::size_t n_whole = head_size / lanes * lanes;
+  constexpr std::size_t kPositions = 16 / kHeads;  // whose sums are made together
+  HWY_ALIGN float sums[16 * 16];
+  for (std::size_t begin = 0; begin < n; begin += kPositions) {
+    const float* rows[kPositions];
+    for (std::size_t p = 0; p < kPositions; ++p) {  // the last one fills up
+      rows[p] = keys + HWY_MIN(begin + p, n - 1) * stride;
+    }
+    if (kHeads == 4) {
+      multiply_4_rows_4_tokens(rows, q, n_whole, sums);
+    } else {
+      for (std::size_t p = 0; p < kPositions; p += 4) {
+        const auto load = [&](std::size_t r, std::size_t i)
+                              MIXTRAL_LAMBDA { return hn::LoadU(DF(), rows[p + r] + i); };
+        multiply_4_rows(load, q[0], n_whole, sums + p * lanes);
+      }
+    }
+    sum_lanes_of_16(sums);
+    for (std::size_t h = 0; h < kHeads; ++h) {
+      for (std::size_t p = 0; p < kPositions; ++p) {
+        float score = sums[h * kPositions + p];
+        for (std::size_t i = n_whole; i < head_size; ++i) score += q[h][i] * rows[p][i];
+        scores[h][begin + p] = score;
+      }
+    }
+  }
+}
+
+// out[h] = out[h] * correction[h] + sum of weights[h][p] * values[p] over n positions.
+template <std::size_t kHeads, class D>
+HWY_INLINE void add_values(D d, const float (*weights)[kAttentionBlock], const float* correction,
+                           const float* values, std::size_t stride, std::size_t n, std::size_t i,
+                           float* const* out) {
+  const auto begin = [&](std::size_t h) MIXTRAL_LAMBDA {
+    return hn::Mul(hn::LoadU(d, out[h] + i), hn::Set(d, correction[h]));
+  };
+  constexpr bool kFour = kHeads == 4;
+  auto a = begin(0), b = kFour ? begin(1) : a, c = kFour ? begin(2) : a, e = kFour ? begin(3) : a;
+  for (std::size_t p = 0; p < n; ++p) {
+    const auto value = hn::LoadU(d, values + p * stride + i);
+    a = hn::MulAdd(hn::Set(d, weights[0][p]), value, a);
+    if (!kFour) continue;
+    b = hn::MulAdd(hn::Set(d, weights[1][p]), value, b);
+    c = hn::MulAdd(hn::Set(d, weights[2][p]), value, c);
+    e = hn::MulAdd(hn::Set(d, weights[3][p]), value, e);
+  }
+  hn::StoreU(a, d, out[0] + i);
+  if (!kFour) return;
+  hn::StoreU(b, d, out[1] + i), hn::StoreU(c, d, out[2] + i), hn::StoreU(e, d, out[3] + i);
+}
+
+template <std::size_t kHeads>
+void attend_heads(const float* const* q, const KeysAndValues& past, std::size_t first,
+                  std::size_t end, std::size_t head_size, float scale, float* const* out) {
+  const DF df;
+  const std::size_t lanes = hn::Lanes(df);
+  HWY_ALIGN float scores[kHeads][kAttentionBlock];
+  float largest[kHeads], sum[kHeads], correction[kHeads];
+  for (std::size_t h = 0; h < kHeads; ++h) {
+    largest[h] = -std::numeric_limits<float>::infinity();
+    sum[h] = 0.0f;
+    std::memset(out[h], 0, head_size * sizeof(float));
+  }
+  for (std::size_t begin = first; begin < end;) {
+    const std::size_t n = HWY_MIN(kAttentionBlock - begin % kAttentionBlock, end - begin);
+    const float* keys = past.keys + begin % past.n_slots * past.stride;
+    const float* values = past.values + begin % past.n_slots * past.stride;
+    begin += n;
+    score_block<kHeads>(q, keys, past.stride, n, head_size, scores);
+    for (std::size_t h = 0; h < kHeads; ++h) {
+      float block_max = largest[h];
+      for (std::size_t p = 0; p < n; ++p) {
+        scores[h][p] *= scale;
+        block_max = HWY_MAX(block_max, scores[h][p]);
+      }
+      for (std::size_t p = n; p < kAttentionBlock; ++p) {
+        scores[h][p] = -std::numeric_limits<float>::infinity();
+      }
+      for (std::size_t p = 0; p < kAttentionBlock; p += lanes) {
+        const auto shifted = hn::Sub(hn::Load(df, scores[h] + p), hn::Set(df, block_max));
+        hn::Store(hn::Exp(df, hn::Max(shifted, hn::Set(df, -200.0f))), df, scores[h] + p);
+      }
+      correction[h] = std::exp(largest[h] - block_max);  // 0 for the first block
+      sum[h] *= correction[h];
+      for (std::size_t p = 0; p < n; ++p) sum[h] += scores[h][p];
+      largest[h] = block_max;
+    }
+    for_each_vector(head_size, [&](auto d, std::size_t i) MIXTRAL_LAMBDA {
+      add_values<kHeads>(d, scores, correction, values, past.stride, n, i, out);
+    });
+  }
+  for (std::size_t h = 0; h < kHeads; ++h) {
+    if (h > 0 && out[h] == out[h - 1]) break;  // one that only fills up
+    const float inverse = 1.0f / sum[h];
+    for (std::size_t i = 0; i < head_size; ++i) out[h][i] *= inverse;
+  }
+}
+
+void attend(const float* q, std::size_t n_heads, const KeysAndValues& past, std::size_t first,
+            std::size_t end, std::size_t head_size, float scale, float* out) {
+  if (n_heads == 1) return attend_heads<1>(&q, past, first, end, head_size, scale, &out);
+  for (std::size_t h = 0; h < n_heads; h += 4) {
+    const float* heads[4];
+    float* outs[4];
+    for (std::size_t i = 0; i < 4; ++i) {  // the last one fills up, and is written again
+      const std::size_t head = HWY_MIN(h + i, n_heads - 1);
+      heads[i] = q + head * head_size;
+      outs[i] = out + head * head_size;
+    }
+    attend_heads<4>(heads, past, first, end, head_size, scale, outs);
+  }
 }
 
 }  // namespace HWY_NAMESPACE
@@ -3075,11 +3240,11 @@ struct Kernels {
   // y[i] += a * x[i].
   void (*add_scaled)(float a, const float* x, std::size_t n, float* y);
 
-  // out = softmax(q K^T * scale) V for one query head over the positions [first, end) of `past`:
-  // one pass with a running maximum (Milakov & Gimelshein 2018, "Online normalizer calculation for
-  // softmax"). The result depends on the positions only, not on how many slots there are.
-  void (*attend)(const float* q, const KeysAndValues& past, std::size_t first, std::size_t end,
-                 std::size_t head_size, float scale, float* out);
+  // out[h] = softmax(q[h] K^T * scale) V over the positions [first, end) of `past`, for n_heads query
+  // heads that lie together, head_size apart, as do their results: one pass with a running maximum.
+  // The result depends on the positions only, not on how many slots there are.
+  void (*attend)(const float* q, std::size_t n_heads, const KeysAndValues& past, std::size_t first,
+                 std::size_t end, std::size_t head_size, float scale, float* out);
 };
 
 // The best table this CPU runs among those in `allowed` (a mask of Highway target bits, 0 for all);
@@ -5748,10 +5913,9 @@ class ForwardPass {
     const std::size_t first = window == 0 || end <= window ? 0 : end - window;
     const simd::KeysAndValues past = rows_[row].cache->head(layer_, kv_head);
     const float scale = 1.0f / std::sqrt(static_cast<float>(size));
-    for (std::size_t h = kv_head * group; h < (kv_head + 1) * group; ++h) {
-      kernels().attend(qkv_row(row) + h * size, past, first, end, size, scale,
-                       attention_.row(row) + h * size);
-    }
+    const std::size_t h = kv_head * group;
+    kernels().attend(qkv_row(row) + h * size, group, past, first, end, size, scale,
+                     attention_.row(row) + h * size);
   }
 
   void attention_output(std::size_t chunk) const {

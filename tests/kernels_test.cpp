@@ -607,6 +607,31 @@ TEST_CASE("kernels: vector operations equal their formulas for any length") {
   }
 }
 
+TEST_CASE("kernels: heads that share keys and values attend as alone") {
+  std::mt19937 random(12);
+  std::normal_distribution<float> normal;
+  const std::size_t size = 20, n = 45, n_slots = 64;
+  std::vector<float> q(6 * size), keys(n_slots * size), values(n_slots * size);
+  for (float& v : q) v = normal(random);
+  for (float& v : keys) v = normal(random);
+  for (float& v : values) v = normal(random);
+  const mixtral::simd::KeysAndValues past{keys.data(), values.data(), size, n_slots};
+  for (const Kernels* kernels : all_kernels()) {
+    CAPTURE(std::string(kernels->target));
+    std::vector<float> alone(6 * size);
+    for (std::size_t h = 0; h < 6; ++h) {
+      kernels->attend(q.data() + h * size, 1, past, 3, n, size, 0.25f, alone.data() + h * size);
+    }
+    for (const std::size_t n_heads : {2u, 4u, 5u, 6u}) {
+      std::vector<float> together(6 * size, 7.0f);
+      kernels->attend(q.data(), n_heads, past, 3, n, size, 0.25f, together.data());
+      for (std::size_t i = 0; i < 6 * size; ++i) {
+        CHECK(together[i] == (i < n_heads * size ? alone[i] : 7.0f));
+      }
+    }
+  }
+}
+
 TEST_CASE("kernels: attention equals softmax in double, also for large scores") {
   std::mt19937 random(10);
   for (const float spread : {1.0f, 30.0f}) {
@@ -639,7 +664,8 @@ TEST_CASE("kernels: attention equals softmax in double, also for large scores") 
           CAPTURE(std::string(kernels->target));
           std::vector<float> out(head_size);
           const mixtral::simd::KeysAndValues past{keys.data(), values.data(), stride, n_slots};
-          kernels->attend(q.data(), past, 0, n, head_size, static_cast<float>(scale), out.data());
+          kernels->attend(q.data(), 1, past, 0, n, head_size, static_cast<float>(scale),
+                          out.data());
           const std::vector<float> reference(expected.begin(), expected.end());
           // Scores of size s are rounded by s * 2^-24, which the exponential magnifies.
           CHECK(max_difference(out, reference) <= (spread > 1.0f ? 2e-1 : 1e-5));

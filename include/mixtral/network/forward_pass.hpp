@@ -257,10 +257,9 @@ class ForwardPass {
     const std::size_t first = window == 0 || end <= window ? 0 : end - window;
     const simd::KeysAndValues past = rows_[row].cache->head(layer_, kv_head);
     const float scale = 1.0f / std::sqrt(static_cast<float>(size));
-    for (std::size_t h = kv_head * group; h < (kv_head + 1) * group; ++h) {
-      kernels().attend(qkv_row(row) + h * size, past, first, end, size, scale,
-                       attention_.row(row) + h * size);
-    }
+    const std::size_t h = kv_head * group;
+    kernels().attend(qkv_row(row) + h * size, group, past, first, end, size, scale,
+                     attention_.row(row) + h * size);
   }
 
   void attention_output(std::size_t chunk) const {

@@ -7,8 +7,9 @@ namespace HWY_NAMESPACE {
 std::size_t lanes() { return hn::Lanes(DF()); }
 
 // Quantises 32 floats; returns the scale. What is not a number (an infinity times 0, too) becomes 0.
-HWY_INLINE float quantize_32(const float* x, std::int8_t* q) {
+HWY_INLINE float quantize_32(const float* x, std::int8_t* q, std::int32_t* half_sums) {
   const DF df;
+  const DI32 d32;
   const hn::Rebind<std::int8_t, DF> d8;
   const std::size_t n = hn::Lanes(df);
   VF largest = hn::Zero(df);
@@ -17,10 +18,15 @@ HWY_INLINE float quantize_32(const float* x, std::int8_t* q) {
   }
   const float maximum = hn::GetLane(hn::MaxOfLanes(df, largest));
   const float inverse = maximum > 0.0f ? 127.0f / maximum : 0.0f;
-  for (std::size_t i = 0; i < 32; i += n) {
-    const auto scaled = hn::Mul(hn::LoadU(df, x + i), hn::Set(df, inverse));
-    const auto whole = hn::NearestInt(hn::IfThenElseZero(hn::Eq(scaled, scaled), scaled));
-    hn::StoreU(hn::DemoteTo(d8, whole), d8, q + i);
+  for (std::size_t half = 0; half < 2; ++half) {
+    auto sum = hn::Zero(d32);
+    for (std::size_t i = half * 16; i < half * 16 + 16; i += n) {
+      const auto scaled = hn::Mul(hn::LoadU(df, x + i), hn::Set(df, inverse));
+      const auto whole = hn::NearestInt(hn::IfThenElseZero(hn::Eq(scaled, scaled), scaled));
+      hn::StoreU(hn::DemoteTo(d8, whole), d8, q + i);
+      sum = hn::Add(sum, whole);
+    }
+    half_sums[half] = hn::GetLane(hn::SumOfLanes(d32, sum));
   }
   return maximum / 127.0f;
 }
@@ -40,12 +46,11 @@ void quantize(const float* x, std::size_t first, std::size_t n, std::size_t cols
     }
     std::uint8_t* tile = out + col / kTile * kTokenTileBytes * n_tokens;
     const std::size_t block = col % kTile / 32;
-    tile_scale(tile, n_tokens)[block * n_tokens + token] = quantize_32(from, q);
-    for (std::size_t g = 0; g < 2; ++g) {
-      int sum = 0;
-      for (std::size_t i = 0; i < 16; ++i) sum += q[g * 16 + i];
-      tile_q_sum(tile, n_tokens)[(g * kBlocksPerTile + block) * n_tokens + token] =
-          static_cast<std::int16_t>(sum);
+    std::int32_t sums[2];
+    tile_scale(tile, n_tokens)[block * n_tokens + token] = quantize_32(from, q, sums);
+    for (std::size_t half = 0; half < 2; ++half) {
+      tile_q_sum(tile, n_tokens)[(half * kBlocksPerTile + block) * n_tokens + token] =
+          static_cast<std::int16_t>(sums[half]);
     }
     for (std::size_t quad = 0; quad < 8; ++quad) {
       std::memcpy(tile + ((block * 8 + quad) * n_tokens + token) * kQuad, q + quad * kQuad, kQuad);

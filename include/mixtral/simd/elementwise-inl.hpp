@@ -81,47 +81,6 @@ void add_scaled(float a, const float* x, std::size_t n, float* y) {
   });
 }
 
-void attend(const float* q, const KeysAndValues& past, std::size_t first, std::size_t end,
-            std::size_t head_size, float scale, float* out) {
-  constexpr std::size_t kBlock = kAttentionBlock;
-  const DF df;
-  const std::size_t lanes = hn::Lanes(df);
-  const std::size_t stride = past.stride;
-  HWY_ALIGN float scores[kBlock];
-  float running_max = -std::numeric_limits<float>::infinity();
-  float running_sum = 0.0f;
-  for (std::size_t i = 0; i < head_size; ++i) out[i] = 0.0f;
-  for (std::size_t begin = first; begin < end;) {
-    const std::size_t n = HWY_MIN(kBlock - begin % kBlock, end - begin);
-    const float* keys = past.keys + begin % past.n_slots * stride;
-    const float* values = past.values + begin % past.n_slots * stride;
-    begin += n;
-    float block_max = running_max;
-    for (std::size_t p = 0; p < n; ++p) {
-      scores[p] = dot(q, keys + p * stride, head_size) * scale;
-      block_max = HWY_MAX(block_max, scores[p]);
-    }
-    for (std::size_t p = n; p < kBlock; ++p) scores[p] = -std::numeric_limits<float>::infinity();
-    for (std::size_t p = 0; p < kBlock; p += lanes) {
-      const auto shifted = hn::Sub(hn::Load(df, scores + p), hn::Set(df, block_max));
-      hn::Store(hn::Exp(df, hn::Max(shifted, hn::Set(df, -200.0f))), df, scores + p);
-    }
-    const float correction = std::exp(running_max - block_max);  // 0 for the first block
-    running_sum *= correction;
-    for (std::size_t p = 0; p < n; ++p) running_sum += scores[p];
-    running_max = block_max;
-    for_each_vector(head_size, [&](auto d, std::size_t i) HWY_ATTR {
-      auto sum = hn::Mul(hn::LoadU(d, out + i), hn::Set(d, correction));
-      for (std::size_t p = 0; p < n; ++p) {
-        sum = hn::MulAdd(hn::Set(d, scores[p]), hn::LoadU(d, values + p * stride + i), sum);
-      }
-      hn::StoreU(sum, d, out + i);
-    });
-  }
-  const float inverse = 1.0f / running_sum;
-  for (std::size_t i = 0; i < head_size; ++i) out[i] *= inverse;
-}
-
 }  // namespace HWY_NAMESPACE
 }  // namespace mixtral::simd
 HWY_AFTER_NAMESPACE();

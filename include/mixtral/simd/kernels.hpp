@@ -129,11 +129,11 @@ struct Kernels {
   // y[i] += a * x[i].
   void (*add_scaled)(float a, const float* x, std::size_t n, float* y);
 
-  // out = softmax(q K^T * scale) V for one query head over the positions [first, end) of `past`:
-  // one pass with a running maximum (Milakov & Gimelshein 2018, "Online normalizer calculation for
-  // softmax"). The result depends on the positions only, not on how many slots there are.
-  void (*attend)(const float* q, const KeysAndValues& past, std::size_t first, std::size_t end,
-                 std::size_t head_size, float scale, float* out);
+  // out[h] = softmax(q[h] K^T * scale) V over the positions [first, end) of `past`, for n_heads query
+  // heads that lie together, head_size apart, as do their results: one pass with a running maximum.
+  // The result depends on the positions only, not on how many slots there are.
+  void (*attend)(const float* q, std::size_t n_heads, const KeysAndValues& past, std::size_t first,
+                 std::size_t end, std::size_t head_size, float scale, float* out);
 };
 
 // The best table this CPU runs among those in `allowed` (a mask of Highway target bits, 0 for all);

@@ -55,17 +55,19 @@ HWY_INLINE void sum_lanes_of_16(float* sums) {
   }
 }
 
-// sums[4 * t + r] = the product of tile row r with x[t], a vector each, for 4 rows and 4 tokens.
-HWY_INLINE void multiply_4_rows_4_tokens(const float* tiles, const float* const* x, float* sums) {
+// sums[4 * t + r] = the product of the first n_cols of w[r] with those of x[t], a vector each, for 4
+// rows and 4 tokens; n_cols is a multiple of the lanes.
+HWY_INLINE void multiply_4_rows_4_tokens(const float* const* w, const float* const* x,
+                                         std::size_t n_cols, float* sums) {
   const DF df;
   const std::size_t n = hn::Lanes(df);
   VF a0 = hn::Zero(df), a1 = a0, a2 = a0, a3 = a0;
   VF b0 = a0, b1 = a0, b2 = a0, b3 = a0;
   VF c0 = a0, c1 = a0, c2 = a0, c3 = a0;
   VF d0 = a0, d1 = a0, d2 = a0, d3 = a0;
-  for (std::size_t i = 0; i < kTile; i += n) {
-    const auto w0 = hn::Load(df, tiles + i), w1 = hn::Load(df, tiles + kTile + i);
-    const auto w2 = hn::Load(df, tiles + 2 * kTile + i), w3 = hn::Load(df, tiles + 3 * kTile + i);
+  for (std::size_t i = 0; i < n_cols; i += n) {
+    const auto w0 = hn::LoadU(df, w[0] + i), w1 = hn::LoadU(df, w[1] + i);
+    const auto w2 = hn::LoadU(df, w[2] + i), w3 = hn::LoadU(df, w[3] + i);
     const auto x0 = hn::LoadU(df, x[0] + i);
     a0 = hn::MulAdd(w0, x0, a0), a1 = hn::MulAdd(w1, x0, a1);
     a2 = hn::MulAdd(w2, x0, a2), a3 = hn::MulAdd(w3, x0, a3);
@@ -89,13 +91,14 @@ HWY_INLINE void multiply_4_rows_4_tokens(const float* tiles, const float* const*
   hn::Store(d2, df, sums + 14 * n), hn::Store(d3, df, sums + 15 * n);
 }
 
-// sums[r] = the product of row r with x, a vector each, for 4 rows of which load(r, i) loads columns.
+// sums[r] = the product of row r with the first n_cols of x, a vector each, for 4 rows of which
+// load(r, i) loads columns; n_cols is a multiple of the lanes.
 template <class Load>
-HWY_INLINE void multiply_4_rows(const Load& load, const float* x, float* sums) {
+HWY_INLINE void multiply_4_rows(const Load& load, const float* x, std::size_t n_cols, float* sums) {
   const DF df;
   const std::size_t n = hn::Lanes(df);
   VF a = hn::Zero(df), b = a, c = a, d = a;
-  for (std::size_t i = 0; i < kTile; i += n) {
+  for (std::size_t i = 0; i < n_cols; i += n) {
     const auto xi = hn::LoadU(df, x + i);
     a = hn::MulAdd(load(0, i), xi, a), b = hn::MulAdd(load(1, i), xi, b);
     c = hn::MulAdd(load(2, i), xi, c), d = hn::MulAdd(load(3, i), xi, d);
@@ -125,7 +128,9 @@ void matmul_tiles(const Unpack& unpack, std::size_t cols, std::size_t n_rows, co
         }
         const std::size_t n_xt = HWY_MIN(std::size_t{4}, n_tokens - t);
         for (std::size_t r = 0; r < count; r += 4) {
-          multiply_4_rows_4_tokens(tiles + r * kTile, xt, sums);
+          const float* w[4];
+          for (std::size_t i = 0; i < 4; ++i) w[i] = tiles + (r + i) * kTile;
+          multiply_4_rows_4_tokens(w, xt, kTile, sums);
           sum_lanes_of_16(sums);
           for (std::size_t i = 0; i < n_xt; ++i) {
             float* to = out + (t + i) * kMaxMatmulRows + begin + r;
@@ -168,14 +173,14 @@ void matmul_floats(const Matrix& w, std::size_t first_row, std::size_t n_rows, c
           const auto load = [&](std::size_t i, std::size_t c) MIXTRAL_LAMBDA {
             return Format::load(DF(), data[i] + c * Format::kBytes);
           };
-          multiply_4_rows(load, x0 + col, to);
+          multiply_4_rows(load, x0 + col, kTile, to);
         } else {
           for (std::size_t i = 0; i < 4; ++i) {
             unpack_floats<Format>(data[i], w.cols - col, kTile, last + i * kTile);
           }
           const auto load = [&](std::size_t i, std::size_t c)
                                 MIXTRAL_LAMBDA { return hn::Load(DF(), last + i * kTile + c); };
-          multiply_4_rows(load, x0 + col, to);
+          multiply_4_rows(load, x0 + col, kTile, to);
         }
       }
       sum_lanes_of_16(sums);

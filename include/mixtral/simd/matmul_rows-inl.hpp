@@ -143,7 +143,9 @@ void matmul_rows(const Matrix& w, const Unpacker& unpacker, std::size_t first_ro
   if (n_rows % n != 0) std::memset(&rows, 0, sizeof rows);
   for (std::size_t begin = 0; begin < n_rows; begin += n) {
     for (std::size_t col = 0; col < w.cols; col += kTile) {
-      unpacker.rows(w, first_row + begin, HWY_MIN(n, n_rows - begin), n, col, rows);
+      // So many rows at a time are more than the hardware foresees: the tile after the next is fetched.
+      unpacker.rows(w, first_row + begin, HWY_MIN(n, n_rows - begin), col,
+                    unpacker.ahead(w, col, 2, n), rows);
       for (std::size_t t = 0; t < n_tokens; ++t) {
         const auto* tile = static_cast<const std::uint8_t*>(x[t]) + col / kTile * kTokenTileBytes;
         float* to = out + t * kMaxMatmulRows + begin;

@@ -48,6 +48,8 @@
 //
 #include "mixtral/simd/elementwise-inl.hpp"
 #include "mixtral/simd/matmul-inl.hpp"
+//
+#include "mixtral/simd/attention-inl.hpp"
 
 HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {

@@ -25,13 +25,15 @@ HWY_INLINE TileRow tile_row(TileRows& rows, std::size_t r) {
           {rows.offsets[0] + block, rows.offsets[1] + block}};
 }
 
-// Unpacks the tiles of n_cols columns at `data`, one for each of n rows. What is `ahead` of each is
-// fetched from memory: so many rows at a time are more than the hardware foresees.
+// Unpacks the tiles of n_cols columns at `data`, one for each of n rows; fetches what is `ahead` of
+// each from memory unless that is 0.
 template <class Format>
 void unpack_rows(const std::uint8_t* data, std::size_t row_bytes, std::size_t n, std::size_t n_cols,
                  std::size_t ahead, TileRows& rows) {
   for (std::size_t r = 0; r < n; ++r, data += row_bytes) {
-    for (std::size_t i = 0; i < kBytesPerTile<Format>; i += 64) hwy::Prefetch(data + ahead + i);
+    if (ahead != 0) {
+      for (std::size_t i = 0; i < kBytesPerTile<Format>; i += 64) hwy::Prefetch(data + ahead + i);
+    }
     Format::unpack(data, n_cols, tile_row(rows, r));
   }
 }
@@ -43,14 +45,19 @@ struct Unpacker {
   std::size_t tile_bytes;
   int zero;
 
-  // The tile at column `col` of n rows; the next rows are likely to be those n_ahead further.
-  void rows(const Matrix& w, std::size_t first_row, std::size_t n, std::size_t n_ahead,
-            std::size_t col, TileRows& to) const {
-    // The tile after the next is fetched, at the end of these rows that of the next ones.
-    const bool at_end = col + 3 * kTile > w.cols;
-    const std::size_t ahead = 2 * tile_bytes + (at_end ? (n_ahead - 1) * w.row_bytes : 0);
+  // The tile at column `col` of n rows.
+  void rows(const Matrix& w, std::size_t first_row, std::size_t n, std::size_t col,
+            std::size_t ahead, TileRows& to) const {
     unpack(w.data + first_row * w.row_bytes + col / kTile * tile_bytes, w.row_bytes, n,
            HWY_MIN(kTile, w.cols - col), ahead, to);
+  }
+
+  // How far ahead of it is the tile which is n_tiles later, if after the end of some rows there come
+  // those n_rows further.
+  std::size_t ahead(const Matrix& w, std::size_t col, std::size_t n_tiles,
+                    std::size_t n_rows) const {
+    const bool at_end = col + (n_tiles + 1) * kTile > w.cols;
+    return n_tiles * tile_bytes + (at_end ? (n_rows - 1) * w.row_bytes : 0);
   }
 };
 template <class Format>
