@@ -24,8 +24,8 @@ struct Iq4_Xs {
     const auto high_bits = hn::Set(d32, block[2] | static_cast<std::uint32_t>(block[3]) << 8);
     const auto d_scale = hn::Set(df, half_to_float(block));
     for (std::size_t s = 0; s < 8; s += hn::Lanes(d32)) {
-      const auto low = hn::And(low_bits >> hn::Load(d32, kLowShift + s), hn::Set(d32, 15));
-      const auto high = hn::And(high_bits >> hn::Load(d32, kHighShift + s), hn::Set(d32, 3));
+      const auto low = hn::And(hn::Shr(low_bits, hn::Load(d32, kLowShift + s)), hn::Set(d32, 15));
+      const auto high = hn::And(hn::Shr(high_bits, hn::Load(d32, kHighShift + s)), hn::Set(d32, 3));
       const auto both = hn::BitCast(di32, hn::Or(low, hn::ShiftLeft<4>(high)));
       const auto scale = hn::ConvertTo(df, hn::Sub(both, hn::Set(di32, 32)));
       hn::StoreU(hn::Mul(d_scale, scale), df, tile.scales[0] + s);
