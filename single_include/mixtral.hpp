@@ -45,13 +45,24 @@
 // Per target: the 8-bit dot product and half-precision conversion that Highway 1.0.3 lacks.
 
 // What a lambda in a kernel has for a target and for its inlining, which compilers do not always see
-// the worth of; and before a loop that is to be unrolled whole.
-#ifndef MIXTRAL_UNROLL
+// the worth of; and before a loop that is to be unrolled whole. Sanitizers check each load, so that
+// compilers take minutes for what is inlined and unrolled.
+#ifndef MIXTRAL_LAMBDA
+#ifdef __has_feature
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define MIXTRAL_SANITIZED
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(MIXTRAL_SANITIZED)
+#define MIXTRAL_LAMBDA HWY_ATTR
+#define MIXTRAL_UNROLL
+#else
 #define MIXTRAL_LAMBDA HWY_ATTR __attribute__((always_inline))
 #ifdef __clang__
 #define MIXTRAL_UNROLL _Pragma("unroll")
 #else
 #define MIXTRAL_UNROLL _Pragma("GCC unroll 8")
+#endif
 #endif
 #endif
 
