@@ -287,19 +287,21 @@ HWY_INLINE void store_signed_quants(hn::Vec<D> v, D d, std::int8_t* to) {
 //   shift_right<A, B>(v)   shifts those of the first 32 quants by A bits, the others by B, as
 //                          shift_right above; shift_left alike
 //   store(v, q)            stores them
+// (Masks of ones, here and below, since g++ 12 warns of the intrinsics without.)
 #if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
 struct Quants64 {
   using D = hn::FixedTag<std::uint8_t, 64>;
   using V = hn::Vec<D>;
 
   static HWY_INLINE V load(const std::uint8_t* bytes) {
-    return V{_mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes)))};
+    return V{_mm512_maskz_broadcast_i64x4(
+        0xff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes)))};
   }
   static HWY_INLINE V load_64(const std::uint8_t* bytes) { return hn::LoadU(D(), bytes); }
   static HWY_INLINE V load_two(const std::uint8_t* a, const std::uint8_t* b) {
     const auto first = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a));
     const auto second = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b));
-    return V{_mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1)};
+    return V{_mm512_maskz_inserti64x4(0xff, _mm512_castsi256_si512(first), second, 1)};
   }
   static HWY_INLINE D d() { return D(); }
   template <int kFirst, int kLast>
@@ -314,8 +316,8 @@ struct Quants64 {
 
  private:
   static HWY_INLINE __m512i words(int first, int last) {
-    return _mm512_inserti64x4(_mm512_set1_epi16(static_cast<short>(first)),
-                              _mm256_set1_epi16(static_cast<short>(last)), 1);
+    return _mm512_maskz_inserti64x4(0xff, _mm512_set1_epi16(static_cast<short>(first)),
+                                    _mm256_set1_epi16(static_cast<short>(last)), 1);
   }
 };
 
@@ -430,7 +432,7 @@ HWY_INLINE void unpack_nibbles(const std::uint8_t* data, std::int8_t* q, const F
     const bool last = i == 6;
     const auto bytes = hn::LoadU(d, last ? data + 7 * kStride + 16 - 64 : data + i * kStride);
     const auto order = hn::Load(d, last ? kOrder.to_end : kOrder.from_start);
-    const auto twice = _mm512_permutexvar_epi8(order.raw, bytes.raw);
+    const auto twice = _mm512_maskz_permutexvar_epi8(~__mmask64{0}, order.raw, bytes.raw);
     const hn::Vec<decltype(d)> nibbles{_mm512_srlv_epi16(twice, shift.raw)};
     store_quants(finish(d, hn::And(nibbles, fifteen), i, std::size_t{0}), d, q + i * 32);
   }
