@@ -14,6 +14,7 @@ struct AnswerFlags {
   std::optional<mixtral::ChatFormat> chat_format;
   std::uint32_t threads = 0;
   std::uint32_t context = 0;
+  mixtral::BlockFormat kv_format = mixtral::BlockFormat::f16;
   bool json = false;
 
   mixtral::Result<mixtral::Model> open_model() const {
@@ -54,6 +55,7 @@ struct AnswerFlags {
         ->check(CLI::Range(1, 1024));
     app.add_option("--context", context, "Tokens that the session holds")
         ->check(CLI::PositiveNumber);
+    program::add_kv_format(app, kv_format);
     app.add_flag("--json", json, "Print one JSON object instead of streaming the text");
   }
 };

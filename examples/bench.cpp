@@ -149,6 +149,7 @@ int main(int argc, char** argv) {
   std::string path, shape, type_name = "Q4_K_M", written;
   std::uint32_t threads = 0, n_layers = 0;
   Plan plan;
+  mixtral::BlockFormat kv_format = mixtral::BlockFormat::f16;
   bool as_json = false, profile = false;
   std::vector<std::string> shapes;
   for (const auto& item : program::model_shapes()) shapes.push_back(item.first);
@@ -180,6 +181,7 @@ int main(int argc, char** argv) {
   app.add_option("--repeat", plan.repeat, "Runs of each, of which the median counts")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
+  program::add_kv_format(app, kv_format);
   app.add_flag("--profile", profile, "Tell the share of each part, in a run of its own");
   app.add_flag("--json", as_json, "Print one JSON object");
 
@@ -203,6 +205,7 @@ int main(int argc, char** argv) {
     const auto model = program::value(mixtral::Model::from_checkpoint(std::move(checkpoint)));
     mixtral::SessionOptions options;
     options.executor = pool;
+    options.kv_format = kv_format;
     const std::uint32_t runs = plan.depth == 0 ? 1 : plan.repeat + (profile ? 1 : 0);
     options.context = plan.depth + runs * (plan.prompt + plan.generate) + 1;
     auto session = program::value(mixtral::Session::open(model, options));

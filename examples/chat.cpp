@@ -87,6 +87,7 @@ int main(int argc, char** argv) {
     auto pool = program::value(mixtral::ThreadPool::create(flags.threads));
     mixtral::SessionOptions options;
     options.executor = pool;
+    options.kv_format = flags.kv_format;
     options.context = flags.context;
     auto session = program::value(mixtral::Session::open(model, options));
     Conversation conversation(session, system, flags.generate.max_tokens);

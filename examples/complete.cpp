@@ -26,6 +26,7 @@ int main(int argc, char** argv) {
     auto pool = program::value(mixtral::ThreadPool::create(flags.threads));
     mixtral::SessionOptions options;
     options.executor = pool;
+    options.kv_format = flags.kv_format;
     // Just as much context as this text can need.
     const std::uint64_t longest = tokens.size() + std::uint64_t{flags.generate.max_tokens};
     options.context = flags.context != 0 ? flags.context

@@ -79,10 +79,12 @@ json describe_folder(const mixtral::Checkpoint& checkpoint, const std::string& p
           {"tensors", tensors}};
 }
 
-json describe_model(const mixtral::Model& model, std::uint32_t context) {
+json describe_model(const mixtral::Model& model, std::uint32_t context,
+                    mixtral::BlockFormat kv_format) {
   const mixtral::Config& config = model.config();
   mixtral::SessionOptions options;
   options.context = context != 0 ? context : std::min(config.context_length, 4096u);
+  options.kv_format = kv_format;
   const std::uint64_t session = program::value(mixtral::Session::memory_needed(model, options));
   return {{"config",
            {{"dim", config.dim},
@@ -135,8 +137,10 @@ class Recorder : public mixtral::Observer {
   json router = json::array();
 };
 
-Recorder evaluate(const mixtral::Model& model, const std::vector<mixtral::Token>& tokens) {
+Recorder evaluate(const mixtral::Model& model, const std::vector<mixtral::Token>& tokens,
+                  mixtral::BlockFormat kv_format) {
   mixtral::SessionOptions options;
+  options.kv_format = kv_format;
   options.context = static_cast<std::uint32_t>(
       std::min<std::size_t>(tokens.size(), std::numeric_limits<std::uint32_t>::max()));
   auto session = program::value(mixtral::Session::open(model, options));
@@ -200,8 +204,10 @@ int main(int argc, char** argv) {
   std::string path, logits_path, router_path;
   std::vector<mixtral::Token> tokens;
   std::uint32_t context = 0;
+  mixtral::BlockFormat kv_format = mixtral::BlockFormat::f16;
   bool as_json = false;
   app.add_option("--model", path, "GGUF file or model folder")->required();
+  program::add_kv_format(app, kv_format);
   app.add_option("--context", context, "Tokens of context to state the memory for (default: 4096)")
       ->check(CLI::PositiveNumber);
   CLI::Option* with_tokens =
@@ -221,9 +227,9 @@ int main(int argc, char** argv) {
                       ? describe_gguf(checkpoint.files)
                       : describe_folder(checkpoint, path);
     const auto model = program::value(mixtral::Model::from_checkpoint(std::move(checkpoint)));
-    report.update(describe_model(model, context));
+    report.update(describe_model(model, context, kv_format));
     if (!tokens.empty()) {
-      Recorder recorder = evaluate(model, tokens);
+      Recorder recorder = evaluate(model, tokens, kv_format);
       if (!logits_path.empty()) program::write_file(logits_path, little_endian(recorder.logits));
       if (!router_path.empty())
         program::write_file(router_path, program::dump(recorder.router) + '\n');

@@ -54,6 +54,17 @@ T value(mixtral::Result<T> result) {
   return *std::move(result);
 }
 
+// The option that says how keys and values are kept.
+inline void add_kv_format(CLI::App& app, mixtral::BlockFormat& format) {
+  using mixtral::BlockFormat;
+  const std::map<std::string, BlockFormat> names = {{"f16", BlockFormat::f16},
+                                                    {"f32", BlockFormat::f32},
+                                                    {"bf16", BlockFormat::bf16},
+                                                    {"q8_0", BlockFormat::q8_0}};
+  app.add_option("--kv-format", format, "How keys and values are kept (default: f16)")
+      ->transform(CLI::CheckedTransformer(names));
+}
+
 inline void check(const mixtral::Status& status) {
   if (!status) throw std::runtime_error(status.error().message());
 }

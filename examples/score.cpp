@@ -68,12 +68,14 @@ int main(int argc, char** argv) {
   CLI::App app{"Scores a text: perplexity and the log-probability of each token.", "score"};
   std::string model_path, text_path, importance_path;
   std::uint32_t threads = 0, context = 0;
+  mixtral::BlockFormat kv_format = mixtral::BlockFormat::f16;
   bool json = false;
   app.add_option("--model", model_path, "GGUF file or model folder")->required();
   app.add_option("--file", text_path, "The text")->required();
   app.add_option("--threads", threads, "Threads to use (default: all)")->check(CLI::Range(1, 1024));
   app.add_option("--context", context, "Window for texts longer than this many tokens")
       ->check(CLI::Range(2u, std::numeric_limits<std::uint32_t>::max()));
+  program::add_kv_format(app, kv_format);
   app.add_option("--importance", importance_path,
                  "Write here how much each column of the matrices mattered, for quantize");
   app.add_flag("--json", json, "Print one JSON object");
@@ -91,6 +93,7 @@ int main(int argc, char** argv) {
     mixtral::SessionOptions options;
     options.executor = pool;
     options.context = context;
+    options.kv_format = kv_format;
     auto session = program::value(mixtral::Session::open(model, options));
     const program::Stopwatch time;
     mixtral::Importance importance(model.config());

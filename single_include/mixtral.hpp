@@ -1476,9 +1476,10 @@ HWY_INLINE void sum_lanes_of_16(float* sums) {
   }
 }
 
-// sums[4 * t + r] = the product of the first n_cols of w[r] with those of x[t], a vector each, for 4
-// rows and 4 tokens; n_cols is a multiple of the lanes.
-HWY_INLINE void multiply_4_rows_4_tokens(const float* const* w, const float* const* x,
+// sums[4 * t + r] = the product of the first n_cols of row r with those of x[t], a vector each, for 4
+// rows, of which load(r, i) loads columns, and 4 tokens; n_cols is a multiple of the lanes.
+template <class Load>
+HWY_INLINE void multiply_4_rows_4_tokens(const Load& load, const float* const* x,
                                          std::size_t n_cols, float* sums) {
   const DF df;
   const std::size_t n = hn::Lanes(df);
@@ -1487,8 +1488,7 @@ HWY_INLINE void multiply_4_rows_4_tokens(const float* const* w, const float* con
   VF c0 = a0, c1 = a0, c2 = a0, c3 = a0;
   VF d0 = a0, d1 = a0, d2 = a0, d3 = a0;
   for (std::size_t i = 0; i < n_cols; i += n) {
-    const auto w0 = hn::LoadU(df, w[0] + i), w1 = hn::LoadU(df, w[1] + i);
-    const auto w2 = hn::LoadU(df, w[2] + i), w3 = hn::LoadU(df, w[3] + i);
+    const auto w0 = load(0, i), w1 = load(1, i), w2 = load(2, i), w3 = load(3, i);
     const auto x0 = hn::LoadU(df, x[0] + i);
     a0 = hn::MulAdd(w0, x0, a0), a1 = hn::MulAdd(w1, x0, a1);
     a2 = hn::MulAdd(w2, x0, a2), a3 = hn::MulAdd(w3, x0, a3);
@@ -1549,9 +1549,10 @@ void matmul_tiles(const Unpack& unpack, std::size_t cols, std::size_t n_rows, co
         }
         const std::size_t n_xt = HWY_MIN(std::size_t{4}, n_tokens - t);
         for (std::size_t r = 0; r < count; r += 4) {
-          const float* w[4];
-          for (std::size_t i = 0; i < 4; ++i) w[i] = tiles + (r + i) * kTile;
-          multiply_4_rows_4_tokens(w, xt, kTile, sums);
+          const auto load = [&](std::size_t i, std::size_t c) MIXTRAL_LAMBDA {
+            return hn::Load(DF(), tiles + (r + i) * kTile + c);
+          };
+          multiply_4_rows_4_tokens(load, xt, kTile, sums);
           sum_lanes_of_16(sums);
           for (std::size_t i = 0; i < n_xt; ++i) {
             float* to = out + (t + i) * kMaxMatmulRows + begin + r;
@@ -1763,6 +1764,27 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row,
   }
 }
 
+// to[c * kMaxMatmulRows + r] = from[r * n + c] for r, c < n, where n is the number of lanes.
+HWY_INLINE void transpose(const float* from, float* to) {
+  const DF df;
+  const std::size_t n = hn::Lanes(df);
+  // Taking all even elements before all odd ones turns the bits of an element's number by one place;
+  // as often as a row's number has bits, rows and columns have changed places.
+  HWY_ALIGN float buffer[2][16 * 16];
+  for (std::size_t bit = 1, side = 0; bit < n; bit *= 2, side ^= 1) {
+    const bool last = bit * 2 >= n;
+    float* target = last ? to : buffer[side];
+    const std::size_t stride = last ? kMaxMatmulRows : n;
+    for (std::size_t k = 0; k < n / 2; ++k) {
+      const auto a = hn::Load(df, from + 2 * k * n);
+      const auto b = hn::Load(df, from + (2 * k + 1) * n);
+      hn::Store(hn::ConcatEven(df, b, a), df, target + k * stride);
+      hn::Store(hn::ConcatOdd(df, b, a), df, target + (n / 2 + k) * stride);
+    }
+    from = target;
+  }
+}
+
 // As Kernels::matmul_groups. `out` first holds the sums, [group][row][token], as they grow.
 template <class Kind>
 void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t first_row,
@@ -1818,10 +1840,10 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
   // A group's tokens and rows change places.
   HWY_ALIGN float sums[kMaxMatmulRows * 16];
   for (std::size_t g = 0; g < n_groups; ++g) {
-    std::memcpy(sums, out + g * group_sums, group_sums * sizeof(float));
-    for (std::size_t t = 0; t < n; ++t) {
-      float* to = out + g * group_sums + t * kMaxMatmulRows;
-      for (std::size_t r = 0; r < n_rows; ++r) to[r] = sums[r * n + t];
+    float* group = out + g * group_sums;
+    std::memcpy(sums, group, group_sums * sizeof(float));
+    for (std::size_t row = 0; row < kMaxMatmulRows; row += n) {
+      transpose(sums + row * n, group + row);
     }
   }
 }
@@ -2254,9 +2276,53 @@ HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
+// How a row of keys or values is stored: load(d, row, i) loads a vector's columns from i on.
+template <class Format>
+struct KvFloats {
+  template <class D>
+  static HWY_INLINE hn::Vec<D> load(D d, const std::uint8_t* row, std::size_t i) {
+    return Format::load(d, row + i * Format::kBytes);
+  }
+};
+
+struct KvQ8_0 {
+  template <class D>
+  static HWY_INLINE hn::Vec<D> load(D d, const std::uint8_t* row, std::size_t i) {
+    const hn::RebindToSigned<D> d32;
+    const hn::Rebind<std::int8_t, D> d8;
+    const std::uint8_t* block = row + i / 32 * Q8_0::kBlockBytes;
+    const auto q = hn::LoadU(d8, reinterpret_cast<const std::int8_t*>(block) + 2 + i % 32);
+    return hn::Mul(hn::ConvertTo(d, hn::PromoteTo(d32, q)), hn::Set(d, half_to_float(block)));
+  }
+};
+
+void store_kv(BlockFormat format, const float* x, std::size_t n, std::uint8_t* out) {
+  const auto put = [&](std::size_t i, std::uint16_t bits) { std::memcpy(out + 2 * i, &bits, 2); };
+  const auto largest = [](float value) {
+    return value > 65504.0f ? 65504.0f : value < -65504.0f ? -65504.0f : value;
+  };
+  if (format == BlockFormat::f32) {
+    std::memcpy(out, x, n * sizeof(float));
+  } else if (format == BlockFormat::bf16) {
+    for (std::size_t i = 0; i < n; ++i) put(i, float_to_bfloat16(x[i]));
+  } else if (format == BlockFormat::f16) {
+    for (std::size_t i = 0; i < n; ++i) put(i, portable_float_to_half(largest(x[i])));
+  } else {
+    for (std::size_t i = 0; i < n; i += 32) {
+      std::uint8_t* block = out + i / 32 * Q8_0::kBlockBytes;
+      HWY_ALIGN std::int8_t q[32];
+      std::int32_t sums[2];
+      const float scale = quantize_32(x + i, q, sums);
+      const std::uint16_t bits = portable_float_to_half(largest(scale));
+      std::memcpy(block, &bits, 2);
+      std::memcpy(block + 2, q, 32);
+    }
+  }
+}
+
 // scores[h][p] = q[h] . keys[p] for n positions and kHeads (1 or 4) heads.
-template <std::size_t kHeads>
-HWY_INLINE void score_block(const float* const* q, const float* keys, std::size_t stride,
+template <class Kv, std::size_t kHeads>
+HWY_INLINE void score_block(const float* const* q, const std::uint8_t* keys, std::size_t stride,
                             std::size_t n, std::size_t head_size,
                             float (*scores)[kAttentionBlock]) {
   const DF df;
@@ -2265,24 +2331,27 @@ HWY_INLINE void score_block(const float* const* q, const float* keys, std::size_
   constexpr std::size_t kPositions = 16 / kHeads;  // whose sums are made together
   HWY_ALIGN float sums[16 * 16];
   for (std::size_t begin = 0; begin < n; begin += kPositions) {
-    const float* rows[kPositions];
-    for (std::size_t p = 0; p < kPositions; ++p) {  // the last one fills up
-      rows[p] = keys + HWY_MIN(begin + p, n - 1) * stride;
-    }
-    if (kHeads == 4) {
-      multiply_4_rows_4_tokens(rows, q, n_whole, sums);
-    } else {
-      for (std::size_t p = 0; p < kPositions; p += 4) {
-        const auto load = [&](std::size_t r, std::size_t i)
-                              MIXTRAL_LAMBDA { return hn::LoadU(DF(), rows[p + r] + i); };
+    const auto key = [&](std::size_t p) {  // the last one fills up
+      return keys + HWY_MIN(begin + p, n - 1) * stride;
+    };
+    for (std::size_t p = 0; p < kPositions; p += 4) {
+      const std::uint8_t* rows[4] = {key(p), key(p + 1), key(p + 2), key(p + 3)};
+      const auto load = [&](std::size_t r, std::size_t i)
+                            MIXTRAL_LAMBDA { return Kv::load(DF(), rows[r], i); };
+      if (kHeads == 4) {
+        multiply_4_rows_4_tokens(load, q, n_whole, sums);
+      } else {
         multiply_4_rows(load, q[0], n_whole, sums + p * lanes);
       }
     }
     sum_lanes_of_16(sums);
+    const hn::CappedTag<float, 1> d1;
     for (std::size_t h = 0; h < kHeads; ++h) {
       for (std::size_t p = 0; p < kPositions; ++p) {
         float score = sums[h * kPositions + p];
-        for (std::size_t i = n_whole; i < head_size; ++i) score += q[h][i] * rows[p][i];
+        for (std::size_t i = n_whole; i < head_size; ++i) {
+          score += q[h][i] * hn::GetLane(Kv::load(d1, key(p), i));
+        }
         scores[h][begin + p] = score;
       }
     }
@@ -2290,17 +2359,17 @@ HWY_INLINE void score_block(const float* const* q, const float* keys, std::size_
 }
 
 // out[h] = out[h] * correction[h] + sum of weights[h][p] * values[p] over n positions.
-template <std::size_t kHeads, class D>
+template <class Kv, std::size_t kHeads, class D>
 HWY_INLINE void add_values(D d, const float (*weights)[kAttentionBlock], const float* correction,
-                           const float* values, std::size_t stride, std::size_t n, std::size_t i,
-                           float* const* out) {
+                           const std::uint8_t* values, std::size_t stride, std::size_t n,
+                           std::size_t i, float* const* out) {
   const auto begin = [&](std::size_t h) MIXTRAL_LAMBDA {
     return hn::Mul(hn::LoadU(d, out[h] + i), hn::Set(d, correction[h]));
   };
   constexpr bool kFour = kHeads == 4;
   auto a = begin(0), b = kFour ? begin(1) : a, c = kFour ? begin(2) : a, e = kFour ? begin(3) : a;
   for (std::size_t p = 0; p < n; ++p) {
-    const auto value = hn::LoadU(d, values + p * stride + i);
+    const auto value = Kv::load(d, values + p * stride, i);
     a = hn::MulAdd(hn::Set(d, weights[0][p]), value, a);
     if (!kFour) continue;
     b = hn::MulAdd(hn::Set(d, weights[1][p]), value, b);
@@ -2312,7 +2381,7 @@ HWY_INLINE void add_values(D d, const float (*weights)[kAttentionBlock], const f
   hn::StoreU(b, d, out[1] + i), hn::StoreU(c, d, out[2] + i), hn::StoreU(e, d, out[3] + i);
 }
 
-template <std::size_t kHeads>
+template <class Kv, std::size_t kHeads>
 void attend_heads(const float* const* q, const KeysAndValues& past, std::size_t first,
                   std::size_t end, std::size_t head_size, float scale, float* const* out) {
   const DF df;
@@ -2326,10 +2395,10 @@ void attend_heads(const float* const* q, const KeysAndValues& past, std::size_t 
   }
   for (std::size_t begin = first; begin < end;) {
     const std::size_t n = HWY_MIN(kAttentionBlock - begin % kAttentionBlock, end - begin);
-    const float* keys = past.keys + begin % past.n_slots * past.stride;
-    const float* values = past.values + begin % past.n_slots * past.stride;
+    const std::uint8_t* keys = past.keys + begin % past.n_slots * past.stride;
+    const std::uint8_t* values = past.values + begin % past.n_slots * past.stride;
     begin += n;
-    score_block<kHeads>(q, keys, past.stride, n, head_size, scores);
+    score_block<Kv, kHeads>(q, keys, past.stride, n, head_size, scores);
     for (std::size_t h = 0; h < kHeads; ++h) {
       float block_max = largest[h];
       for (std::size_t p = 0; p < n; ++p) {
@@ -2349,7 +2418,7 @@ void attend_heads(const float* const* q, const KeysAndValues& past, std::size_t 
       largest[h] = block_max;
     }
     for_each_vector(head_size, [&](auto d, std::size_t i) MIXTRAL_LAMBDA {
-      add_values<kHeads>(d, scores, correction, values, past.stride, n, i, out);
+      add_values<Kv, kHeads>(d, scores, correction, values, past.stride, n, i, out);
     });
   }
   for (std::size_t h = 0; h < kHeads; ++h) {
@@ -2359,19 +2428,29 @@ void attend_heads(const float* const* q, const KeysAndValues& past, std::size_t 
   }
 }
 
-void attend(const float* q, std::size_t n_heads, const KeysAndValues& past, std::size_t first,
-            std::size_t end, std::size_t head_size, float scale, float* out) {
-  if (n_heads == 1) return attend_heads<1>(&q, past, first, end, head_size, scale, &out);
+template <class Kv>
+void attend_kv(const float* q, std::size_t n_heads, const KeysAndValues& past, std::size_t first,
+               std::size_t end, std::size_t head_size, float scale, float* out) {
+  if (n_heads == 1) return attend_heads<Kv, 1>(&q, past, first, end, head_size, scale, &out);
   for (std::size_t h = 0; h < n_heads; h += 4) {
     const float* heads[4];
     float* outs[4];
-    for (std::size_t i = 0; i < 4; ++i) {  // the last one fills up, and is written again
+    for (std::size_t i = 0; i < 4; ++i) {  // the last one fills up
       const std::size_t head = HWY_MIN(h + i, n_heads - 1);
       heads[i] = q + head * head_size;
       outs[i] = out + head * head_size;
     }
-    attend_heads<4>(heads, past, first, end, head_size, scale, outs);
+    attend_heads<Kv, 4>(heads, past, first, end, head_size, scale, outs);
   }
+}
+
+void attend(const float* q, std::size_t n_heads, const KeysAndValues& past, std::size_t first,
+            std::size_t end, std::size_t head_size, float scale, float* out) {
+  const auto attend_as = past.format == BlockFormat::f32    ? attend_kv<KvFloats<F32>>
+                         : past.format == BlockFormat::f16  ? attend_kv<KvFloats<F16>>
+                         : past.format == BlockFormat::bf16 ? attend_kv<KvFloats<Bf16>>
+                                                            : attend_kv<KvQ8_0>;
+  attend_as(q, n_heads, past, first, end, head_size, scale, out);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -2394,6 +2473,7 @@ constexpr Kernels kKernels{MIXTRAL_TARGET_NAME(HWY_NAMESPACE),
                            swiglu,
                            rotate,
                            add_scaled,
+                           store_kv,
                            attend};
 
 }  // namespace HWY_NAMESPACE
@@ -3198,13 +3278,14 @@ struct Matrix {
 // Attention goes through the past in blocks of this many positions, beginning at its multiples.
 constexpr std::size_t kAttentionBlock = 32;
 
-// The keys and values of one head: position p is in slot p % n_slots, slots are `stride` floats
-// apart. n_slots is a multiple of kAttentionBlock.
+// The keys and values of one head, each row in the format: position p is in slot p % n_slots, slots are
+// `stride` bytes apart. n_slots is a multiple of kAttentionBlock.
 struct KeysAndValues {
-  const float* keys;
-  const float* values;
+  const std::uint8_t* keys;
+  const std::uint8_t* values;
   std::size_t stride;
   std::size_t n_slots;
+  BlockFormat format;  // f32, f16, bf16 or q8_0
 };
 
 struct Kernels {
@@ -3252,6 +3333,10 @@ struct Kernels {
 
   // y[i] += a * x[i].
   void (*add_scaled)(float a, const float* x, std::size_t n, float* y);
+
+  // Writes x[0 .. n) as a row of keys or values in the format: f32, f16, bf16, or q8_0 (then n is a
+  // multiple of 32). What is too large for a half becomes the largest.
+  void (*store_kv)(BlockFormat format, const float* x, std::size_t n, std::uint8_t* out);
 
   // out[h] = softmax(q[h] K^T * scale) V over the positions [first, end) of `past`, for n_heads query
   // heads that lie together, head_size apart, as do their results: one pass with a running maximum.
@@ -3757,6 +3842,9 @@ struct SessionOptions {
   // Tokens evaluated in one pass over the weights; more is faster on long prompts and takes more
   // memory.
   std::uint32_t batch = 512;
+  // How keys and values are kept: f16, f32, bf16, or q8_0, which takes about half of f16's memory and
+  // needs a head size divisible by 32.
+  BlockFormat kv_format = BlockFormat::f16;
   // Threads to use; the default runs everything on the calling thread.
   Executor executor;
 };
@@ -3767,7 +3855,8 @@ using Logits = Eigen::Map<const Eigen::VectorXf>;
 // assigned to. Keeps the model alive. All memory of the session's own is taken in open().
 class Session {
  public:
-  // Errors: invalid_argument (a context longer than the model's), out_of_memory.
+  // Errors: invalid_argument (a context longer than the model's, a cache format that is none),
+  // out_of_memory.
   static Result<Session> open(const Model& model, const SessionOptions& options = {});
 
   // The bytes that open() takes from the memory resource for these options, and the session's
@@ -4175,6 +4264,33 @@ inline float portable_half_to_float(const std::uint8_t* bytes) {
   bits |= sign;
   std::memcpy(&value, &bits, 4);
   return value;
+}
+
+// float32 to IEEE 754 binary16, rounded to nearest, ties to even; too large becomes infinity.
+inline std::uint16_t portable_float_to_half(float value) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  const auto sign = static_cast<std::uint16_t>(bits >> 16 & 0x8000u);
+  bits &= 0x7fffffffu;
+  if (bits > 0x7f800000u) return static_cast<std::uint16_t>(sign | 0x7e00u);   // NaN
+  if (bits >= 0x477ff000u) return static_cast<std::uint16_t>(sign | 0x7c00u);  // 65520 and more
+  if (bits < 0x38800000u) {  // below 2^-14: units of 2^-24, rounded by adding 0.5 in float32
+    float magnitude;
+    std::memcpy(&magnitude, &bits, 4);
+    magnitude += 0.5f;
+    std::memcpy(&bits, &magnitude, 4);
+    return static_cast<std::uint16_t>(sign | (bits - 0x3f000000u));
+  }
+  const std::uint32_t rounded = bits + 0xfffu + (bits >> 13 & 1u);
+  return static_cast<std::uint16_t>(sign | ((rounded >> 13) - (112u << 10)));
+}
+
+// float32 to bfloat16, rounded to nearest, ties to even.
+inline std::uint16_t float_to_bfloat16(float value) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<std::uint16_t>(bits >> 16 | 0x40u);
+  return static_cast<std::uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
 
 }  // namespace mixtral::simd
@@ -5532,45 +5648,50 @@ void multiply_chunk(const simd::Kernels& kernels, const simd::Matrix& w, std::si
 
 namespace mixtral::detail {
 
-// float32 [layer][kv head][slot][head_size], keys and values apart, so that one head's past is one
-// contiguous stream. Position p is in slot p modulo the number of slots, which is a multiple of
-// simd::kAttentionBlock: a block of positions never wraps.
+// [layer][kv head][slot][head_size] in one of the formats that attention reads, keys and values apart,
+// so that one head's past is one contiguous stream. Position p is in slot p modulo the number of slots,
+// which is a multiple of simd::kAttentionBlock: a block of positions never wraps.
 class KvCache {
  public:
   // For `n_positions` in all, of which the last n_live must be there at once.
-  void take(Slab& slab, const Config& config, std::size_t n_positions, std::size_t n_live) {
-    constexpr std::size_t kBlock = simd::kAttentionBlock;
+  void take(Slab& slab, const Config& config, BlockFormat format, std::size_t n_positions,
+            std::size_t n_live) {
+    const BlockFormatInfo& info = *block_format_info(format);
+    format_ = format;
     n_kv_heads_ = config.n_kv_heads;
-    head_size_ = config.head_size;
+    row_bytes_ = config.head_size / info.block_size * info.block_bytes;
     n_slots_ = n_live < n_positions ? n_live : n_positions;
-    n_slots_ = (n_slots_ + kBlock - 1) / kBlock * kBlock;
-    const std::size_t size = std::size_t{config.n_layers} * config.kv_dim() * n_slots_;
-    keys_ = slab.take<float>(size);
-    values_ = slab.take<float>(size);
+    n_slots_ = round_up(n_slots_, simd::kAttentionBlock);
+    const std::size_t n_rows = std::size_t{config.n_layers} * config.n_kv_heads * n_slots_;
+    keys_ = slab.take<std::uint8_t>(n_rows * row_bytes_);
+    values_ = slab.take<std::uint8_t>(n_rows * row_bytes_);
   }
 
-  float* key(std::size_t layer, std::size_t head, std::size_t position) const noexcept {
+  BlockFormat format() const noexcept { return format_; }
+
+  std::uint8_t* key(std::size_t layer, std::size_t head, std::size_t position) const noexcept {
     return keys_ + index(layer, head, position);
   }
-  float* value(std::size_t layer, std::size_t head, std::size_t position) const noexcept {
+  std::uint8_t* value(std::size_t layer, std::size_t head, std::size_t position) const noexcept {
     return values_ + index(layer, head, position);
   }
 
   // All slots of one head.
   simd::KeysAndValues head(std::size_t layer, std::size_t head) const noexcept {
-    return {key(layer, head, 0), value(layer, head, 0), head_size_, n_slots_};
+    return {key(layer, head, 0), value(layer, head, 0), row_bytes_, n_slots_, format_};
   }
 
  private:
   std::size_t index(std::size_t layer, std::size_t head, std::size_t position) const noexcept {
-    return ((layer * n_kv_heads_ + head) * n_slots_ + position % n_slots_) * head_size_;
+    return ((layer * n_kv_heads_ + head) * n_slots_ + position % n_slots_) * row_bytes_;
   }
 
+  BlockFormat format_ = BlockFormat::f32;
   std::size_t n_kv_heads_ = 0;
-  std::size_t head_size_ = 0;
+  std::size_t row_bytes_ = 0;
   std::size_t n_slots_ = 0;
-  float* keys_ = nullptr;
-  float* values_ = nullptr;
+  std::uint8_t* keys_ = nullptr;
+  std::uint8_t* values_ = nullptr;
 };
 
 }  // namespace mixtral::detail
@@ -5909,8 +6030,9 @@ class ForwardPass {
     const PassRow& info = rows_[row];
     for (std::size_t h = 0; h < config.n_kv_heads; ++h) {
       kernels().rotate(k + h * size, cos2, sin2, size);
-      std::memcpy(info.cache->key(layer_, h, info.position), k + h * size, size * sizeof(float));
-      std::memcpy(info.cache->value(layer_, h, info.position), v + h * size, size * sizeof(float));
+      const BlockFormat format = info.cache->format();
+      kernels().store_kv(format, k + h * size, size, info.cache->key(layer_, h, info.position));
+      kernels().store_kv(format, v + h * size, size, info.cache->value(layer_, h, info.position));
     }
   }
 
@@ -6159,6 +6281,7 @@ struct Session::Impl {
   Executor executor;
   std::uint32_t context = 0;
   std::uint32_t batch = 0;
+  BlockFormat kv_format = BlockFormat::f16;
 
   detail::Slab slab;
   detail::KvCache cache;
@@ -6179,7 +6302,7 @@ struct Session::Impl {
     history = from.take<Token>(context);
     const std::uint32_t window = data().config.sliding_window;
     // With a window, a token's and those of the rest of its pass.
-    cache.take(from, data().config, context,
+    cache.take(from, data().config, kv_format, context,
                window == 0 ? context : std::size_t{window} + batch - 1);
     pass.take(from, data(), batch);
   }
@@ -6256,8 +6379,26 @@ struct Session::Impl {
 
 namespace detail {
 
+inline Status check_kv_format(const Config& config, BlockFormat format) {
+  const bool known = format == BlockFormat::f32 || format == BlockFormat::f16 ||
+                     format == BlockFormat::bf16 || format == BlockFormat::q8_0;
+  const BlockFormatInfo* info = block_format_info(format);
+  if (!known || info == nullptr) {
+    return Error(ErrorCode::invalid_argument,
+                 "a key/value cache of %s; choose f16, f32, bf16 or q8_0",
+                 info == nullptr ? "an unknown format" : info->name);
+  }
+  if (config.head_size % info->block_size != 0) {
+    return Error(ErrorCode::invalid_argument,
+                 "a key/value cache of %s needs heads of a multiple of %zu; this model's have %u",
+                 info->name, info->block_size, static_cast<unsigned>(config.head_size));
+  }
+  return {};
+}
+
 inline Status resolve(const Model& model, const SessionOptions& options, std::uint32_t& context,
                       std::uint32_t& batch) {
+  MIXTRAL_RETURN_IF_ERROR(check_kv_format(model.config(), options.kv_format));
   const std::uint32_t longest = model.config().context_length;
   context = options.context != 0 ? options.context : std::min(longest, 4096u);
   if (context > longest) {
@@ -6283,6 +6424,7 @@ Session::~Session() = default;
 Result<std::uint64_t> Session::memory_needed(const Model& model, const SessionOptions& options) {
   Impl measure(model);
   MIXTRAL_RETURN_IF_ERROR(detail::resolve(model, options, measure.context, measure.batch));
+  measure.kv_format = options.kv_format;
   detail::Slab slab;
   measure.take(slab);
   return std::uint64_t{slab.used()} + sizeof(Impl);
@@ -6297,6 +6439,7 @@ Result<Session> Session::open(const Model& model, const SessionOptions& options)
     impl->executor = options.executor;
     impl->context = context;
     impl->batch = batch;
+    impl->kv_format = options.kv_format;
     detail::Slab measure;
     impl->take(measure);
     if (!impl->slab.reserve(model.data_->resource, measure.used())) {

@@ -2,6 +2,7 @@
 #include "support.hpp"
 
 #include <mixtral/simd/grids.hpp>
+#include <mixtral/simd/half.hpp>
 #include <mixtral/simd/kernels.hpp>
 
 using namespace support;
@@ -607,26 +608,98 @@ TEST_CASE("kernels: vector operations equal their formulas for any length") {
   }
 }
 
+TEST_CASE("kernels: float32 to half and bfloat16 rounds to nearest, ties to even") {
+  const auto to_float = [](std::uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+  };
+  std::size_t wrong = 0;
+  for (std::uint32_t i = 0; i < 0x7c00; ++i) {
+    const std::uint8_t bytes[4] = {static_cast<std::uint8_t>(i), static_cast<std::uint8_t>(i >> 8),
+                                   static_cast<std::uint8_t>(i + 1),
+                                   static_cast<std::uint8_t>((i + 1) >> 8)};
+    const double low = half(bytes), high = i + 1 == 0x7c00 ? 65536.0 : half(bytes + 2);
+    const auto code = [](double value) {
+      return mixtral::simd::portable_float_to_half(static_cast<float>(value));
+    };
+    const double middle = (low + high) / 2, near = (high - low) / 1024;
+    wrong += code(low) != i;
+    wrong += code(-low) != (i | 0x8000);
+    wrong += code(middle) != i + i % 2;
+    wrong += code(middle - near) != i;
+    wrong += code(middle + near) != i + 1;
+  }
+  CHECK(wrong == 0);
+  CHECK(mixtral::simd::portable_float_to_half(1e30f) == 0x7c00);
+  CHECK(mixtral::simd::portable_float_to_half(std::nanf("")) == 0x7e00);
+  using mixtral::simd::float_to_bfloat16;
+  CHECK(float_to_bfloat16(1.0f) == 0x3f80);
+  CHECK(float_to_bfloat16(to_float(0x3f808000)) == 0x3f80);
+  CHECK(float_to_bfloat16(to_float(0x3f818000)) == 0x3f82);
+  CHECK(float_to_bfloat16(to_float(0xbf808001)) == 0xbf81);
+  CHECK(float_to_bfloat16(to_float(0x7f7fffff)) == 0x7f80);
+  CHECK((float_to_bfloat16(to_float(0x7f800001)) & 0x7f) != 0);
+}
+
+// The past of one head with random rows.
+struct RandomPast {
+  Blob keys, values;
+  mixtral::simd::KeysAndValues past;
+  std::vector<std::vector<float>> key, value;  // as stored
+
+  RandomPast(const Kernels& kernels, BlockFormat format, std::size_t n, std::size_t size,
+             std::mt19937& random, float spread = 1.0f) {
+    const auto& info = *mixtral::block_format_info(format);
+    const std::size_t stride = size / info.block_size * info.block_bytes;
+    const std::size_t n_slots = (n + 31) / 32 * 32;
+    std::normal_distribution<float> normal(0.0f, spread);
+    const auto fill = [&](Blob& rows, std::vector<std::vector<float>>& stored) {
+      rows.assign(n_slots * stride + 1, 0xAA);
+      for (std::size_t p = 0; p < n; ++p) {
+        std::vector<float> row(size);
+        for (float& x : row) x = normal(random);
+        kernels.store_kv(format, row.data(), size, rows.data() + p * stride);
+        CHECK(rows[(p + 1) * stride] == 0xAA);
+        const Matrix matrix{rows.data() + p * stride, stride, 1, size, format};
+        stored.emplace_back(size);
+        kernels.decode_rows(matrix, 0, 1, stored.back().data());
+        const double largest = 5.0 * static_cast<double>(spread);
+        CHECK(max_difference(stored.back(), row) <=
+              largest * (format == BlockFormat::f32    ? 0.0
+                         : format == BlockFormat::f16  ? 1.0 / 2048
+                         : format == BlockFormat::bf16 ? 1.0 / 256
+                                                       : 1.0 / 200));
+      }
+    };
+    fill(keys, key);
+    fill(values, value);
+    past = {keys.data(), values.data(), stride, n_slots, format};
+  }
+};
+
+constexpr BlockFormat kKvFormats[] = {BlockFormat::f32, BlockFormat::f16, BlockFormat::bf16,
+                                      BlockFormat::q8_0};
+
 TEST_CASE("kernels: heads that share keys and values attend as alone") {
-  std::mt19937 random(12);
-  std::normal_distribution<float> normal;
-  const std::size_t size = 20, n = 45, n_slots = 64;
-  std::vector<float> q(6 * size), keys(n_slots * size), values(n_slots * size);
-  for (float& v : q) v = normal(random);
-  for (float& v : keys) v = normal(random);
-  for (float& v : values) v = normal(random);
-  const mixtral::simd::KeysAndValues past{keys.data(), values.data(), size, n_slots};
+  const std::size_t size = 32, n = 45;
   for (const Kernels* kernels : all_kernels()) {
     CAPTURE(std::string(kernels->target));
-    std::vector<float> alone(6 * size);
-    for (std::size_t h = 0; h < 6; ++h) {
-      kernels->attend(q.data() + h * size, 1, past, 3, n, size, 0.25f, alone.data() + h * size);
-    }
-    for (const std::size_t n_heads : {2u, 4u, 5u, 6u}) {
-      std::vector<float> together(6 * size, 7.0f);
-      kernels->attend(q.data(), n_heads, past, 3, n, size, 0.25f, together.data());
-      for (std::size_t i = 0; i < 6 * size; ++i) {
-        CHECK(together[i] == (i < n_heads * size ? alone[i] : 7.0f));
+    for (const BlockFormat format : kKvFormats) {
+      std::mt19937 random(12);
+      const RandomPast r(*kernels, format, n, size, random);
+      std::normal_distribution<float> normal;
+      std::vector<float> q(6 * size), alone(6 * size);
+      for (float& v : q) v = normal(random);
+      for (std::size_t h = 0; h < 6; ++h) {
+        kernels->attend(q.data() + h * size, 1, r.past, 3, n, size, 0.25f, alone.data() + h * size);
+      }
+      for (const std::size_t n_heads : {2u, 4u, 5u, 6u}) {
+        std::vector<float> together(6 * size, 7.0f);
+        kernels->attend(q.data(), n_heads, r.past, 3, n, size, 0.25f, together.data());
+        for (std::size_t i = 0; i < 6 * size; ++i) {
+          CHECK(together[i] == (i < n_heads * size ? alone[i] : 7.0f));
+        }
       }
     }
   }
@@ -634,41 +707,38 @@ TEST_CASE("kernels: heads that share keys and values attend as alone") {
 
 TEST_CASE("kernels: attention equals softmax in double, also for large scores") {
   std::mt19937 random(10);
-  for (const float spread : {1.0f, 30.0f}) {
-    std::normal_distribution<float> normal(0.0f, spread);
-    for (const std::size_t head_size : {8u, 18u, 128u}) {
-      for (const std::size_t n : {1u, 31u, 32u, 33u, 200u}) {
-        const std::size_t stride = head_size + 3;
-        const std::size_t n_slots = (n + 31) / 32 * 32;
-        std::vector<float> q(head_size), keys(n_slots * stride), values(n_slots * stride);
-        for (float& v : q) v = normal(random);
-        for (float& v : keys) v = normal(random);
-        for (float& v : values) v = normal(random);
-        const double scale = 1.0 / std::sqrt(static_cast<double>(head_size));
-        std::vector<double> scores(n), expected(head_size);
-        double largest = -1e300, sum = 0.0;
-        for (std::size_t p = 0; p < n; ++p) {
-          for (std::size_t i = 0; i < head_size; ++i) {
-            scores[p] +=
-                static_cast<double>(q[i]) * static_cast<double>(keys[p * stride + i]) * scale;
+  for (const Kernels* kernels : all_kernels()) {
+    CAPTURE(std::string(kernels->target));
+    for (const BlockFormat format : kKvFormats) {
+      CAPTURE(std::string(mixtral::block_format_info(format)->name));
+      for (const float spread : {1.0f, 30.0f}) {
+        for (const std::size_t size : {8u, 18u, 128u}) {
+          if (format == BlockFormat::q8_0 && size % 32 != 0) continue;
+          for (const std::size_t n : {1u, 31u, 33u, 200u}) {
+            const RandomPast r(*kernels, format, n, size, random, spread);
+            std::normal_distribution<float> normal(0.0f, spread);
+            std::vector<float> q(size), out(size);
+            for (float& v : q) v = normal(random);
+            const double scale = 1.0 / std::sqrt(static_cast<double>(size));
+            std::vector<double> scores(n), expected(size);
+            double largest = -1e300, sum = 0.0;
+            for (std::size_t p = 0; p < n; ++p) {
+              for (std::size_t i = 0; i < size; ++i) {
+                scores[p] += static_cast<double>(q[i]) * static_cast<double>(r.key[p][i]) * scale;
+              }
+              largest = std::max(largest, scores[p]);
+            }
+            for (double& score : scores) sum += score = std::exp(score - largest);
+            for (std::size_t p = 0; p < n; ++p) {
+              for (std::size_t i = 0; i < size; ++i) {
+                expected[i] += scores[p] / sum * static_cast<double>(r.value[p][i]);
+              }
+            }
+            kernels->attend(q.data(), 1, r.past, 0, n, size, static_cast<float>(scale), out.data());
+            const std::vector<float> reference(expected.begin(), expected.end());
+            // Scores of size s are rounded by s * 2^-24, which the exponential magnifies.
+            CHECK(max_difference(out, reference) <= (spread > 1.0f ? 2e-1 : 1e-5));
           }
-          largest = std::max(largest, scores[p]);
-        }
-        for (double& s : scores) sum += s = std::exp(s - largest);
-        for (std::size_t p = 0; p < n; ++p) {
-          for (std::size_t i = 0; i < head_size; ++i) {
-            expected[i] += scores[p] / sum * static_cast<double>(values[p * stride + i]);
-          }
-        }
-        for (const Kernels* kernels : all_kernels()) {
-          CAPTURE(std::string(kernels->target));
-          std::vector<float> out(head_size);
-          const mixtral::simd::KeysAndValues past{keys.data(), values.data(), stride, n_slots};
-          kernels->attend(q.data(), 1, past, 0, n, head_size, static_cast<float>(scale),
-                          out.data());
-          const std::vector<float> reference(expected.begin(), expected.end());
-          // Scores of size s are rounded by s * 2^-24, which the exponential magnifies.
-          CHECK(max_difference(out, reference) <= (spread > 1.0f ? 2e-1 : 1e-5));
         }
       }
     }

@@ -305,3 +305,35 @@ TEST_CASE(
   CHECK(max_difference(evaluate(full, tokens).logits[40], expected[40]) <= 5e-5);
   CHECK(max_difference(evaluate(full, tokens).logits[150], expected[150]) > 1e-2);
 }
+
+TEST_CASE("network: keys and values in fewer bits change logits a little, memory much") {
+  const mixtral::Model model = open(bundled_model());
+  const auto tokens = value(model.tokenizer().encode("Once upon a time there was a little girl"));
+  const auto logits_with = [&](mixtral::BlockFormat format, std::uint64_t& memory) {
+    mixtral::SessionOptions options;
+    options.context = 256;
+    options.batch = 8;
+    options.kv_format = format;
+    memory = value(mixtral::Session::memory_needed(model, options));
+    mixtral::Session s = value(mixtral::Session::open(model, options));
+    REQUIRE(s.append({tokens.data(), tokens.size()}));
+    REQUIRE(s.evaluate());
+    return std::vector<float>(s.logits().data(), s.logits().data() + s.logits().size());
+  };
+  std::uint64_t memory32, memory;
+  const auto expected = logits_with(mixtral::BlockFormat::f32, memory32);
+  const mixtral::Config& config = model.config();
+  const std::uint64_t numbers = std::uint64_t{2} * config.n_layers * config.kv_dim() * 256;
+  const auto check = [&](mixtral::BlockFormat format, double bytes, double tolerance) {
+    CAPTURE(std::string(mixtral::block_format_info(format)->name));
+    const auto found = logits_with(format, memory);
+    const double difference = max_difference(found, expected);
+    CHECK(difference <= tolerance);
+    CHECK(difference > 0.0);
+    CHECK(static_cast<double>(memory32 - memory) ==
+          doctest::Approx(static_cast<double>(numbers) * (4.0 - bytes)).epsilon(0.01));
+  };
+  check(mixtral::BlockFormat::f16, 2.0, 0.06);
+  check(mixtral::BlockFormat::bf16, 2.0, 0.2);
+  check(mixtral::BlockFormat::q8_0, 34.0 / 32.0, 0.2);
+}

@@ -359,7 +359,7 @@ class Inspect(Case):
         self.assertEqual(report["n_parameters"], 68_976_648_192)  # Touvron et al. 2023: 70B
         memory = report["memory"]
         self.assertEqual(memory["weight_bytes"], gguf.bytes)
-        cache = 80 * 8 * 128 * 2 * 4096 * 4  # layers, KV heads, head size, K and V, tokens, float32
+        cache = 80 * 8 * 128 * 2 * 4096 * 2  # layers, KV heads, head size, K and V, tokens, float16
         self.assertGreaterEqual(memory["session_bytes"], cache)
         self.assertLess(memory["session_bytes"], cache + (256 << 20))
         self.assertGreaterEqual(memory["total_bytes"], gguf.bytes + memory["session_bytes"])
@@ -396,7 +396,7 @@ class Inspect(Case):
         model = bf16 if bf16.exists() else MODEL
         ids = ",".join(map(str, golden["ids"]))
         report = self.json_of("inspect", "--model", model, "--tokens", ids, "--logits",
-                              logits_path, "--router", router_path)
+                              logits_path, "--router", router_path, "--kv-format", "f32")
         logits = array.array("f", logits_path.read_bytes())
         if sys.byteorder == "big":
             logits.byteswap()

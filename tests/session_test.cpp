@@ -194,6 +194,15 @@ TEST_CASE("session: bad options and tokens are refused") {
   options.batch = 0;
   CHECK(!mixtral::Session::open(model, options));
   CHECK(!mixtral::Session::memory_needed(model, options));
+  options.batch = 1;
+  for (const auto format : {mixtral::BlockFormat::q4_0, static_cast<mixtral::BlockFormat>(99)}) {
+    options.kv_format = format;
+    s = mixtral::Session::open(model, options);
+    REQUIRE(!s);
+    CHECK(s.error().code() == ErrorCode::invalid_argument);
+    CHECK(std::string(s.error().message()).find("choose f16, f32, bf16 or q8_0") !=
+          std::string::npos);
+  }
   mixtral::Session good = session(model, 16);
   CHECK(!good.append(Token{-1}));
   CHECK(!good.append(static_cast<Token>(model.tokenizer().size())));
@@ -289,6 +298,7 @@ TEST_CASE("session: many sessions on many threads share a model and a pool") {
     threads.emplace_back([&, i] {
       mixtral::SessionOptions options;
       options.context = 300;
+      options.kv_format = mixtral::BlockFormat::f32;  // as support::session has it
       if (i % 2 == 0) options.executor = pool;
       auto s = mixtral::Session::open(model, options);
       const auto ids = entries[i]["ids"].get<std::vector<Token>>();

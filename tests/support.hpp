@@ -94,6 +94,7 @@ inline mixtral::Session session(const mixtral::Model& model, std::uint32_t conte
   mixtral::SessionOptions options;
   options.context = context;
   options.batch = batch;
+  options.kv_format = mixtral::BlockFormat::f32;  // as the references keep keys and values
   options.executor = executor;
   return value(mixtral::Session::open(model, options));
 }

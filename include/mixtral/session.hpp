@@ -8,6 +8,7 @@
 #include <memory_resource>
 #include <string_view>
 
+#include "mixtral/block_format.hpp"
 #include "mixtral/chat.hpp"
 #include "mixtral/error.hpp"
 #include "mixtral/executor.hpp"
@@ -25,6 +26,9 @@ struct SessionOptions {
   // Tokens evaluated in one pass over the weights; more is faster on long prompts and takes more
   // memory.
   std::uint32_t batch = 512;
+  // How keys and values are kept: f16, f32, bf16, or q8_0, which takes about half of f16's memory and
+  // needs a head size divisible by 32.
+  BlockFormat kv_format = BlockFormat::f16;
   // Threads to use; the default runs everything on the calling thread.
   Executor executor;
 };
@@ -35,7 +39,8 @@ using Logits = Eigen::Map<const Eigen::VectorXf>;
 // assigned to. Keeps the model alive. All memory of the session's own is taken in open().
 class Session {
  public:
-  // Errors: invalid_argument (a context longer than the model's), out_of_memory.
+  // Errors: invalid_argument (a context longer than the model's, a cache format that is none),
+  // out_of_memory.
   static Result<Session> open(const Model& model, const SessionOptions& options = {});
 
   // The bytes that open() takes from the memory resource for these options, and the session's

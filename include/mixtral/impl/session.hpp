@@ -20,6 +20,7 @@ struct Session::Impl {
   Executor executor;
   std::uint32_t context = 0;
   std::uint32_t batch = 0;
+  BlockFormat kv_format = BlockFormat::f16;
 
   detail::Slab slab;
   detail::KvCache cache;
@@ -40,7 +41,7 @@ struct Session::Impl {
     history = from.take<Token>(context);
     const std::uint32_t window = data().config.sliding_window;
     // With a window, a token's and those of the rest of its pass.
-    cache.take(from, data().config, context,
+    cache.take(from, data().config, kv_format, context,
                window == 0 ? context : std::size_t{window} + batch - 1);
     pass.take(from, data(), batch);
   }
@@ -117,8 +118,26 @@ struct Session::Impl {
 
 namespace detail {
 
+inline Status check_kv_format(const Config& config, BlockFormat format) {
+  const bool known = format == BlockFormat::f32 || format == BlockFormat::f16 ||
+                     format == BlockFormat::bf16 || format == BlockFormat::q8_0;
+  const BlockFormatInfo* info = block_format_info(format);
+  if (!known || info == nullptr) {
+    return Error(ErrorCode::invalid_argument,
+                 "a key/value cache of %s; choose f16, f32, bf16 or q8_0",
+                 info == nullptr ? "an unknown format" : info->name);
+  }
+  if (config.head_size % info->block_size != 0) {
+    return Error(ErrorCode::invalid_argument,
+                 "a key/value cache of %s needs heads of a multiple of %zu; this model's have %u",
+                 info->name, info->block_size, static_cast<unsigned>(config.head_size));
+  }
+  return {};
+}
+
 inline Status resolve(const Model& model, const SessionOptions& options, std::uint32_t& context,
                       std::uint32_t& batch) {
+  MIXTRAL_RETURN_IF_ERROR(check_kv_format(model.config(), options.kv_format));
   const std::uint32_t longest = model.config().context_length;
   context = options.context != 0 ? options.context : std::min(longest, 4096u);
   if (context > longest) {
@@ -144,6 +163,7 @@ Session::~Session() = default;
 Result<std::uint64_t> Session::memory_needed(const Model& model, const SessionOptions& options) {
   Impl measure(model);
   MIXTRAL_RETURN_IF_ERROR(detail::resolve(model, options, measure.context, measure.batch));
+  measure.kv_format = options.kv_format;
   detail::Slab slab;
   measure.take(slab);
   return std::uint64_t{slab.used()} + sizeof(Impl);
@@ -158,6 +178,7 @@ Result<Session> Session::open(const Model& model, const SessionOptions& options)
     impl->executor = options.executor;
     impl->context = context;
     impl->batch = batch;
+    impl->kv_format = options.kv_format;
     detail::Slab measure;
     impl->take(measure);
     if (!impl->slab.reserve(model.data_->resource, measure.used())) {

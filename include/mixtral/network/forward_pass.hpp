@@ -240,8 +240,9 @@ class ForwardPass {
     const PassRow& info = rows_[row];
     for (std::size_t h = 0; h < config.n_kv_heads; ++h) {
       kernels().rotate(k + h * size, cos2, sin2, size);
-      std::memcpy(info.cache->key(layer_, h, info.position), k + h * size, size * sizeof(float));
-      std::memcpy(info.cache->value(layer_, h, info.position), v + h * size, size * sizeof(float));
+      const BlockFormat format = info.cache->format();
+      kernels().store_kv(format, k + h * size, size, info.cache->key(layer_, h, info.position));
+      kernels().store_kv(format, v + h * size, size, info.cache->value(layer_, h, info.position));
     }
   }
 

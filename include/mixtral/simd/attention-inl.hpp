@@ -8,9 +8,53 @@ HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
+// How a row of keys or values is stored: load(d, row, i) loads a vector's columns from i on.
+template <class Format>
+struct KvFloats {
+  template <class D>
+  static HWY_INLINE hn::Vec<D> load(D d, const std::uint8_t* row, std::size_t i) {
+    return Format::load(d, row + i * Format::kBytes);
+  }
+};
+
+struct KvQ8_0 {
+  template <class D>
+  static HWY_INLINE hn::Vec<D> load(D d, const std::uint8_t* row, std::size_t i) {
+    const hn::RebindToSigned<D> d32;
+    const hn::Rebind<std::int8_t, D> d8;
+    const std::uint8_t* block = row + i / 32 * Q8_0::kBlockBytes;
+    const auto q = hn::LoadU(d8, reinterpret_cast<const std::int8_t*>(block) + 2 + i % 32);
+    return hn::Mul(hn::ConvertTo(d, hn::PromoteTo(d32, q)), hn::Set(d, half_to_float(block)));
+  }
+};
+
+void store_kv(BlockFormat format, const float* x, std::size_t n, std::uint8_t* out) {
+  const auto put = [&](std::size_t i, std::uint16_t bits) { std::memcpy(out + 2 * i, &bits, 2); };
+  const auto largest = [](float value) {
+    return value > 65504.0f ? 65504.0f : value < -65504.0f ? -65504.0f : value;
+  };
+  if (format == BlockFormat::f32) {
+    std::memcpy(out, x, n * sizeof(float));
+  } else if (format == BlockFormat::bf16) {
+    for (std::size_t i = 0; i < n; ++i) put(i, float_to_bfloat16(x[i]));
+  } else if (format == BlockFormat::f16) {
+    for (std::size_t i = 0; i < n; ++i) put(i, portable_float_to_half(largest(x[i])));
+  } else {
+    for (std::size_t i = 0; i < n; i += 32) {
+      std::uint8_t* block = out + i / 32 * Q8_0::kBlockBytes;
+      HWY_ALIGN std::int8_t q[32];
+      std::int32_t sums[2];
+      const float scale = quantize_32(x + i, q, sums);
+      const std::uint16_t bits = portable_float_to_half(largest(scale));
+      std::memcpy(block, &bits, 2);
+      std::memcpy(block + 2, q, 32);
+    }
+  }
+}
+
 // scores[h][p] = q[h] . keys[p] for n positions and kHeads (1 or 4) heads.
-template <std::size_t kHeads>
-HWY_INLINE void score_block(const float* const* q, const float* keys, std::size_t stride,
+template <class Kv, std::size_t kHeads>
+HWY_INLINE void score_block(const float* const* q, const std::uint8_t* keys, std::size_t stride,
                             std::size_t n, std::size_t head_size,
                             float (*scores)[kAttentionBlock]) {
   const DF df;
@@ -19,24 +63,27 @@ HWY_INLINE void score_block(const float* const* q, const float* keys, std::size_
   constexpr std::size_t kPositions = 16 / kHeads;  // whose sums are made together
   HWY_ALIGN float sums[16 * 16];
   for (std::size_t begin = 0; begin < n; begin += kPositions) {
-    const float* rows[kPositions];
-    for (std::size_t p = 0; p < kPositions; ++p) {  // the last one fills up
-      rows[p] = keys + HWY_MIN(begin + p, n - 1) * stride;
-    }
-    if (kHeads == 4) {
-      multiply_4_rows_4_tokens(rows, q, n_whole, sums);
-    } else {
-      for (std::size_t p = 0; p < kPositions; p += 4) {
-        const auto load = [&](std::size_t r, std::size_t i)
-                              MIXTRAL_LAMBDA { return hn::LoadU(DF(), rows[p + r] + i); };
+    const auto key = [&](std::size_t p) {  // the last one fills up
+      return keys + HWY_MIN(begin + p, n - 1) * stride;
+    };
+    for (std::size_t p = 0; p < kPositions; p += 4) {
+      const std::uint8_t* rows[4] = {key(p), key(p + 1), key(p + 2), key(p + 3)};
+      const auto load = [&](std::size_t r, std::size_t i)
+                            MIXTRAL_LAMBDA { return Kv::load(DF(), rows[r], i); };
+      if (kHeads == 4) {
+        multiply_4_rows_4_tokens(load, q, n_whole, sums);
+      } else {
         multiply_4_rows(load, q[0], n_whole, sums + p * lanes);
       }
     }
     sum_lanes_of_16(sums);
+    const hn::CappedTag<float, 1> d1;
     for (std::size_t h = 0; h < kHeads; ++h) {
       for (std::size_t p = 0; p < kPositions; ++p) {
         float score = sums[h * kPositions + p];
-        for (std::size_t i = n_whole; i < head_size; ++i) score += q[h][i] * rows[p][i];
+        for (std::size_t i = n_whole; i < head_size; ++i) {
+          score += q[h][i] * hn::GetLane(Kv::load(d1, key(p), i));
+        }
         scores[h][begin + p] = score;
       }
     }
@@ -44,17 +91,17 @@ HWY_INLINE void score_block(const float* const* q, const float* keys, std::size_
 }
 
 // out[h] = out[h] * correction[h] + sum of weights[h][p] * values[p] over n positions.
-template <std::size_t kHeads, class D>
+template <class Kv, std::size_t kHeads, class D>
 HWY_INLINE void add_values(D d, const float (*weights)[kAttentionBlock], const float* correction,
-                           const float* values, std::size_t stride, std::size_t n, std::size_t i,
-                           float* const* out) {
+                           const std::uint8_t* values, std::size_t stride, std::size_t n,
+                           std::size_t i, float* const* out) {
   const auto begin = [&](std::size_t h) MIXTRAL_LAMBDA {
     return hn::Mul(hn::LoadU(d, out[h] + i), hn::Set(d, correction[h]));
   };
   constexpr bool kFour = kHeads == 4;
   auto a = begin(0), b = kFour ? begin(1) : a, c = kFour ? begin(2) : a, e = kFour ? begin(3) : a;
   for (std::size_t p = 0; p < n; ++p) {
-    const auto value = hn::LoadU(d, values + p * stride + i);
+    const auto value = Kv::load(d, values + p * stride, i);
     a = hn::MulAdd(hn::Set(d, weights[0][p]), value, a);
     if (!kFour) continue;
     b = hn::MulAdd(hn::Set(d, weights[1][p]), value, b);
@@ -66,7 +113,7 @@ HWY_INLINE void add_values(D d, const float (*weights)[kAttentionBlock], const f
   hn::StoreU(b, d, out[1] + i), hn::StoreU(c, d, out[2] + i), hn::StoreU(e, d, out[3] + i);
 }
 
-template <std::size_t kHeads>
+template <class Kv, std::size_t kHeads>
 void attend_heads(const float* const* q, const KeysAndValues& past, std::size_t first,
                   std::size_t end, std::size_t head_size, float scale, float* const* out) {
   const DF df;
@@ -80,10 +127,10 @@ void attend_heads(const float* const* q, const KeysAndValues& past, std::size_t 
   }
   for (std::size_t begin = first; begin < end;) {
     const std::size_t n = HWY_MIN(kAttentionBlock - begin % kAttentionBlock, end - begin);
-    const float* keys = past.keys + begin % past.n_slots * past.stride;
-    const float* values = past.values + begin % past.n_slots * past.stride;
+    const std::uint8_t* keys = past.keys + begin % past.n_slots * past.stride;
+    const std::uint8_t* values = past.values + begin % past.n_slots * past.stride;
     begin += n;
-    score_block<kHeads>(q, keys, past.stride, n, head_size, scores);
+    score_block<Kv, kHeads>(q, keys, past.stride, n, head_size, scores);
     for (std::size_t h = 0; h < kHeads; ++h) {
       float block_max = largest[h];
       for (std::size_t p = 0; p < n; ++p) {
@@ -103,7 +150,7 @@ void attend_heads(const float* const* q, const KeysAndValues& past, std::size_t 
       largest[h] = block_max;
     }
     for_each_vector(head_size, [&](auto d, std::size_t i) MIXTRAL_LAMBDA {
-      add_values<kHeads>(d, scores, correction, values, past.stride, n, i, out);
+      add_values<Kv, kHeads>(d, scores, correction, values, past.stride, n, i, out);
     });
   }
   for (std::size_t h = 0; h < kHeads; ++h) {
@@ -113,19 +160,29 @@ void attend_heads(const float* const* q, const KeysAndValues& past, std::size_t 
   }
 }
 
-void attend(const float* q, std::size_t n_heads, const KeysAndValues& past, std::size_t first,
-            std::size_t end, std::size_t head_size, float scale, float* out) {
-  if (n_heads == 1) return attend_heads<1>(&q, past, first, end, head_size, scale, &out);
+template <class Kv>
+void attend_kv(const float* q, std::size_t n_heads, const KeysAndValues& past, std::size_t first,
+               std::size_t end, std::size_t head_size, float scale, float* out) {
+  if (n_heads == 1) return attend_heads<Kv, 1>(&q, past, first, end, head_size, scale, &out);
   for (std::size_t h = 0; h < n_heads; h += 4) {
     const float* heads[4];
     float* outs[4];
-    for (std::size_t i = 0; i < 4; ++i) {  // the last one fills up, and is written again
+    for (std::size_t i = 0; i < 4; ++i) {  // the last one fills up
       const std::size_t head = HWY_MIN(h + i, n_heads - 1);
       heads[i] = q + head * head_size;
       outs[i] = out + head * head_size;
     }
-    attend_heads<4>(heads, past, first, end, head_size, scale, outs);
+    attend_heads<Kv, 4>(heads, past, first, end, head_size, scale, outs);
   }
+}
+
+void attend(const float* q, std::size_t n_heads, const KeysAndValues& past, std::size_t first,
+            std::size_t end, std::size_t head_size, float scale, float* out) {
+  const auto attend_as = past.format == BlockFormat::f32    ? attend_kv<KvFloats<F32>>
+                         : past.format == BlockFormat::f16  ? attend_kv<KvFloats<F16>>
+                         : past.format == BlockFormat::bf16 ? attend_kv<KvFloats<Bf16>>
+                                                            : attend_kv<KvQ8_0>;
+  attend_as(q, n_heads, past, first, end, head_size, scale, out);
 }
 
 }  // namespace HWY_NAMESPACE

@@ -74,13 +74,14 @@ struct Matrix {
 // Attention goes through the past in blocks of this many positions, beginning at its multiples.
 constexpr std::size_t kAttentionBlock = 32;
 
-// The keys and values of one head: position p is in slot p % n_slots, slots are `stride` floats
-// apart. n_slots is a multiple of kAttentionBlock.
+// The keys and values of one head, each row in the format: position p is in slot p % n_slots, slots are
+// `stride` bytes apart. n_slots is a multiple of kAttentionBlock.
 struct KeysAndValues {
-  const float* keys;
-  const float* values;
+  const std::uint8_t* keys;
+  const std::uint8_t* values;
   std::size_t stride;
   std::size_t n_slots;
+  BlockFormat format;  // f32, f16, bf16 or q8_0
 };
 
 struct Kernels {
@@ -128,6 +129,10 @@ struct Kernels {
 
   // y[i] += a * x[i].
   void (*add_scaled)(float a, const float* x, std::size_t n, float* y);
+
+  // Writes x[0 .. n) as a row of keys or values in the format: f32, f16, bf16, or q8_0 (then n is a
+  // multiple of 32). What is too large for a half becomes the largest.
+  void (*store_kv)(BlockFormat format, const float* x, std::size_t n, std::uint8_t* out);
 
   // out[h] = softmax(q[h] K^T * scale) V over the positions [first, end) of `past`, for n_heads query
   // heads that lie together, head_size apart, as do their results: one pass with a running maximum.

@@ -55,9 +55,10 @@ HWY_INLINE void sum_lanes_of_16(float* sums) {
   }
 }
 
-// sums[4 * t + r] = the product of the first n_cols of w[r] with those of x[t], a vector each, for 4
-// rows and 4 tokens; n_cols is a multiple of the lanes.
-HWY_INLINE void multiply_4_rows_4_tokens(const float* const* w, const float* const* x,
+// sums[4 * t + r] = the product of the first n_cols of row r with those of x[t], a vector each, for 4
+// rows, of which load(r, i) loads columns, and 4 tokens; n_cols is a multiple of the lanes.
+template <class Load>
+HWY_INLINE void multiply_4_rows_4_tokens(const Load& load, const float* const* x,
                                          std::size_t n_cols, float* sums) {
   const DF df;
   const std::size_t n = hn::Lanes(df);
@@ -66,8 +67,7 @@ HWY_INLINE void multiply_4_rows_4_tokens(const float* const* w, const float* con
   VF c0 = a0, c1 = a0, c2 = a0, c3 = a0;
   VF d0 = a0, d1 = a0, d2 = a0, d3 = a0;
   for (std::size_t i = 0; i < n_cols; i += n) {
-    const auto w0 = hn::LoadU(df, w[0] + i), w1 = hn::LoadU(df, w[1] + i);
-    const auto w2 = hn::LoadU(df, w[2] + i), w3 = hn::LoadU(df, w[3] + i);
+    const auto w0 = load(0, i), w1 = load(1, i), w2 = load(2, i), w3 = load(3, i);
     const auto x0 = hn::LoadU(df, x[0] + i);
     a0 = hn::MulAdd(w0, x0, a0), a1 = hn::MulAdd(w1, x0, a1);
     a2 = hn::MulAdd(w2, x0, a2), a3 = hn::MulAdd(w3, x0, a3);
@@ -128,9 +128,10 @@ void matmul_tiles(const Unpack& unpack, std::size_t cols, std::size_t n_rows, co
         }
         const std::size_t n_xt = HWY_MIN(std::size_t{4}, n_tokens - t);
         for (std::size_t r = 0; r < count; r += 4) {
-          const float* w[4];
-          for (std::size_t i = 0; i < 4; ++i) w[i] = tiles + (r + i) * kTile;
-          multiply_4_rows_4_tokens(w, xt, kTile, sums);
+          const auto load = [&](std::size_t i, std::size_t c) MIXTRAL_LAMBDA {
+            return hn::Load(DF(), tiles + (r + i) * kTile + c);
+          };
+          multiply_4_rows_4_tokens(load, xt, kTile, sums);
           sum_lanes_of_16(sums);
           for (std::size_t i = 0; i < n_xt; ++i) {
             float* to = out + (t + i) * kMaxMatmulRows + begin + r;

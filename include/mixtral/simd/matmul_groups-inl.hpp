@@ -139,6 +139,27 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row,
   }
 }
 
+// to[c * kMaxMatmulRows + r] = from[r * n + c] for r, c < n, where n is the number of lanes.
+HWY_INLINE void transpose(const float* from, float* to) {
+  const DF df;
+  const std::size_t n = hn::Lanes(df);
+  // Taking all even elements before all odd ones turns the bits of an element's number by one place;
+  // as often as a row's number has bits, rows and columns have changed places.
+  HWY_ALIGN float buffer[2][16 * 16];
+  for (std::size_t bit = 1, side = 0; bit < n; bit *= 2, side ^= 1) {
+    const bool last = bit * 2 >= n;
+    float* target = last ? to : buffer[side];
+    const std::size_t stride = last ? kMaxMatmulRows : n;
+    for (std::size_t k = 0; k < n / 2; ++k) {
+      const auto a = hn::Load(df, from + 2 * k * n);
+      const auto b = hn::Load(df, from + (2 * k + 1) * n);
+      hn::Store(hn::ConcatEven(df, b, a), df, target + k * stride);
+      hn::Store(hn::ConcatOdd(df, b, a), df, target + (n / 2 + k) * stride);
+    }
+    from = target;
+  }
+}
+
 // As Kernels::matmul_groups. `out` first holds the sums, [group][row][token], as they grow.
 template <class Kind>
 void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t first_row,
@@ -194,10 +215,10 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
   // A group's tokens and rows change places.
   HWY_ALIGN float sums[kMaxMatmulRows * 16];
   for (std::size_t g = 0; g < n_groups; ++g) {
-    std::memcpy(sums, out + g * group_sums, group_sums * sizeof(float));
-    for (std::size_t t = 0; t < n; ++t) {
-      float* to = out + g * group_sums + t * kMaxMatmulRows;
-      for (std::size_t r = 0; r < n_rows; ++r) to[r] = sums[r * n + t];
+    float* group = out + g * group_sums;
+    std::memcpy(sums, group, group_sums * sizeof(float));
+    for (std::size_t row = 0; row < kMaxMatmulRows; row += n) {
+      transpose(sums + row * n, group + row);
     }
   }
 }

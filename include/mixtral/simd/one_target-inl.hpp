@@ -67,6 +67,7 @@ constexpr Kernels kKernels{MIXTRAL_TARGET_NAME(HWY_NAMESPACE),
                            swiglu,
                            rotate,
                            add_scaled,
+                           store_kv,
                            attend};
 
 }  // namespace HWY_NAMESPACE
