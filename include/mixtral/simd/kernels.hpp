@@ -22,7 +22,7 @@ constexpr std::size_t kQuad = 4;
 constexpr std::size_t kQuadsPerTile = kTile / kQuad;
 // One matmul call computes at most this many rows of the weights times this many tokens.
 constexpr std::size_t kMaxMatmulRows = 32;
-constexpr std::size_t kMaxMatmulTokens = 128;
+constexpr std::size_t kMaxMatmulTokens = 256;
 
 constexpr std::size_t padded(std::size_t cols) { return (cols + kTile - 1) / kTile * kTile; }
 
