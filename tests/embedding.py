@@ -21,7 +21,7 @@ FORBIDDEN = {
 
 
 class Embedding(unittest.TestCase):
-    bin = library = None
+    bin = library = compiler = None
 
     def host(self, *arguments, **options):
         command = [self.bin / "embedding_host", *arguments]
@@ -62,6 +62,14 @@ class Embedding(unittest.TestCase):
         self.assertIn("memcpy", used)
         self.assertEqual({name for name in used if name.split("(")[0] in FORBIDDEN}, set())
 
+    def test_api_includes_only_the_standard_library(self):
+        # Eigen and Highway are what takes long to compile; only the implementation needs them.
+        output = subprocess.run(
+            [self.compiler, "-std=c++17", "-M", "-x", "c++", f"-I{ROOT / 'include'}", "-"],
+            input="#include <mixtral/mixtral.hpp>", capture_output=True, text=True, check=True).stdout
+        self.assertIn("mixtral/session.hpp", output)
+        self.assertEqual(re.findall(r"\S*(?:Eigen|hwy)/\S*", output), [])
+
     def test_no_mutable_state(self):
         # Nothing in a section that is writable once the program runs, thread-local ones included.
         # Eigen keeps one thread-local variable for the threads of its pool.
@@ -78,6 +86,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--bin", type=pathlib.Path, required=True)
     parser.add_argument("--library", type=pathlib.Path, required=True)
+    parser.add_argument("--compiler", default="c++")
     arguments, rest = parser.parse_known_args()
     Embedding.bin, Embedding.library = arguments.bin, arguments.library
+    Embedding.compiler = arguments.compiler
     unittest.main(argv=[__file__, *rest])

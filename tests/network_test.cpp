@@ -27,9 +27,9 @@ std::vector<Token> greedy(const mixtral::Model& model, const std::vector<Token>&
   std::vector<Token> tokens;
   while (tokens.size() < n) {
     REQUIRE(s.evaluate());
-    Eigen::Index best;
-    s.logits().maxCoeff(&best);
-    tokens.push_back(static_cast<Token>(best));
+    const mixtral::Logits logits = s.logits();
+    tokens.push_back(
+        static_cast<Token>(std::max_element(logits.begin(), logits.end()) - logits.begin()));
     REQUIRE(s.append(tokens.back()));
   }
   return tokens;

@@ -1,6 +1,7 @@
 // Sessions: sharing, limits, cancelling, memory.
 #include "support.hpp"
 
+#include <Eigen/Core>
 #include <atomic>
 #include <cstdlib>
 #include <mutex>
@@ -210,14 +211,15 @@ TEST_CASE("session: bad options and tokens are refused") {
   CHECK(!good.has_logits());
 }
 
-TEST_CASE("session: logits are an Eigen map, and log-probabilities its log-softmax") {
+TEST_CASE("session: logits are an Eigen map if one wants, and log-probabilities its log-softmax") {
   const mixtral::Model model = open(bundled_model());
   mixtral::Session s = session(model, 64);
   REQUIRE(s.append("Once upon a"));
   CHECK(!s.has_logits());
   REQUIRE(s.evaluate());
   REQUIRE(s.has_logits());
-  const mixtral::Logits logits = s.logits();
+  const Eigen::Map<const Eigen::VectorXf> logits = s.logits();
+  CHECK(logits.data() == s.logits().data());
   CHECK(logits.size() == static_cast<Eigen::Index>(model.config().vocab_size));
   const Eigen::VectorXd wide = logits.cast<double>();
   const double log_sum = std::log((wide.array() - wide.maxCoeff()).exp().sum()) + wide.maxCoeff();

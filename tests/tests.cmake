@@ -45,7 +45,8 @@ find_package(Python3 COMPONENTS Interpreter)
 if(Python3_FOUND)
   add_test(NAME single_include COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/tests/amalgamate.py --check)
   add_test(NAME embedding COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/tests/embedding.py
-           --bin $<TARGET_FILE_DIR:embedding_host> --library $<TARGET_FILE:mixtral_implementation>)
+           --bin $<TARGET_FILE_DIR:embedding_host> --library $<TARGET_FILE:mixtral_implementation>
+           --compiler ${CMAKE_CXX_COMPILER})
   get_target_property(MIXTRAL_EIGEN_DIRS Eigen3::Eigen INTERFACE_INCLUDE_DIRECTORIES)
   get_target_property(MIXTRAL_HWY_DIRS hwy::hwy INTERFACE_INCLUDE_DIRECTORIES)
   add_test(NAME readme COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/tests/readme.py

@@ -20,7 +20,7 @@ struct ModelOptions {
   // Where all memory comes from; null means std::pmr::get_default_resource(). It must outlive the
   // model and its sessions and be safe to use from every thread that uses them.
   std::pmr::memory_resource* memory = nullptr;
-  // Highway target bits to choose from (HWY_AVX2 | HWY_SSE4 ...); 0 means the best there is.
+  // Highway target bits to choose from (HWY_AVX2 | HWY_SSSE3 ...); 0 means the best there is.
   std::int64_t simd_targets = 0;
   // Instead of what the file says or implies. GGUF files of Mistral 7B v0.1 do not tell its sliding
   // window of 4096 tokens; 0 is none.

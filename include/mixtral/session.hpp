@@ -2,11 +2,12 @@
 #ifndef MIXTRAL_SESSION_HPP_
 #define MIXTRAL_SESSION_HPP_
 
-#include <Eigen/Core>
+#include <cstddef>
 #include <cstdint>
 #include <initializer_list>
 #include <memory_resource>
 #include <string_view>
+#include <type_traits>
 
 #include "mixtral/block_format.hpp"
 #include "mixtral/chat.hpp"
@@ -33,7 +34,17 @@ struct SessionOptions {
   Executor executor;
 };
 
-using Logits = Eigen::Map<const Eigen::VectorXf>;
+// Views the logits, and converts to other views of a pointer and a length, whose headers this one thus
+// need not include: `Eigen::Map<const Eigen::VectorXf> x = session.logits()`, std::span<const float>.
+class Logits : public Span<const float> {
+ public:
+  using Span<const float>::Span;
+  template <class View,
+            class = std::enable_if_t<std::is_constructible_v<View, const float*, std::ptrdiff_t>>>
+  operator View() const {
+    return View(data(), static_cast<std::ptrdiff_t>(size()));
+  }
+};
 
 // Not for concurrent use, except cancel(). Move only; a moved-from session may only be destroyed or
 // assigned to. Keeps the model alive. All memory of the session's own is taken in open().

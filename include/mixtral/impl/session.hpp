@@ -234,7 +234,7 @@ Status Session::evaluate(Observer* observer) { return impl_->evaluate(observer);
 bool Session::has_logits() const noexcept { return impl_->has_logits; }
 
 Logits Session::logits() const noexcept {
-  return Logits(impl_->pass.logits(), static_cast<Eigen::Index>(model().config().vocab_size));
+  return Logits(impl_->pass.logits(), model().config().vocab_size);
 }
 
 double Session::log_probability(Token token) const {

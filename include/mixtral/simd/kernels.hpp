@@ -85,7 +85,7 @@ struct KeysAndValues {
 };
 
 struct Kernels {
-  const char* target;  // Highway's name: "AVX3_DL", "SSE4" ...
+  const char* target;  // Highway's name: "AVX3_DL", "AVX2" ...
   std::int64_t target_bit;
 
   // How many tokens a group has: a power of two, at most 16.
