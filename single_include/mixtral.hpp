@@ -71,8 +71,7 @@ namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// At most 16 float lanes, so that 4 columns to a lane never straddle a scale of 16 columns' group
-// by more than the tile's own layout allows; longer vectors (SVE, RVV) use a part of theirs.
+// At most kMaxLanes floats, for which buffers have room; longer vectors (SVE, RVV) use a part of theirs.
 using DF = hn::CappedTag<float, 16>;
 using DI32 = hn::RebindToSigned<DF>;
 using DI16 = hn::Repartition<std::int16_t, DI32>;
@@ -1533,7 +1532,7 @@ template <class Unpack>
 void matmul_tiles(const Unpack& unpack, std::size_t cols, std::size_t n_rows, const void* const* x,
                   std::size_t n_tokens, float* out) {
   HWY_ALIGN float tiles[kFloatRows * kTile];
-  HWY_ALIGN float sums[16 * 16];
+  HWY_ALIGN float sums[16 * kMaxLanes];
   for (std::size_t t = 0; t < n_tokens; ++t) {
     std::memset(out + t * kMaxMatmulRows, 0, kMaxMatmulRows * sizeof(float));
   }
@@ -1579,7 +1578,7 @@ void matmul_floats(const Matrix& w, std::size_t first_row, std::size_t n_rows, c
     return matmul_tiles(unpack, w.cols, n_rows, x, n_tokens, out);
   }
   const DF df;
-  HWY_ALIGN float sums[16 * 16];
+  HWY_ALIGN float sums[16 * kMaxLanes];
   HWY_ALIGN float last[4 * kTile];
   const auto* x0 = static_cast<const float*>(x[0]);
   std::memset(out, 0, kMaxMatmulRows * sizeof(float));
@@ -1770,7 +1769,7 @@ HWY_INLINE void transpose(const float* from, float* to) {
   const std::size_t n = hn::Lanes(df);
   // Taking all even elements before all odd ones turns the bits of an element's number by one place;
   // as often as a row's number has bits, rows and columns have changed places.
-  HWY_ALIGN float buffer[2][16 * 16];
+  HWY_ALIGN float buffer[2][kMaxLanes * kMaxLanes];
   for (std::size_t bit = 1, side = 0; bit < n; bit *= 2, side ^= 1) {
     const bool last = bit * 2 >= n;
     float* target = last ? to : buffer[side];
@@ -1838,7 +1837,7 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
     }
   }
   // A group's tokens and rows change places.
-  HWY_ALIGN float sums[kMaxMatmulRows * 16];
+  HWY_ALIGN float sums[kMaxMatmulRows * kMaxLanes];
   for (std::size_t g = 0; g < n_groups; ++g) {
     float* group = out + g * group_sums;
     std::memcpy(sums, group, group_sums * sizeof(float));
@@ -1934,7 +1933,7 @@ HWY_INLINE VF multiply_tile_rows(const TileRows& rows, int zero, const std::uint
   const auto dots_of_16 = [&](std::size_t i) MIXTRAL_LAMBDA {
     return sums_of_4(dots(4 * i), dots(4 * i + 1), dots(4 * i + 2), dots(4 * i + 3));
   };
-  HWY_ALIGN float blocks[8 * 16];  // [row][block of 32 columns]
+  HWY_ALIGN float blocks[kBlocksPerTile * kMaxLanes];  // [row][block of 32 columns]
   const auto multiply = [&](std::size_t i, VI32 q_sum0, VI32 q_sum1) MIXTRAL_LAMBDA {
     const auto scale = [&](std::size_t half)
                            MIXTRAL_LAMBDA { return hn::Load(df, rows.scales[half] + i * n); };
@@ -2329,7 +2328,7 @@ HWY_INLINE void score_block(const float* const* q, const std::uint8_t* keys, std
   const std::size_t lanes = hn::Lanes(df);
   const std::size_t n_whole = head_size / lanes * lanes;
   constexpr std::size_t kPositions = 16 / kHeads;  // whose sums are made together
-  HWY_ALIGN float sums[16 * 16];
+  HWY_ALIGN float sums[16 * kMaxLanes];
   for (std::size_t begin = 0; begin < n; begin += kPositions) {
     const auto key = [&](std::size_t p) {  // the last one fills up
       return keys + HWY_MIN(begin + p, n - 1) * stride;
@@ -3224,6 +3223,8 @@ constexpr std::size_t kBlocksPerTile = kTile / kBlock;
 // An 8-bit dot product sums this many columns at a time.
 constexpr std::size_t kQuad = 4;
 constexpr std::size_t kQuadsPerTile = kTile / kQuad;
+// Float vectors, and so groups of tokens, have at most this many lanes.
+constexpr std::size_t kMaxLanes = 16;
 // One matmul call computes at most this many rows of the weights times this many tokens.
 constexpr std::size_t kMaxMatmulRows = 32;
 constexpr std::size_t kMaxMatmulTokens = 256;
@@ -3292,7 +3293,7 @@ struct Kernels {
   const char* target;  // Highway's name: "AVX3_DL", "AVX2" ...
   std::int64_t target_bit;
 
-  // How many tokens a group has: a power of two, at most 16.
+  // How many tokens a group has: a power of two, at most kMaxLanes.
   std::size_t (*lanes)();
 
   // out[t * kMaxMatmulRows + r] = dot(row (first_row + r) of w, x[t]) for r < n_rows, t < n_tokens.
@@ -5621,7 +5622,8 @@ template <class Body>
 void for_each_part(std::size_t n, const Body& body) {
   const std::size_t n_parts = (n + simd::kMaxMatmulTokens - 1) / simd::kMaxMatmulTokens;
   for (std::size_t begin = 0, part = 0; begin < n; ++part) {
-    const std::size_t end = part + 1 == n_parts ? n : round_up(n * (part + 1) / n_parts, 16);
+    const std::size_t end =
+        part + 1 == n_parts ? n : round_up(n * (part + 1) / n_parts, simd::kMaxLanes);
     body(begin, end - begin);
     begin = end;
   }
@@ -6152,7 +6154,7 @@ class ForwardPass {
     if (!in_groups(count) || (!is_quantized(expert.w1) && !is_quantized(expert.w3))) return;
     const std::size_t lanes = normed_.lanes();
     for (std::size_t t = 0; t < count; t += lanes) {
-      const std::uint8_t* tokens[16];
+      const std::uint8_t* tokens[simd::kMaxLanes];
       const std::size_t n = std::min(lanes, count - t);
       for (std::size_t i = 0; i < n; ++i) {
         tokens[i] = normed_.token(assignment_.slot_row(assignment_.begin(e) + t + i));

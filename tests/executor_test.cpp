@@ -1,7 +1,9 @@
 // Executors: inline, the ready-made pool, and a host's own.
 #include "support.hpp"
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <thread>
 
 using namespace support;
@@ -37,8 +39,9 @@ void check_each_once(const mixtral::Executor& executor, std::size_t n) {
 TEST_CASE("executor: each chunk runs exactly once") {
   auto pool = value(mixtral::ThreadPool::create(4));
   auto one = value(mixtral::ThreadPool::create(1));
+  auto many = value(mixtral::ThreadPool::create(40));  // more than there are parts of a run
   HostThreads host;
-  const mixtral::Executor executors[] = {{}, pool, one, host};
+  const mixtral::Executor executors[] = {{}, pool, one, many, host};
   for (const auto& executor : executors) {
     for (const std::size_t n : {0u, 1u, 2u, 3u, 100u, 10000u}) check_each_once(executor, n);
   }
@@ -62,6 +65,27 @@ TEST_CASE("executor: the pool may be used from many threads, and from inside its
   }
   for (auto& thread : threads) thread.join();
   CHECK(total == 4 * 50 * 7 * 5);
+}
+
+TEST_CASE("executor: who is done takes over chunks of a thread that is held up") {
+  auto pool = value(mixtral::ThreadPool::create(2));
+  constexpr std::size_t kChunks = 64;
+  for (const std::size_t held_up : {std::size_t{0}, kChunks / 2}) {  // first of each thread's part
+    std::atomic<std::size_t> n_done{0};
+    const auto body = [&](std::size_t i) {
+      const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+      while (i == held_up && n_done < kChunks - 1 && std::chrono::steady_clock::now() < deadline) {
+        std::this_thread::yield();
+      }
+      if (i != held_up) {
+        ++n_done;
+      } else {
+        CHECK(n_done == kChunks - 1);
+      }
+    };
+    pool.run(kChunks, mixtral::Chunks(body));
+    CHECK(n_done == kChunks - 1);
+  }
 }
 
 TEST_CASE("executor: bad sizes are refused, 0 means the hardware's") {

@@ -7,6 +7,11 @@
 #include <mutex>
 #include <thread>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
 using namespace support;
 using mixtral::ErrorCode;
 using mixtral::Token;
@@ -52,6 +57,74 @@ std::vector<Token> greedy_tokens(mixtral::Session& s, std::uint32_t n) {
 }
 
 }  // namespace
+
+#if defined(__linux__)
+// Takes pages of its own for what is large, and counts those that are in memory and all that is small.
+struct PageResource : std::pmr::memory_resource {
+  struct Pages {
+    void* begin;
+    std::size_t size;
+  };
+  std::vector<Pages> taken;
+  std::size_t small_bytes = 0;
+
+  static std::size_t page_size() { return static_cast<std::size_t>(sysconf(_SC_PAGESIZE)); }
+
+  void* do_allocate(std::size_t size, std::size_t alignment) override {
+    if (size < (1u << 20)) {
+      small_bytes += size;
+      return std::pmr::new_delete_resource()->allocate(size, alignment);
+    }
+    void* pages = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (pages == MAP_FAILED) throw std::bad_alloc();
+    madvise(pages, size, MADV_NOHUGEPAGE);  // else one byte may bring two megabytes
+    taken.push_back({pages, size});
+    return pages;
+  }
+  void do_deallocate(void* memory, std::size_t size, std::size_t alignment) override {
+    if (size < (1u << 20)) {
+      small_bytes -= size;
+      return std::pmr::new_delete_resource()->deallocate(memory, size, alignment);
+    }
+    munmap(memory, size);
+  }
+  bool do_is_equal(const memory_resource& other) const noexcept override { return this == &other; }
+
+  std::size_t resident_bytes() const {
+    std::size_t n_pages = 0;
+    for (const Pages& pages : taken) {
+      std::vector<unsigned char> in_memory(pages.size / page_size() + 1);
+      REQUIRE(mincore(pages.begin, pages.size, in_memory.data()) == 0);
+      for (const unsigned char bits : in_memory) n_pages += bits & 1u;
+    }
+    return n_pages * page_size() + small_bytes;
+  }
+};
+
+TEST_CASE("session: resident memory grows with the past, to what memory_needed() states") {
+  PageResource resource;
+  const mixtral::Model model = open_with(resource);
+  const std::size_t of_model = resource.resident_bytes();
+  const auto resident = [&] { return static_cast<double>(resource.resident_bytes() - of_model); };
+  mixtral::SessionOptions options;
+  options.context = 2048;
+  options.batch = 32;
+  options.kv_format = mixtral::BlockFormat::f32;
+  const auto stated = static_cast<double>(value(mixtral::Session::memory_needed(model, options)));
+  auto s = value(mixtral::Session::open(model, options));
+  CHECK(resident() < 0.05 * stated);
+  std::vector<Token> tokens(options.context);
+  for (std::size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<Token>(i * 31 % 4000);
+  REQUIRE(s.append({tokens.data(), tokens.size() / 2}));
+  REQUIRE(s.evaluate());
+  CHECK(resident() < 0.75 * stated);
+  REQUIRE(s.append({tokens.data() + tokens.size() / 2, tokens.size() / 2}));
+  REQUIRE(s.evaluate());
+  // Not used here: room for all experts' worst shares of a batch, and for logits of several tokens.
+  CHECK(stated - resident() < 256.0 * 1024.0);
+  CHECK(resident() <= stated + 4.0 * static_cast<double>(PageResource::page_size()));
+}
+#endif
 
 TEST_CASE("session: after the first token, no allocation per token") {
   CountingResource resource;

@@ -151,7 +151,8 @@ template <class Body>
 void for_each_part(std::size_t n, const Body& body) {
   const std::size_t n_parts = (n + simd::kMaxMatmulTokens - 1) / simd::kMaxMatmulTokens;
   for (std::size_t begin = 0, part = 0; begin < n; ++part) {
-    const std::size_t end = part + 1 == n_parts ? n : round_up(n * (part + 1) / n_parts, 16);
+    const std::size_t end =
+        part + 1 == n_parts ? n : round_up(n * (part + 1) / n_parts, simd::kMaxLanes);
     body(begin, end - begin);
     begin = end;
   }

@@ -363,7 +363,7 @@ class ForwardPass {
     if (!in_groups(count) || (!is_quantized(expert.w1) && !is_quantized(expert.w3))) return;
     const std::size_t lanes = normed_.lanes();
     for (std::size_t t = 0; t < count; t += lanes) {
-      const std::uint8_t* tokens[16];
+      const std::uint8_t* tokens[simd::kMaxLanes];
       const std::size_t n = std::min(lanes, count - t);
       for (std::size_t i = 0; i < n; ++i) {
         tokens[i] = normed_.token(assignment_.slot_row(assignment_.begin(e) + t + i));

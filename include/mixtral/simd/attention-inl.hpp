@@ -61,7 +61,7 @@ HWY_INLINE void score_block(const float* const* q, const std::uint8_t* keys, std
   const std::size_t lanes = hn::Lanes(df);
   const std::size_t n_whole = head_size / lanes * lanes;
   constexpr std::size_t kPositions = 16 / kHeads;  // whose sums are made together
-  HWY_ALIGN float sums[16 * 16];
+  HWY_ALIGN float sums[16 * kMaxLanes];
   for (std::size_t begin = 0; begin < n; begin += kPositions) {
     const auto key = [&](std::size_t p) {  // the last one fills up
       return keys + HWY_MIN(begin + p, n - 1) * stride;

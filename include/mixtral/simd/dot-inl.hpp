@@ -27,8 +27,7 @@ namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// At most 16 float lanes, so that 4 columns to a lane never straddle a scale of 16 columns' group
-// by more than the tile's own layout allows; longer vectors (SVE, RVV) use a part of theirs.
+// At most kMaxLanes floats, for which buffers have room; longer vectors (SVE, RVV) use a part of theirs.
 using DF = hn::CappedTag<float, 16>;
 using DI32 = hn::RebindToSigned<DF>;
 using DI16 = hn::Repartition<std::int16_t, DI32>;

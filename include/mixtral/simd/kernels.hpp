@@ -20,6 +20,8 @@ constexpr std::size_t kBlocksPerTile = kTile / kBlock;
 // An 8-bit dot product sums this many columns at a time.
 constexpr std::size_t kQuad = 4;
 constexpr std::size_t kQuadsPerTile = kTile / kQuad;
+// Float vectors, and so groups of tokens, have at most this many lanes.
+constexpr std::size_t kMaxLanes = 16;
 // One matmul call computes at most this many rows of the weights times this many tokens.
 constexpr std::size_t kMaxMatmulRows = 32;
 constexpr std::size_t kMaxMatmulTokens = 256;
@@ -88,7 +90,7 @@ struct Kernels {
   const char* target;  // Highway's name: "AVX3_DL", "AVX2" ...
   std::int64_t target_bit;
 
-  // How many tokens a group has: a power of two, at most 16.
+  // How many tokens a group has: a power of two, at most kMaxLanes.
   std::size_t (*lanes)();
 
   // out[t * kMaxMatmulRows + r] = dot(row (first_row + r) of w, x[t]) for r < n_rows, t < n_tokens.

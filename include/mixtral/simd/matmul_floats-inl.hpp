@@ -112,7 +112,7 @@ template <class Unpack>
 void matmul_tiles(const Unpack& unpack, std::size_t cols, std::size_t n_rows, const void* const* x,
                   std::size_t n_tokens, float* out) {
   HWY_ALIGN float tiles[kFloatRows * kTile];
-  HWY_ALIGN float sums[16 * 16];
+  HWY_ALIGN float sums[16 * kMaxLanes];
   for (std::size_t t = 0; t < n_tokens; ++t) {
     std::memset(out + t * kMaxMatmulRows, 0, kMaxMatmulRows * sizeof(float));
   }
@@ -158,7 +158,7 @@ void matmul_floats(const Matrix& w, std::size_t first_row, std::size_t n_rows, c
     return matmul_tiles(unpack, w.cols, n_rows, x, n_tokens, out);
   }
   const DF df;
-  HWY_ALIGN float sums[16 * 16];
+  HWY_ALIGN float sums[16 * kMaxLanes];
   HWY_ALIGN float last[4 * kTile];
   const auto* x0 = static_cast<const float*>(x[0]);
   std::memset(out, 0, kMaxMatmulRows * sizeof(float));

@@ -145,7 +145,7 @@ HWY_INLINE void transpose(const float* from, float* to) {
   const std::size_t n = hn::Lanes(df);
   // Taking all even elements before all odd ones turns the bits of an element's number by one place;
   // as often as a row's number has bits, rows and columns have changed places.
-  HWY_ALIGN float buffer[2][16 * 16];
+  HWY_ALIGN float buffer[2][kMaxLanes * kMaxLanes];
   for (std::size_t bit = 1, side = 0; bit < n; bit *= 2, side ^= 1) {
     const bool last = bit * 2 >= n;
     float* target = last ? to : buffer[side];
@@ -213,7 +213,7 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
     }
   }
   // A group's tokens and rows change places.
-  HWY_ALIGN float sums[kMaxMatmulRows * 16];
+  HWY_ALIGN float sums[kMaxMatmulRows * kMaxLanes];
   for (std::size_t g = 0; g < n_groups; ++g) {
     float* group = out + g * group_sums;
     std::memcpy(sums, group, group_sums * sizeof(float));

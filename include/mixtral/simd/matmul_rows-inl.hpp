@@ -81,7 +81,7 @@ HWY_INLINE VF multiply_tile_rows(const TileRows& rows, int zero, const std::uint
   const auto dots_of_16 = [&](std::size_t i) MIXTRAL_LAMBDA {
     return sums_of_4(dots(4 * i), dots(4 * i + 1), dots(4 * i + 2), dots(4 * i + 3));
   };
-  HWY_ALIGN float blocks[8 * 16];  // [row][block of 32 columns]
+  HWY_ALIGN float blocks[kBlocksPerTile * kMaxLanes];  // [row][block of 32 columns]
   const auto multiply = [&](std::size_t i, VI32 q_sum0, VI32 q_sum1) MIXTRAL_LAMBDA {
     const auto scale = [&](std::size_t half)
                            MIXTRAL_LAMBDA { return hn::Load(df, rows.scales[half] + i * n); };
