@@ -10,20 +10,54 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import typing
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-ARM = ("aarch64-linux-gnu-g++", "qemu-aarch64")
 KERNELS = ["kernels_test.cpp"]
 # The kernels in use, too: the network against the reference's greedy text and formulas in double.
 NETWORK = KERNELS + ["network_test.cpp"]
 NETWORK_CASES = ("kernels*,network: the bundled model*,network: any number of threads*,"
                  "network: every shape*,network: in one piece*")
-# Name, (compiler, emulator), target flags, tests, which cases, emulator's CPUs.
+# QEMU 7.2 ends with an assertion of its own (decode_save_opc) at the conversions in Highway's Exp.
+RISCV_CANNOT = "kernels: vector operations*,kernels: heads that share*,kernels: attention equals*"
+
+
+class Target(typing.NamedTuple):
+    name: str
+    compiler: str
+    flags: list
+    emulator: str
+    cpus: list
+    tests: list = KERNELS
+    filters: list = ["--test-case=*"]
+    prefix: str = ""  # what is compiled before everything else
+
+
+def highway_dialect_of_rvv():
+    """Highway 1.0.3 wants the intrinsics of a compiler between clang 15, the last whose names have no
+    prefix, and 16: masks of merge and compress behind the values, not before them."""
+    lines = ["#include <riscv_vector.h>"]
+    sizes = ["mf8", "mf4", "mf2", "m1", "m2", "m4", "m8"]
+    types = [f"{kind}{bits}{size}" for kind in "uif" for bits in (8, 16, 32, 64) for size in sizes]
+    for name in types:
+        merges = ["vmerge_vvm"] + (["vfmerge_vfm"] if name[0] == "f" else ["vmerge_vxm"])
+        lines += [f"#define {merge}_{name}(no, yes, mask, n) {merge}_{name}(mask, no, yes, n)"
+                  for merge in merges]
+        compress = f"vcompress_vm_{name}"
+        lines.append(f"#define {compress}(rest, v, mask, n) {compress}(mask, rest, v, n)")
+    return "\n".join(lines) + "\n"
+
+
+ARM = ("aarch64-linux-gnu-g++", "qemu-aarch64")
 TARGETS = [
-    ("NEON", ARM, ["-march=armv8-a"], KERNELS, "*", ["cortex-a53"]),
-    ("NEON with dotprod", ARM, ["-march=armv8.2-a+dotprod"], NETWORK, NETWORK_CASES, ["cortex-a76"]),
-    ("SVE", ARM, ["-march=armv8.2-a+sve"], KERNELS, "*",
-     [f"max,sve-default-vector-length={bits // 8}" for bits in (128, 256, 512, 1024)]),
+    Target("NEON", ARM[0], ["-march=armv8-a"], ARM[1], ["cortex-a53"]),
+    Target("NEON with dotprod", ARM[0], ["-march=armv8.2-a+dotprod"], ARM[1], ["cortex-a76"], NETWORK,
+           ["--test-case=" + NETWORK_CASES]),
+    Target("SVE", ARM[0], ["-march=armv8.2-a+sve"], ARM[1],
+           [f"max,sve-default-vector-length={bits // 8}" for bits in (128, 256, 512, 1024)]),
+    Target("RVV", "clang++-15", ["--target=riscv64-linux-gnu", "-march=rv64gcv"], "qemu-riscv64",
+           [f"rv64,v=true,vlen={bits}" for bits in (128, 256, 512, 1024)],
+           filters=["--test-case-exclude=" + RISCV_CANNOT], prefix=highway_dialect_of_rvv()),
 ]
 
 
@@ -34,18 +68,21 @@ def run(command):
 
 def check(target, folder, include):
     """Returns what went wrong, or None."""
-    name, (compiler, emulator), flags, tests, cases, cpus = target
-    program = pathlib.Path(folder) / name.replace(" ", "_")
-    sources = [ROOT / "tests" / test for test in ["main.cpp", *tests]]
-    command = [compiler, "-std=c++17", "-O1", "-static", *flags, "-DMIXTRAL_HEADERS_ONLY",
+    program = pathlib.Path(folder) / target.name.replace(" ", "_")
+    sources = [ROOT / "tests" / test for test in ["main.cpp", *target.tests]]
+    command = [target.compiler, "-std=c++17", "-O1", "-static", *target.flags, "-DMIXTRAL_HEADERS_ONLY",
                f'-DMIXTRAL_SOURCE_DIR="{ROOT}"', f"-I{ROOT / 'include'}", f"-I{ROOT / 'tests'}"]
+    if target.prefix:
+        prefix = program.with_suffix(".hpp")
+        prefix.write_text(target.prefix)
+        command += ["-include", prefix]
     for path in include:  # after the cross-compiler's own headers
         command += ["-idirafter", path]
     status, output = run([*command, *sources, ROOT / "examples" / "implementation.cpp", "-o", program])
     if status != 0:
         return output[-4000:]
-    for cpu in cpus:
-        status, output = run([emulator, "-cpu", cpu, program, f"--test-case={cases}"])
+    for cpu in target.cpus:
+        status, output = run([target.emulator, "-cpu", cpu, program, *target.filters])
         if status != 0:
             return f"on {cpu}:\n{output[-4000:]}"
     return None
@@ -58,16 +95,17 @@ def main():
     arguments = parser.parse_args()
     able, failed = [], 0
     for target in TARGETS:
-        missing = [tool for tool in target[1] if shutil.which(tool) is None]
+        tools = (target.compiler, target.emulator)
+        missing = [tool for tool in tools if shutil.which(tool) is None]
         if missing:
-            print(f"emulated: {target[0]} left out, there is no {' or '.join(missing)}")
+            print(f"emulated: {target.name} left out, there is no {' or '.join(missing)}")
             failed += arguments.require
         else:
             able.append(target)
     with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(2) as pool:
         results = pool.map(lambda target: check(target, folder, arguments.include), able)
         for target, problem in zip(able, results):
-            print(f"emulated: {target[0]}: {problem or 'passed'}", flush=True)
+            print(f"emulated: {target.name}: {problem or 'passed'}", flush=True)
             failed += problem is not None
     sys.exit(1 if failed else 0)
 
