@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Cross-compiles the kernels and their tests for other CPUs and runs them under emulation.
+"""Compiles the kernels and their tests for other CPUs and runs them, under emulation where need be.
 
 Leaves out, and says so, what there is no compiler or emulator for, unless --require.
 """
@@ -13,6 +13,8 @@ import tempfile
 import typing
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+CPUINFO = pathlib.Path("/proc/cpuinfo")
+CPU_FLAGS = CPUINFO.read_text().split() if CPUINFO.exists() else []
 KERNELS = ["kernels_test.cpp"]
 # The kernels in use, too: the network against the reference's greedy text and formulas in double.
 NETWORK = KERNELS + ["network_test.cpp"]
@@ -31,6 +33,7 @@ class Target(typing.NamedTuple):
     tests: list = KERNELS
     filters: list = ["--test-case=*"]
     prefix: str = ""  # what is compiled before everything else
+    cpu_flag: str = ""  # what this machine's CPU must have to run it if there is no emulator
 
 
 def highway_dialect_of_rvv():
@@ -58,6 +61,7 @@ TARGETS = [
     Target("RVV", "clang++-15", ["--target=riscv64-linux-gnu", "-march=rv64gcv"], "qemu-riscv64",
            [f"rv64,v=true,vlen={bits}" for bits in (128, 256, 512, 1024)],
            filters=["--test-case-exclude=" + RISCV_CANNOT], prefix=highway_dialect_of_rvv()),
+    Target("AVX-VNNI", "g++", ["-march=haswell", "-maes", "-mavxvnni"], "", [""], cpu_flag="avx_vnni"),
 ]
 
 
@@ -81,8 +85,12 @@ def check(target, folder, include):
     status, output = run([*command, *sources, ROOT / "examples" / "implementation.cpp", "-o", program])
     if status != 0:
         return output[-4000:]
+    if target.cpu_flag and target.cpu_flag not in CPU_FLAGS:
+        print(f"emulated: {target.name} compiled, not run: this CPU does not have it")
+        return None
     for cpu in target.cpus:
-        status, output = run([target.emulator, "-cpu", cpu, program, *target.filters])
+        emulator = [target.emulator, "-cpu", cpu] if target.emulator else []
+        status, output = run([*emulator, program, *target.filters])
         if status != 0:
             return f"on {cpu}:\n{output[-4000:]}"
     return None
@@ -95,7 +103,7 @@ def main():
     arguments = parser.parse_args()
     able, failed = [], 0
     for target in TARGETS:
-        tools = (target.compiler, target.emulator)
+        tools = [target.compiler] + ([target.emulator] if target.emulator else [])
         missing = [tool for tool in tools if shutil.which(tool) is None]
         if missing:
             print(f"emulated: {target.name} left out, there is no {' or '.join(missing)}")

@@ -38,7 +38,14 @@ using VI32 = hn::Vec<DI32>;
 using VI8 = hn::Vec<DI8>;
 
 // The dot product takes weights as unsigned bytes of full range; signed ones are stored 128 higher.
-#if HWY_TARGET <= HWY_AVX3_DL && HWY_ARCH_X86
+// (AVX-VNNI is no target of Highway's: it is used if the compiler's flags have it.)
+#undef MIXTRAL_AVX_VNNI  // differs between targets
+#if HWY_TARGET == HWY_AVX2 && defined(__AVXVNNI__)
+#define MIXTRAL_AVX_VNNI 1
+#else
+#define MIXTRAL_AVX_VNNI 0
+#endif
+#if (HWY_TARGET <= HWY_AVX3_DL && HWY_ARCH_X86) || MIXTRAL_AVX_VNNI
 constexpr bool kUnsignedDot = true;
 #else
 constexpr bool kUnsignedDot = false;
@@ -67,7 +74,11 @@ HWY_INLINE VI32 quad_dot(VI8 w, VI8 x) {
     sx = _mm256_sign_epi8(sx, uw);
     uw = _mm256_abs_epi8(uw);
   }
+#if MIXTRAL_AVX_VNNI
+  return VI32{_mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), uw, sx)};
+#else
   return VI32{_mm256_madd_epi16(_mm256_maddubs_epi16(uw, sx), _mm256_set1_epi16(1))};
+#endif
 #elif HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_SSSE3
   __m128i uw = w.raw;
   __m128i sx = x.raw;
@@ -98,6 +109,8 @@ template <bool kSigned>
 HWY_INLINE VI32 quad_dot_add(VI32 sum, VI8 w, VI8 x) {
 #if HWY_TARGET <= HWY_AVX3_DL && HWY_ARCH_X86
   if (!kSigned) return VI32{_mm512_dpbusd_epi32(sum.raw, w.raw, x.raw)};
+#elif MIXTRAL_AVX_VNNI
+  if (!kSigned) return VI32{_mm256_dpbusd_avx_epi32(sum.raw, w.raw, x.raw)};
 #elif HWY_TARGET == HWY_NEON && defined(__ARM_FEATURE_DOTPROD)
   return VI32{vdotq_s32(sum.raw, w.raw, x.raw)};
 #endif
