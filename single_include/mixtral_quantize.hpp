@@ -262,26 +262,8 @@ struct Iq4Levels {
   }
 };
 
-// Float32 to IEEE binary16, to nearest, ties to even; beyond its range infinity.
-inline std::uint16_t to_half(float value) {
-  std::uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  const std::uint32_t sign = bits >> 16 & 0x8000u;
-  bits &= 0x7fffffffu;
-  if (bits > 0x7f800000u) return static_cast<std::uint16_t>(sign | 0x7e00u);
-  if (bits >= 0x477ff000u) return static_cast<std::uint16_t>(sign | 0x7c00u);  // rounds to 2^16
-  if (bits < 0x38800000u) {  // subnormal: units of 2^-24
-    float magnitude;
-    std::memcpy(&magnitude, &bits, 4);
-    return static_cast<std::uint16_t>(
-        sign | static_cast<std::uint32_t>(std::nearbyint(magnitude * 16777216.0f)));
-  }
-  const std::uint32_t rounded = bits + 0xfffu + (bits >> 13 & 1u);
-  return static_cast<std::uint16_t>(sign | (rounded - 0x38000000u) >> 13);
-}
-
 inline void put_half(float value, std::uint8_t* out) {
-  const std::uint16_t half = to_half(value);
+  const std::uint16_t half = simd::portable_float_to_half(value);
   out[0] = static_cast<std::uint8_t>(half);
   out[1] = static_cast<std::uint8_t>(half >> 8);
 }
@@ -825,14 +807,11 @@ inline void encode_f32(const float* row, std::size_t n_cols, std::uint8_t* out) 
   }
 }
 
-// To nearest, ties to even; the row is finite.
 inline void encode_bf16(const float* row, std::size_t n_cols, std::uint8_t* out) {
   for (std::size_t i = 0; i < n_cols; ++i) {
-    std::uint32_t bits;
-    std::memcpy(&bits, row + i, 4);
-    bits += 0x7fffu + (bits >> 16 & 1u);
-    out[2 * i] = static_cast<std::uint8_t>(bits >> 16);
-    out[2 * i + 1] = static_cast<std::uint8_t>(bits >> 24);
+    const std::uint16_t bits = simd::float_to_bfloat16(row[i]);
+    out[2 * i] = static_cast<std::uint8_t>(bits);
+    out[2 * i + 1] = static_cast<std::uint8_t>(bits >> 8);
   }
 }
 

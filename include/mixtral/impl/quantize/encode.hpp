@@ -40,14 +40,11 @@ inline void encode_f32(const float* row, std::size_t n_cols, std::uint8_t* out) 
   }
 }
 
-// To nearest, ties to even; the row is finite.
 inline void encode_bf16(const float* row, std::size_t n_cols, std::uint8_t* out) {
   for (std::size_t i = 0; i < n_cols; ++i) {
-    std::uint32_t bits;
-    std::memcpy(&bits, row + i, 4);
-    bits += 0x7fffu + (bits >> 16 & 1u);
-    out[2 * i] = static_cast<std::uint8_t>(bits >> 16);
-    out[2 * i + 1] = static_cast<std::uint8_t>(bits >> 24);
+    const std::uint16_t bits = simd::float_to_bfloat16(row[i]);
+    out[2 * i] = static_cast<std::uint8_t>(bits);
+    out[2 * i + 1] = static_cast<std::uint8_t>(bits >> 8);
   }
 }
 
