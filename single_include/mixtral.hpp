@@ -6378,14 +6378,14 @@ struct Session::Impl {
       return Error(ErrorCode::invalid_argument,
                    "nothing to evaluate: append text, tokens or a chat first");
     }
-    while (n_evaluated < n_tokens) {
-      if (!run_pass(observer)) {
-        cancelled.store(false);
-        return Error(ErrorCode::cancelled,
-                     "cancelled after %u of %u tokens; evaluate again to go on",
-                     static_cast<unsigned>(n_evaluated), static_cast<unsigned>(n_tokens));
-      }
+    while (!cancelled.load() && n_evaluated < n_tokens && run_pass(observer)) {
       has_logits = n_evaluated == n_tokens;
+    }
+    // A request that came too late for the last pass, or before a call with nothing to do, counts too:
+    // it must not stay for a call that nobody meant.
+    if (cancelled.exchange(false)) {
+      return Error(ErrorCode::cancelled, "cancelled after %u of %u tokens; evaluate again to go on",
+                   static_cast<unsigned>(n_evaluated), static_cast<unsigned>(n_tokens));
     }
     return {};
   }

@@ -329,6 +329,15 @@ TEST_CASE("session: cancelling leaves the session usable, and the result the sam
   CHECK(status.error().code() == ErrorCode::cancelled);
   CHECK(!s.has_logits());
 
+  // With nothing left to do it counts as well, and does not stay for the next evaluation.
+  REQUIRE(s.evaluate());
+  s.cancel();
+  status = s.evaluate();
+  REQUIRE(!status);
+  CHECK(status.error().code() == ErrorCode::cancelled);
+  CHECK(s.has_logits());
+  REQUIRE(s.evaluate());
+
   // From another thread, at any moment.
   std::atomic<bool> done{false};
   std::thread other([&] {
