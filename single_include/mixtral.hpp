@@ -2407,8 +2407,10 @@ void attend_heads(const float* const* q, const KeysAndValues& past, std::size_t 
   }
   for (std::size_t begin = first; begin < end;) {
     const std::size_t n = HWY_MIN(kAttentionBlock - begin % kAttentionBlock, end - begin);
-    const std::uint8_t* keys = past.keys + begin % past.n_slots * past.stride;
-    const std::uint8_t* values = past.values + begin % past.n_slots * past.stride;
+    const std::uint8_t* page = past.pages + past.page_of[begin / kPagePositions] * past.page_bytes;
+    const std::uint8_t* row = page + begin % kPagePositions * past.stride;
+    const std::uint8_t* keys = row + past.keys;
+    const std::uint8_t* values = row + past.values;
     begin += n;
     score_block<Kv, kHeads>(q, keys, past.stride, n, head_size, scores);
     for (std::size_t h = 0; h < kHeads; ++h) {
@@ -3292,13 +3294,18 @@ struct Matrix {
 // Attention goes through the past in blocks of this many positions, beginning at its multiples.
 constexpr std::size_t kAttentionBlock = 32;
 
-// The keys and values of one head, each row in the format: position p is in slot p % n_slots, slots are
-// `stride` bytes apart. n_slots is a multiple of kAttentionBlock.
+// Keys and values lie in pages of this many positions, a multiple of kAttentionBlock.
+constexpr std::size_t kPagePositions = 64;
+
+// The keys and values of one head, each row in the format. Position p is row p % kPagePositions of page
+// page_of[p / kPagePositions].
 struct KeysAndValues {
-  const std::uint8_t* keys;
-  const std::uint8_t* values;
-  std::size_t stride;
-  std::size_t n_slots;
+  const std::uint8_t* pages;
+  std::size_t page_bytes;  // from one page to the next
+  const std::uint32_t* page_of;
+  std::size_t keys;    // where in a page this head's keys begin
+  std::size_t values;  // and its values
+  std::size_t stride;  // from one row to the next
   BlockFormat format;  // f32, f16, bf16 or q8_0
 };
 
@@ -3354,7 +3361,6 @@ struct Kernels {
 
   // out[h] = softmax(q[h] K^T * scale) V over the positions [first, end) of `past`, for n_heads query
   // heads that lie together, head_size apart, as do their results: one pass with a running maximum.
-  // The result depends on the positions only, not on how many slots there are.
   void (*attend)(const float* q, std::size_t n_heads, const KeysAndValues& past, std::size_t first,
                  std::size_t end, std::size_t head_size, float scale, float* out);
 };
@@ -3689,6 +3695,7 @@ double log_probability(Span<const float> logits, Token token);
 }  // namespace mixtral
 // One conversation with a model: its past, and the logits for what comes next.
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
@@ -3698,6 +3705,7 @@ double log_probability(Span<const float> logits, Token token);
 
 // Text generation: sampling, evaluating, decoding and stopping, one token a step.
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <iterator>
@@ -3748,6 +3756,12 @@ namespace mixtral {
 
 class Session;
 
+// What is left after a call with a time budget.
+enum class Progress {
+  working,  // more to do: call again
+  done,
+};
+
 struct GenerateOptions {
   std::uint32_t max_tokens = std::numeric_limits<std::uint32_t>::max();
   SamplingOptions sampling;
@@ -3779,6 +3793,10 @@ class Generation {
   // Generates one token; false once generation has stopped. After false, piece() still may hold text
   // that had been kept back (the start of a stop string that did not come).
   bool next();
+
+  // The same in slices of time (Session::advance): `working` until a token is there or generation has
+  // stopped, which stop_reason() tells then. Empty pieces are no sign of either.
+  Progress advance(std::chrono::nanoseconds budget);
 
   StopReason stop_reason() const noexcept;
   // Of the last token: its text, or what it completes of the text; whole UTF-8 characters, possibly
@@ -3840,7 +3858,8 @@ class Generation {
   friend class Session;
   struct Impl;
   Generation() noexcept;
-  bool stop(StopReason reason);
+  enum class Step { working, token, stopped };
+  Step step(const std::chrono::nanoseconds* budget);
 
   detail::ResourcePtr<Impl> impl_;  // null if it could not be made
   StopReason reason_ = StopReason::none;
@@ -3860,6 +3879,11 @@ struct SessionOptions {
   // How keys and values are kept: f16, f32, bf16, or q8_0, which takes about half of f16's memory and
   // needs a head size divisible by 32.
   BlockFormat kv_format = BlockFormat::f16;
+  // How many sessions, this one and its forks, share the memory that is taken for them.
+  std::uint32_t branches = 1;
+  // How many tokens' keys and values they hold together, what forks have in common counted once; 0 means
+  // enough for all of them to be full. In whole pages of 64, and one page more for each fork.
+  std::uint32_t kv_tokens = 0;
   // Threads to use; the default runs everything on the calling thread.
   Executor executor;
 };
@@ -3876,16 +3900,17 @@ class Logits : public Span<const float> {
   }
 };
 
-// Not for concurrent use, except cancel(). Move only; a moved-from session may only be destroyed or
-// assigned to. Keeps the model alive. All memory of the session's own is taken in open().
+// Not for concurrent use, except cancel(); a session and its forks together count as one. Move only; a
+// moved-from session may only be destroyed or assigned to. Keeps the model alive. All memory of the
+// session's own is taken in open(), but for a few bytes of each fork.
 class Session {
  public:
   // Errors: invalid_argument (a context longer than the model's, a cache format that is none),
   // out_of_memory.
   static Result<Session> open(const Model& model, const SessionOptions& options = {});
 
-  // The bytes that open() takes from the memory resource for these options, and the session's
-  // lifetime maximum without generation or text, which need a little of their own.
+  // The bytes that open() and all forks take from the memory resource for these options: the lifetime
+  // maximum without generation or text, which need a little of their own.
   // Errors: invalid_argument.
   static Result<std::uint64_t> memory_needed(const Model& model,
                                              const SessionOptions& options = {});
@@ -3908,13 +3933,44 @@ class Session {
 
   // Computes all appended tokens. After success logits() follow the last token.
   // Errors: cancelled, then whole batches done so far remain and the call can be repeated;
-  // invalid_argument if the session is empty.
+  // invalid_argument if the session is empty; context_full if forks have taken all room for keys and
+  // values.
   Status evaluate(Observer* observer = nullptr);
+
+  // The same in slices of time, for a host that has other things to do: works for about `budget`, less
+  // if the next piece of work would not fit, then returns and goes on at the next call. The result is
+  // the same, to the bit. Pieces are small (32 rows of a matrix): a slice ends late by less than one
+  // of them, and does one even if the budget is too short. Errors: as evaluate().
+  Result<Progress> advance(std::chrono::nanoseconds budget, Observer* observer = nullptr);
+
+  // The same for several sessions of one open() at once: their tokens go through the model together,
+  // so that weights are read once for all of them, and each gets the results that it gets alone, to the
+  // bit. cancel() of any of them counts. Errors: invalid_argument if they are not of one open().
+  static Status evaluate_all(Span<Session* const> sessions, Observer* observer = nullptr);
+  static Result<Progress> advance_all(Span<Session* const> sessions,
+                                      std::chrono::nanoseconds budget,
+                                      Observer* observer = nullptr);
+
+  // A session with the same past, which they share as far as it is the same: only a page of 64 tokens
+  // is copied when both go on from its middle. Neither changes what the other sees. A fork after
+  // clear() is a new conversation in the same memory.
+  // Errors: out_of_memory if all of SessionOptions::branches are in use.
+  Result<Session> fork() const;
+
+  // Goes back to the first n tokens; what was computed for them stays.
+  // Errors: invalid_argument if there are fewer.
+  Status rewind(std::uint32_t n);
+
+  // Makes these the session's tokens, as after clear() and append(); what they have in common with the
+  // tokens before, from the beginning on, is not computed again. Returns how many that are. Nothing
+  // changes on error. Errors: as append().
+  Result<std::uint32_t> replace(Span<const Token> tokens);
+  Result<std::uint32_t> replace(std::string_view text);
 
   // True if logits() may be called: something was evaluated and nothing appended since.
   bool has_logits() const noexcept;
-  // vocab_size unnormalised log-probabilities of the next token; valid until the next append(),
-  // evaluate() or generation step. Only if has_logits().
+  // vocab_size unnormalised log-probabilities of the next token; valid until this session's next
+  // evaluation. Only if has_logits().
   Logits logits() const noexcept;
   // ln p(token) as the next token. Only if has_logits().
   double log_probability(Token token) const;
@@ -5327,6 +5383,10 @@ Status check_config(const Config& config, const char* where) {
 #include <algorithm>
 
 #include <algorithm>
+
+// What a session and its forks share: memory, the pages of their pasts, and the pass in progress.
+
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 
@@ -5656,56 +5716,174 @@ void multiply_chunk(const simd::Kernels& kernels, const simd::Matrix& w, std::si
 }
 
 }  // namespace mixtral::detail
-// The keys and values of one session's past.
+// The keys and values of the past, in pages that several sessions can share.
 
 #include <cstddef>
+#include <cstdint>
+#include <cstring>
 
 namespace mixtral::detail {
 
-// [layer][kv head][slot][head_size] in one of the formats that attention reads, keys and values apart,
-// so that one head's past is one contiguous stream. Position p is in slot p modulo the number of slots,
-// which is a multiple of simd::kAttentionBlock: a block of positions never wraps.
-class KvCache {
+// Memory for a number of pages and how often each is used. A page is
+// [layer][keys, values][kv head][position][head_size] in one of the formats that attention reads.
+class KvPages {
  public:
-  // For `n_positions` in all, of which the last n_live must be there at once.
-  void take(Slab& slab, const Config& config, BlockFormat format, std::size_t n_positions,
-            std::size_t n_live) {
+  static constexpr std::size_t n_needed(std::size_t n_positions) {
+    return (n_positions + simd::kPagePositions - 1) / simd::kPagePositions;
+  }
+
+  void take(Slab& slab, const Config& config, BlockFormat format, std::size_t n_pages) {
     const BlockFormatInfo& info = *block_format_info(format);
     format_ = format;
-    n_kv_heads_ = config.n_kv_heads;
     row_bytes_ = config.head_size / info.block_size * info.block_bytes;
-    n_slots_ = n_live < n_positions ? n_live : n_positions;
-    n_slots_ = round_up(n_slots_, simd::kAttentionBlock);
-    const std::size_t n_rows = std::size_t{config.n_layers} * config.n_kv_heads * n_slots_;
-    keys_ = slab.take<std::uint8_t>(n_rows * row_bytes_);
-    values_ = slab.take<std::uint8_t>(n_rows * row_bytes_);
+    head_bytes_ = row_bytes_ * simd::kPagePositions;
+    n_kv_heads_ = config.n_kv_heads;
+    n_streams_ = 2 * std::size_t{config.n_layers} * config.n_kv_heads;
+    n_pages_ = n_pages;
+    users_ = slab.take<std::uint32_t>(n_pages);
+    free_ = slab.take<std::uint32_t>(n_pages);
+    bytes_ = slab.take<std::uint8_t>(n_pages * page_bytes());
+    if (users_ == nullptr) return;
+    for (std::size_t i = 0; i < n_pages; ++i) {
+      users_[i] = 0;
+      free_[i] = static_cast<std::uint32_t>(n_pages - 1 - i);  // the first page is taken first
+    }
+    n_free_ = n_pages;
   }
 
   BlockFormat format() const noexcept { return format_; }
+  std::size_t row_bytes() const noexcept { return row_bytes_; }
+  std::size_t page_bytes() const noexcept { return n_streams_ * head_bytes_; }
+  std::size_t n_pages() const noexcept { return n_pages_; }
+  std::size_t n_free() const noexcept { return n_free_; }
+
+  // A free page, for one user. Only if n_free() is not 0.
+  std::uint32_t take_page() noexcept {
+    const std::uint32_t page = free_[--n_free_];
+    users_[page] = 1;
+    return page;
+  }
+  void add_user(std::uint32_t page) noexcept { ++users_[page]; }
+  void drop(std::uint32_t page) noexcept {
+    if (--users_[page] == 0) free_[n_free_++] = page;
+  }
+  bool is_shared(std::uint32_t page) const noexcept { return users_[page] > 1; }
+
+  // Copies the first n positions.
+  void copy(std::uint32_t from, std::uint32_t to, std::size_t n) noexcept {
+    for (std::size_t i = 0; i < n_streams_; ++i) {
+      std::memcpy(bytes_ + to * page_bytes() + i * head_bytes_,
+                  bytes_ + from * page_bytes() + i * head_bytes_, n * row_bytes_);
+    }
+  }
+
+  std::uint8_t* bytes() const noexcept { return bytes_; }
+  // Where in a page the keys of a head begin; its values are values_after() further.
+  std::size_t head(std::size_t layer, std::size_t head) const noexcept {
+    return (2 * layer * n_kv_heads_ + head) * head_bytes_;
+  }
+  std::size_t values_after() const noexcept { return n_kv_heads_ * head_bytes_; }
+
+ private:
+  BlockFormat format_ = BlockFormat::f32;
+  std::size_t row_bytes_ = 0;
+  std::size_t head_bytes_ = 0;
+  std::size_t n_kv_heads_ = 0;
+  std::size_t n_streams_ = 0;  // keys and values of all layers and heads
+  std::size_t n_pages_ = 0;
+  std::size_t n_free_ = 0;
+  std::uint32_t* users_ = nullptr;
+  std::uint32_t* free_ = nullptr;  // a stack of n_free_
+  std::uint8_t* bytes_ = nullptr;
+};
+
+// The pages with one session's past: those of the positions [first(), end), of which the pages before
+// first() were given back.
+class KvPast {
+ public:
+  void take(Slab& slab, KvPages& pages, std::size_t n_positions) {
+    pages_ = &pages;
+    page_of_ = slab.take<std::uint32_t>(KvPages::n_needed(n_positions));
+  }
+
+  BlockFormat format() const noexcept { return pages_->format(); }
+
+  bool is_empty() const noexcept { return first_page_ == end_page_; }
+  // The first position whose page is held.
+  std::size_t first() const noexcept { return first_page_ * simd::kPagePositions; }
+
+  // How many free pages prepare() would take.
+  std::size_t n_pages_to_take(std::size_t begin, std::size_t end) const noexcept {
+    std::size_t n = 0;
+    for (std::size_t p = begin / simd::kPagePositions; p < KvPages::n_needed(end); ++p) {
+      n += p >= end_page_ || pages_->is_shared(page_of_[p]) ? 1 : 0;
+    }
+    return n;
+  }
+
+  // Makes the positions [begin, end) writable, of which those before `begin` stay as they are; `begin`
+  // is not after the held pages. Only if there are free pages enough.
+  void prepare(std::size_t begin, std::size_t end) noexcept {
+    for (std::size_t p = begin / simd::kPagePositions; p < KvPages::n_needed(end); ++p) {
+      if (p >= end_page_) {
+        page_of_[p] = pages_->take_page();
+        end_page_ = p + 1;
+      } else if (pages_->is_shared(page_of_[p])) {
+        const std::uint32_t own = pages_->take_page();
+        const std::size_t start = p * simd::kPagePositions;
+        if (begin > start) pages_->copy(page_of_[p], own, begin - start);
+        pages_->drop(page_of_[p]);
+        page_of_[p] = own;
+      }
+    }
+  }
+
+  // Gives back the pages that lie wholly before `position`.
+  void drop_before(std::size_t position) noexcept {
+    while (first_page_ < end_page_ && (first_page_ + 1) * simd::kPagePositions <= position) {
+      pages_->drop(page_of_[first_page_++]);
+    }
+  }
+
+  // Gives back the pages that lie wholly from `position` on.
+  void drop_from(std::size_t position) noexcept {
+    while (first_page_ < end_page_ && (end_page_ - 1) * simd::kPagePositions >= position) {
+      pages_->drop(page_of_[--end_page_]);
+    }
+    if (first_page_ == end_page_) first_page_ = end_page_ = 0;
+  }
+
+  // Uses the pages that `other` has for its first n positions.
+  void share(const KvPast& other, std::size_t n) noexcept {
+    drop_from(0);
+    first_page_ = other.first_page_;
+    end_page_ = KvPages::n_needed(n) < first_page_ ? first_page_ : KvPages::n_needed(n);
+    for (std::size_t p = first_page_; p < end_page_; ++p) {
+      page_of_[p] = other.page_of_[p];
+      pages_->add_user(page_of_[p]);
+    }
+  }
 
   std::uint8_t* key(std::size_t layer, std::size_t head, std::size_t position) const noexcept {
-    return keys_ + index(layer, head, position);
+    return pages_->bytes() + page_of_[position / simd::kPagePositions] * pages_->page_bytes() +
+           pages_->head(layer, head) + position % simd::kPagePositions * pages_->row_bytes();
   }
   std::uint8_t* value(std::size_t layer, std::size_t head, std::size_t position) const noexcept {
-    return values_ + index(layer, head, position);
+    return key(layer, head, position) + pages_->values_after();
   }
 
-  // All slots of one head.
   simd::KeysAndValues head(std::size_t layer, std::size_t head) const noexcept {
-    return {key(layer, head, 0), value(layer, head, 0), row_bytes_, n_slots_, format_};
+    const std::size_t keys = pages_->head(layer, head);
+    return {
+        pages_->bytes(),     pages_->page_bytes(), page_of_, keys, keys + pages_->values_after(),
+        pages_->row_bytes(), pages_->format()};
   }
 
  private:
-  std::size_t index(std::size_t layer, std::size_t head, std::size_t position) const noexcept {
-    return ((layer * n_kv_heads_ + head) * n_slots_ + position % n_slots_) * row_bytes_;
-  }
-
-  BlockFormat format_ = BlockFormat::f32;
-  std::size_t n_kv_heads_ = 0;
-  std::size_t row_bytes_ = 0;
-  std::size_t n_slots_ = 0;
-  std::uint8_t* keys_ = nullptr;
-  std::uint8_t* values_ = nullptr;
+  KvPages* pages_ = nullptr;
+  std::uint32_t* page_of_ = nullptr;  // [position / kPagePositions]
+  std::size_t first_page_ = 0;
+  std::size_t end_page_ = 0;
 };
 
 }  // namespace mixtral::detail
@@ -5824,9 +6002,9 @@ namespace mixtral::detail {
 // One token of a pass.
 struct PassRow {
   Token token = 0;
-  std::uint32_t position = 0;  // keys and values before it are in the cache
-  const KvCache* cache = nullptr;
-  bool wants_logits = false;
+  std::uint32_t position = 0;  // keys and values before it are in `past`, or computed in this pass
+  const KvPast* past = nullptr;
+  float* logits = nullptr;  // where the logits that follow the token are put; null: nowhere
 };
 
 class ForwardPass {
@@ -5857,9 +6035,9 @@ class ForwardPass {
   // Where the caller puts the tokens of the next pass, max_rows at most.
   PassRow* rows() const noexcept { return rows_; }
 
-  void begin(std::size_t n_rows, Observer* observer) {
+  void begin(std::size_t n_rows, bool all_logits) {
     n_rows_ = n_rows;
-    observer_ = observer;
+    all_logits_ = all_logits;
     layer_ = 0;
     logits_row_ = 0;
     stage_ = Stage::embed;
@@ -5880,7 +6058,7 @@ class ForwardPass {
       case Stage::attention_output: return n_row_chunks(config.dim);
       case Stage::experts_pack: return assignment_.n_active();
       case Stage::experts_up: return assignment_.n_active() * n_row_chunks(config.hidden_dim);
-      case Stage::experts_down: return n_row_chunks(config.dim);
+      case Stage::experts_down: return n_row_chunks(config.dim);  // of one expert
       case Stage::final_norm: return n_logit_rows_;
       case Stage::output: return n_row_chunks(config.vocab_size);
       case Stage::done: return 0;
@@ -5908,12 +6086,14 @@ class ForwardPass {
     }
   }
 
-  // To be called once all chunks of the current stage have run.
-  void next_stage() {
+  // To be called once all chunks of the current stage have run. The observer may be null.
+  void next_stage(Observer* observer) {
+    observer_ = observer;
     if (observer_ != nullptr && observer_->wants_inputs()) show_inputs();
     switch (stage_) {
       case Stage::router: finish_router(); break;
       case Stage::experts_down:
+        if (++down_ < assignment_.n_active()) return;
         if (++layer_ < model_->config.n_layers) {
           stage_ = Stage::attention_norm;
         } else {
@@ -5949,8 +6129,8 @@ class ForwardPass {
   }
   std::uint32_t layer_number() const noexcept { return static_cast<std::uint32_t>(layer_); }
 
-  // The logits of the last row that wanted them, once the pass is done.
-  const float* logits() const noexcept { return last_logits_; }
+  // The kind of the current stage, below kStageKinds: chunks of the same kind take about as long.
+  std::size_t stage_kind() const noexcept { return static_cast<std::size_t>(stage_); }
 
  private:
   enum class Stage {
@@ -5969,6 +6149,11 @@ class ForwardPass {
     output,
     done,
   };
+
+ public:
+  static constexpr std::size_t kStageKinds = static_cast<std::size_t>(Stage::done) + 1;
+
+ private:
   // Logits are computed for this many rows at a time.
   static constexpr std::size_t kLogitRows = 8;
 
@@ -6044,9 +6229,9 @@ class ForwardPass {
     const PassRow& info = rows_[row];
     for (std::size_t h = 0; h < config.n_kv_heads; ++h) {
       kernels().rotate(k + h * size, cos2, sin2, size);
-      const BlockFormat format = info.cache->format();
-      kernels().store_kv(format, k + h * size, size, info.cache->key(layer_, h, info.position));
-      kernels().store_kv(format, v + h * size, size, info.cache->value(layer_, h, info.position));
+      const BlockFormat format = info.past->format();
+      kernels().store_kv(format, k + h * size, size, info.past->key(layer_, h, info.position));
+      kernels().store_kv(format, v + h * size, size, info.past->value(layer_, h, info.position));
     }
   }
 
@@ -6060,7 +6245,7 @@ class ForwardPass {
     const std::size_t end = std::size_t{rows_[row].position} + 1;
     const std::size_t window = config.sliding_window;
     const std::size_t first = window == 0 || end <= window ? 0 : end - window;
-    const simd::KeysAndValues past = rows_[row].cache->head(layer_, kv_head);
+    const simd::KeysAndValues past = rows_[row].past->head(layer_, kv_head);
     const float scale = 1.0f / std::sqrt(static_cast<float>(size));
     const std::size_t h = kv_head * group;
     kernels().attend(qkv_row(row) + h * size, group, past, first, end, size, scale,
@@ -6097,6 +6282,7 @@ class ForwardPass {
 
   void finish_router() {
     assignment_.group(n_rows_, normed_.lanes());
+    down_ = 0;
     if (observer_ == nullptr || !model_->config.has_router()) return;
     const std::size_t k = model_->config.n_experts_used;
     for (std::size_t row = 0; row < n_rows_; ++row) {
@@ -6205,27 +6391,26 @@ class ForwardPass {
     });
   }
 
-  // x += weight * (w2 hidden), one expert after the other in the order of their numbers.
+  // x += weight * (w2 hidden) for the tokens of one expert; a stage for each, in the order of their
+  // numbers, since a row's sum has to come about in one order.
   void experts_down(std::size_t chunk) const {
-    for (std::size_t i = 0; i < assignment_.n_active(); ++i) {
-      const std::size_t e = assignment_.active(i);
-      const std::size_t begin = assignment_.begin(e);
-      const std::size_t n = assignment_.count(e);
-      multiply_chunk(
-          kernels(), layer().experts[e].w2, chunk,
-          consecutive_rows(hidden_, assignment_.place(e), n), n,
-          [&](std::size_t t, std::size_t first, const float* values, std::size_t n_values) {
-            kernels().add_scaled(assignment_.slot_weight(begin + t), values, n_values,
-                                 x(assignment_.slot_row(begin + t)) + first);
-          });
-    }
+    const std::size_t e = assignment_.active(down_);
+    const std::size_t begin = assignment_.begin(e);
+    const std::size_t n = assignment_.count(e);
+    multiply_chunk(
+        kernels(), layer().experts[e].w2, chunk, consecutive_rows(hidden_, assignment_.place(e), n),
+        n, [&](std::size_t t, std::size_t first, const float* values, std::size_t n_values) {
+          kernels().add_scaled(assignment_.slot_weight(begin + t), values, n_values,
+                               x(assignment_.slot_row(begin + t)) + first);
+        });
   }
 
   // Collects the next rows that want logits, or ends the pass.
   void begin_logits() {
     n_logit_rows_ = 0;
     while (logits_row_ < n_rows_ && n_logit_rows_ < kLogitRows) {
-      if (rows_[logits_row_].wants_logits) logit_rows_[n_logit_rows_++] = logits_row_;
+      if (all_logits_ || rows_[logits_row_].logits != nullptr)
+        logit_rows_[n_logit_rows_++] = logits_row_;
       ++logits_row_;
     }
     stage_ = n_logit_rows_ == 0 ? Stage::done : Stage::final_norm;
@@ -6249,10 +6434,11 @@ class ForwardPass {
   void finish_logits() {
     const std::size_t vocab_size = model_->config.vocab_size;
     for (std::size_t i = 0; i < n_logit_rows_; ++i) {
-      last_logits_ = logits_ + i * vocab_size;
+      const float* logits = logits_ + i * vocab_size;
+      const PassRow& row = rows_[logit_rows_[i]];
+      if (row.logits != nullptr) std::memcpy(row.logits, logits, vocab_size * sizeof(float));
       if (observer_ != nullptr) {
-        observer_->on_logits(rows_[logit_rows_[i]].position,
-                             Span<const float>(last_logits_, vocab_size));
+        observer_->on_logits(row.position, Span<const float>(logits, vocab_size));
       }
     }
     begin_logits();
@@ -6263,6 +6449,8 @@ class ForwardPass {
   Stage stage_ = Stage::done;
   std::size_t layer_ = 0;
   std::size_t n_rows_ = 0;
+  bool all_logits_ = false;
+  std::size_t down_ = 0;                     // which active expert experts_down is at
   std::size_t logits_row_ = 0;               // the first row not yet looked at for logits
   std::size_t logit_rows_[kLogitRows] = {};  // the rows whose logits are being computed
   std::size_t n_logit_rows_ = 0;
@@ -6281,7 +6469,309 @@ class ForwardPass {
   float* shown_ = nullptr;     // a row of hidden_ for an observer
   Activations final_;          // input of the output matrix, [logit row][dim]
   float* logits_ = nullptr;    // [logit row][vocab_size]
-  const float* last_logits_ = nullptr;
+};
+
+}  // namespace mixtral::detail
+
+namespace mixtral::detail {
+
+// The state of one session.
+struct Branch {
+  Token* history = nullptr;       // [context]
+  std::uint8_t* turns = nullptr;  // [context], what a chat may go on with after each token
+  float* logits = nullptr;        // [vocab_size], that follow the last token
+  KvPast past;
+  std::uint32_t n_tokens = 0;     // in the history
+  std::uint32_t n_evaluated = 0;  // of them in the past
+  std::uint32_t n_in_pass = 0;    // that the pass in progress computes
+  bool has_logits = false;
+  bool in_use = false;
+  std::atomic<bool> cancelled{false};
+
+  // Tokens to be computed before there are logits: the last one again if they were lost.
+  std::uint32_t n_pending() const noexcept {
+    return n_evaluated < n_tokens ? n_tokens - n_evaluated : has_logits || n_tokens == 0 ? 0 : 1;
+  }
+};
+
+struct WorkspaceSizes {
+  std::uint32_t context = 0;
+  std::uint32_t batch = 0;
+  std::uint32_t branches = 1;
+  BlockFormat kv_format = BlockFormat::f16;
+  std::size_t kv_pages = 0;
+};
+
+class Workspace {
+ public:
+  using Clock = std::chrono::steady_clock;
+
+  Workspace(const Model& model, const ModelData& data, const Executor& executor,
+            const WorkspaceSizes& sizes)
+      : model_(model), data_(&data), executor_(executor), sizes_(sizes) {}
+
+  // The bytes that reserve() takes.
+  std::size_t bytes_needed() {
+    Slab measure;
+    take(measure);
+    return measure.used();
+  }
+  // False if the resource has not enough.
+  bool reserve() {
+    if (!slab_.reserve(data_->resource, bytes_needed())) return false;
+    take(slab_);
+    return true;
+  }
+
+  const Model& model() const noexcept { return model_; }
+  const ModelData& data() const noexcept { return *data_; }
+  const WorkspaceSizes& sizes() const noexcept { return sizes_; }
+  const KvPages& pages() const noexcept { return pages_; }
+
+  // A branch without a past; null if all are in use.
+  Branch* take_branch() noexcept {
+    for (std::size_t i = 0; i < sizes_.branches; ++i) {
+      if (branches_[i].in_use) continue;
+      branches_[i].in_use = true;
+      ++n_in_use_;
+      return &branches_[i];
+    }
+    return nullptr;
+  }
+  // True if it was the last one.
+  bool give_back(Branch& branch) noexcept {
+    rewind(branch, 0);
+    branch.in_use = false;
+    branch.cancelled.store(false);
+    return --n_in_use_ == 0;
+  }
+
+  void rewind(Branch& branch, std::uint32_t n) noexcept {
+    if (branch.n_in_pass != 0) abandon();
+    if (n == branch.n_tokens && n != 0) return;
+    branch.n_tokens = n;
+    branch.has_logits = false;
+    branch.n_evaluated = std::min(branch.n_evaluated, n);
+    branch.past.drop_from(branch.n_evaluated);
+    if (branch.past.is_empty()) branch.n_evaluated = 0;
+  }
+
+  // Makes `to`, which has no past, the same as `from`.
+  void copy(const Branch& from, Branch& to) noexcept {
+    std::copy_n(from.history, from.n_tokens, to.history);
+    std::copy_n(from.turns, from.n_tokens, to.turns);
+    if (from.has_logits) std::copy_n(from.logits, data_->config.vocab_size, to.logits);
+    to.past.share(from.past, from.n_evaluated);
+    to.n_tokens = from.n_tokens;
+    to.n_evaluated = from.n_evaluated;
+    to.has_logits = from.has_logits;
+  }
+
+  // Where to put the branches of one call, as many as there are.
+  Branch** wanted() const noexcept { return wanted_; }
+
+  // Computes what is pending in the first n of wanted(), until `deadline` unless that is null; a pass
+  // of others that is in progress is finished first. True if all is done.
+  Result<bool> advance(std::size_t n, const Clock::time_point* deadline, Observer* observer) {
+    n_wanted_ = n;
+    bool ran = false;
+    while (!is_cancelled()) {
+      if (!running_) {
+        MIXTRAL_RETURN_IF_ERROR(begin_pass(observer));
+        if (!running_) break;
+      }
+      if (!run(deadline, observer, ran)) {
+        if (!is_cancelled()) return false;
+        break;
+      }
+      finish_pass();
+    }
+    // A request that came too late for the last pass, or before a call with nothing to do, counts too:
+    // it must not stay for a call that nobody meant.
+    std::uint32_t n_evaluated = 0, n_tokens = 0;
+    bool cancelled = false;
+    for (std::size_t i = 0; i < n; ++i) {
+      cancelled = wanted_[i]->cancelled.exchange(false) || cancelled;
+      n_evaluated += wanted_[i]->n_evaluated;
+      n_tokens += wanted_[i]->n_tokens;
+    }
+    if (!cancelled) return true;
+    abandon();
+    return Error(ErrorCode::cancelled, "cancelled after %u of %u tokens; evaluate again to go on",
+                 static_cast<unsigned>(n_evaluated), static_cast<unsigned>(n_tokens));
+  }
+
+ private:
+  void take(Slab& slab) {
+    const Config& config = data_->config;
+    branches_ = slab.take<Branch>(sizes_.branches);
+    wanted_ = slab.take<Branch*>(sizes_.branches);
+    pages_.take(slab, config, sizes_.kv_format, sizes_.kv_pages);
+    pass_.take(slab, *data_, sizes_.batch);
+    row_branch_ = slab.take<Branch*>(sizes_.batch);
+    for (std::size_t i = 0; i < sizes_.branches; ++i) {
+      Branch unused;
+      Branch& branch = branches_ == nullptr ? unused : *new (&branches_[i]) Branch;
+      branch.history = slab.take<Token>(sizes_.context);
+      branch.turns = slab.take<std::uint8_t>(sizes_.context);
+      branch.logits = slab.take<float>(config.vocab_size);
+      branch.past.take(slab, pages_, sizes_.context);
+    }
+  }
+
+  bool is_cancelled() const noexcept {
+    for (std::size_t i = 0; i < n_wanted_; ++i) {
+      if (wanted_[i]->cancelled.load(std::memory_order_relaxed)) return true;
+    }
+    return false;
+  }
+
+  // Positions that a token at `position` does not need any more come before this one.
+  std::size_t first_needed(std::size_t position) const noexcept {
+    const std::size_t window = data_->config.sliding_window;
+    return window == 0 || position + 1 <= window ? 0 : position + 1 - window;
+  }
+
+  // Begins a pass over as many pending tokens as it takes, if there are any.
+  Status begin_pass(Observer* observer) {
+    std::uint32_t n_rows = 0;
+    PassRow* rows = pass_.rows();
+    for (std::size_t b = 0; b < n_wanted_; ++b) {
+      Branch* branch = wanted_[b];
+      const std::uint32_t n = std::min(sizes_.batch - n_rows, branch->n_pending());
+      if (n == 0 || branch->n_in_pass != 0) continue;
+      if (branch->n_evaluated == branch->n_tokens) --branch->n_evaluated;
+      // What a window has moved over comes back by computing all again.
+      if (first_needed(branch->n_evaluated) < branch->past.first()) {
+        branch->n_evaluated = 0;
+        branch->past.drop_from(0);
+      }
+      const std::uint32_t begin = branch->n_evaluated;
+      branch->past.drop_before(first_needed(begin));
+      if (branch->past.n_pages_to_take(begin, begin + n) > pages_.n_free()) {
+        if (n_rows != 0) break;  // go on with those that have room
+        return Error(ErrorCode::context_full,
+                     "no room for keys and values of %u more tokens: the session and its forks "
+                     "have %zu pages of %zu tokens, of which %zu are free; open it with more "
+                     "kv_tokens, or let some of them go",
+                     static_cast<unsigned>(n), pages_.n_pages(), simd::kPagePositions,
+                     pages_.n_free());
+      }
+      branch->past.prepare(begin, begin + n);
+      branch->n_in_pass = n;
+      for (std::uint32_t i = 0; i < n; ++i) {
+        const std::uint32_t position = begin + i;
+        row_branch_[n_rows] = branch;
+        rows[n_rows++] = {branch->history[position], position, &branch->past,
+                          position + 1 == branch->n_tokens ? branch->logits : nullptr};
+      }
+    }
+    if (n_rows == 0) return {};
+    if (n_rows != n_rows_) {
+      for (auto& time : chunk_time_) time.store(0, std::memory_order_relaxed);
+    }
+    n_rows_ = n_rows;
+    next_chunk_.store(0);
+    stage_seconds_ = 0.0;
+    running_ = true;
+    pass_.begin(n_rows, observer != nullptr && observer->wants_all_logits());
+    return {};
+  }
+
+  void finish_pass() noexcept {
+    for (std::uint32_t i = 0; i < n_rows_; ++i) {
+      Branch& branch = *row_branch_[i];
+      if (branch.n_in_pass == 0) continue;
+      branch.n_evaluated += branch.n_in_pass;
+      branch.n_in_pass = 0;
+      branch.has_logits = branch.n_evaluated == branch.n_tokens;
+    }
+    running_ = false;
+  }
+
+  // Forgets the pass in progress; its tokens are pending as before.
+  void abandon() noexcept {
+    if (!running_) return;
+    for (std::uint32_t i = 0; i < n_rows_; ++i) row_branch_[i]->n_in_pass = 0;
+    running_ = false;
+  }
+
+  // Goes on with the pass, true if to its end; false if the deadline came or it was cancelled.
+  // `ran` tells whether anything was done before, since the beginning of a time slice.
+  bool run(const Clock::time_point* deadline, Observer* observer, bool& ran) {
+    const bool timed = observer != nullptr && observer->wants_times();
+    while (!pass_.done()) {
+      const Clock::time_point start = timed ? Clock::now() : Clock::time_point();
+      const std::size_t n = pass_.n_chunks();
+      const bool complete = deadline == nullptr ? run_all(n) : run_until(n, *deadline, ran);
+      if (timed) stage_seconds_ += std::chrono::duration<double>(Clock::now() - start).count();
+      if (!complete) return false;
+      if (timed) observer->on_time(pass_.part(), pass_.layer_number(), stage_seconds_);
+      stage_seconds_ = 0.0;
+      next_chunk_.store(0);
+      pass_.next_stage(observer);
+    }
+    return true;
+  }
+
+  // The rest of the stage's n chunks, each thread those that lie together.
+  bool run_all(std::size_t n) {
+    const std::size_t first = next_chunk_.load();
+    const auto run_chunk = [&](std::size_t i) {
+      if (!is_cancelled()) pass_.run_chunk(first + i);
+    };
+    executor_.run(n - first, Chunks(run_chunk));
+    return !is_cancelled();
+  }
+
+  // As many of the stage's chunks as are likely to end by the deadline, in their order, so that those
+  // left are the last ones; one at least if nothing ran before.
+  bool run_until(std::size_t n, Clock::time_point deadline, bool& ran) {
+    std::atomic<std::int64_t>& time = chunk_time_[pass_.stage_kind()];
+    const bool must = !ran;
+    const auto work = [&](std::size_t thread) {
+      Clock::time_point now = Clock::now();
+      for (bool first = must && thread == 0;; first = false) {
+        const std::chrono::nanoseconds expected(time.load(std::memory_order_relaxed));
+        if (is_cancelled()) return;
+        if (!first && now + expected >= deadline) return;
+        const std::size_t chunk = next_chunk_.fetch_add(1, std::memory_order_relaxed);
+        if (chunk >= n) return;
+        pass_.run_chunk(chunk);
+        const Clock::time_point end = Clock::now();
+        const std::int64_t took = std::chrono::nanoseconds(end - now).count();
+        // The longest of late: one that was interrupted is forgotten after a while.
+        const std::int64_t was = expected.count();
+        time.store(took > was ? took : was - (was - took) / 8, std::memory_order_relaxed);
+        now = end;
+      }
+    };
+    const std::size_t threads = executor_.concurrency();
+    executor_.run(std::min(threads, n - next_chunk_.load()), Chunks(work));
+    ran = true;
+    return !is_cancelled() && next_chunk_.load() >= n;
+  }
+
+  Model model_;
+  const ModelData* data_;
+  Executor executor_;
+  WorkspaceSizes sizes_;
+
+  Slab slab_;
+  KvPages pages_;
+  ForwardPass pass_;
+  Branch* branches_ = nullptr;
+  std::size_t n_in_use_ = 0;
+  Branch** wanted_ = nullptr;  // [branches]
+  std::size_t n_wanted_ = 0;
+
+  bool running_ = false;                    // a pass is in progress:
+  std::uint32_t n_rows_ = 0;                // over so many rows,
+  Branch** row_branch_ = nullptr;           // [row] of these branches,
+  std::atomic<std::size_t> next_chunk_{0};  // up to this chunk of its stage,
+  double stage_seconds_ = 0.0;              // which took so long
+  std::atomic<std::int64_t> chunk_time_[ForwardPass::kStageKinds] =
+      {};  // nanoseconds, by stage kind
 };
 
 }  // namespace mixtral::detail
@@ -6289,105 +6779,123 @@ class ForwardPass {
 namespace mixtral {
 
 struct Session::Impl {
-  explicit Impl(const Model& shared) : model(shared) {}
-
-  Model model;
-  Executor executor;
-  std::uint32_t context = 0;
-  std::uint32_t batch = 0;
-  BlockFormat kv_format = BlockFormat::f16;
-
-  detail::Slab slab;
-  detail::KvCache cache;
-  detail::ForwardPass pass;
-  Token* history = nullptr;       // [context]
-  std::uint32_t n_tokens = 0;     // in the history
-  std::uint32_t n_evaluated = 0;  // of them in the KV cache
-  bool has_logits = false;
-  Turn turn = Turn::start;
-  std::uint32_t answer_begin = 0;  // where the answer begins, after a question
-  std::atomic<bool> cancelled{false};
-
-  const detail::ModelData& data() const noexcept { return *model.data_; }
-  std::pmr::memory_resource* resource() const noexcept { return data().resource; }
-
-  // Lays out all memory; with an empty slab this only measures.
-  void take(detail::Slab& from) {
-    history = from.take<Token>(context);
-    const std::uint32_t window = data().config.sliding_window;
-    // With a window, a token's and those of the rest of its pass.
-    cache.take(from, data().config, kv_format, context,
-               window == 0 ? context : std::size_t{window} + batch - 1);
-    pass.take(from, data(), batch);
+  Impl(detail::Workspace* shared, detail::Branch* own) : work(shared), branch(own) {}
+  Impl(const Impl&) = delete;
+  Impl& operator=(const Impl&) = delete;
+  ~Impl() {
+    std::pmr::memory_resource* memory = resource();
+    if (work->give_back(*branch)) detail::ResourceDelete<detail::Workspace>{memory}(work);
   }
 
-  // Room for n more tokens?
-  Status check_room(std::size_t n) const {
-    if (n <= context - n_tokens) return {};
+  detail::Workspace* work;  // shared with forks; the last one deletes it
+  detail::Branch* branch;
+
+  const detail::ModelData& data() const noexcept { return work->data(); }
+  std::pmr::memory_resource* resource() const noexcept { return data().resource; }
+  const Tokenizer& tokenizer() const noexcept { return work->model().tokenizer(); }
+  std::uint32_t context() const noexcept { return work->sizes().context; }
+  Span<const Token> tokens() const noexcept {
+    return Span<const Token>(branch->history, branch->n_tokens);
+  }
+  bool has_logits() const noexcept { return branch->has_logits; }
+  Span<const float> logits() const noexcept {
+    return Span<const float>(branch->logits, data().config.vocab_size);
+  }
+
+  // What a chat goes on with after each token is noted with it, and whether an answer begins.
+  static constexpr std::uint8_t kAnswerBegins = 0x80;
+  Turn turn() const noexcept {
+    if (branch->n_tokens == 0) return Turn::start;
+    return static_cast<Turn>(branch->turns[branch->n_tokens - 1] & ~kAnswerBegins);
+  }
+  bool answer_begins() const noexcept {
+    return branch->n_tokens != 0 && (branch->turns[branch->n_tokens - 1] & kAnswerBegins) != 0;
+  }
+
+  // Tokens of the vocabulary, no more than fit in `room`?
+  Status check(Span<const Token> tokens, std::uint32_t room) const {
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+      if (!tokenizer().contains(tokens[i])) {
+        return Error(ErrorCode::invalid_argument,
+                     "token %d at index %zu; the vocabulary has 0 to %zu",
+                     static_cast<int>(tokens[i]), i, tokenizer().size() - 1);
+      }
+    }
+    if (tokens.size() <= room) return {};
     return Error(ErrorCode::context_full,
                  "%zu more tokens do not fit: the session holds %u of %u; open it with a larger "
                  "context or append less",
-                 n, static_cast<unsigned>(n_tokens), static_cast<unsigned>(context));
+                 tokens.size(), static_cast<unsigned>(context() - room),
+                 static_cast<unsigned>(context()));
   }
 
   Status append(Span<const Token> tokens) {
-    for (std::size_t i = 0; i < tokens.size(); ++i) {
-      if (!model.tokenizer().contains(tokens[i])) {
-        return Error(ErrorCode::invalid_argument,
-                     "token %d at index %zu; the vocabulary has 0 to %zu",
-                     static_cast<int>(tokens[i]), i, model.tokenizer().size() - 1);
-      }
-    }
-    MIXTRAL_RETURN_IF_ERROR(check_room(tokens.size()));
-    if (tokens.empty()) return {};
-    std::copy(tokens.begin(), tokens.end(), history + n_tokens);
-    n_tokens += static_cast<std::uint32_t>(tokens.size());
-    has_logits = false;
+    MIXTRAL_RETURN_IF_ERROR(check(tokens, context() - branch->n_tokens));
+    put(tokens, turn());
     return {};
   }
 
-  // One pass over up to `batch` tokens; false if cancelled, then nothing has changed.
-  bool run_pass(Observer* observer) {
-    const std::uint32_t n = std::min(batch, n_tokens - n_evaluated);
-    const bool all_logits = observer != nullptr && observer->wants_all_logits();
-    detail::PassRow* rows = pass.rows();
-    for (std::uint32_t i = 0; i < n; ++i) {
-      const std::uint32_t position = n_evaluated + i;
-      rows[i] = {history[position], position, &cache, all_logits || position + 1 == n_tokens};
-    }
-    const auto run_chunk = [this](std::size_t i) {
-      if (!cancelled.load(std::memory_order_relaxed)) pass.run_chunk(i);
-    };
-    const bool timed = observer != nullptr && observer->wants_times();
-    using Clock = std::chrono::steady_clock;
-    for (pass.begin(n, observer); !pass.done(); pass.next_stage()) {
-      const Clock::time_point start = timed ? Clock::now() : Clock::time_point();
-      executor.run(pass.n_chunks(), Chunks(run_chunk));
-      if (cancelled.load()) return false;
-      if (timed) {
-        observer->on_time(pass.part(), pass.layer_number(),
-                          std::chrono::duration<double>(Clock::now() - start).count());
-      }
-    }
-    n_evaluated += n;
-    return true;
+  // The same for tokens that were checked.
+  void put(Span<const Token> tokens, Turn turn) noexcept {
+    if (tokens.empty()) return;
+    const auto mark = static_cast<std::uint8_t>(turn);
+    std::copy(tokens.begin(), tokens.end(), branch->history + branch->n_tokens);
+    std::fill_n(branch->turns + branch->n_tokens, tokens.size(), mark);
+    branch->n_tokens += static_cast<std::uint32_t>(tokens.size());
+    branch->has_logits = false;
   }
 
-  Status evaluate(Observer* observer) {
-    if (n_tokens == 0) {
+  Result<std::uint32_t> replace(Span<const Token> tokens) {
+    MIXTRAL_RETURN_IF_ERROR(check(tokens, context()));
+    const Span<const Token> now = this->tokens();
+    const std::size_t most = std::min(tokens.size(), now.size());
+    const auto differ = std::mismatch(tokens.begin(), tokens.begin() + most, now.begin()).first;
+    const auto kept = static_cast<std::uint32_t>(differ - tokens.begin());
+    work->rewind(*branch, kept);
+    put(tokens.subspan(kept, tokens.size() - kept), turn());
+    return kept;
+  }
+
+  // Text as tokens; at the start of a session with BOS, if the vocabulary says so, and leading space.
+  Status encode(std::string_view text, bool at_start, std::pmr::vector<Token>& tokens) const {
+    EncodeOptions options;
+    options.bos = at_start && tokenizer().add_bos();
+    options.leading_space = at_start;
+    return tokenizer().encode(text, options, tokens);
+  }
+
+  Result<bool> advance(const detail::Workspace::Clock::time_point* deadline, Observer* observer) {
+    if (branch->n_tokens == 0) {
       return Error(ErrorCode::invalid_argument,
                    "nothing to evaluate: append text, tokens or a chat first");
     }
-    while (!cancelled.load() && n_evaluated < n_tokens && run_pass(observer)) {
-      has_logits = n_evaluated == n_tokens;
+    work->wanted()[0] = branch;
+    return work->advance(1, deadline, observer);
+  }
+
+  // The same for several sessions.
+  static Result<bool> advance(Span<Session* const> sessions,
+                              const detail::Workspace::Clock::time_point* deadline,
+                              Observer* observer) {
+    if (sessions.empty()) return true;
+    detail::Workspace& work = *sessions[0]->impl_->work;
+    std::size_t n = 0;
+    for (std::size_t i = 0; i < sessions.size(); ++i) {
+      Impl& session = *sessions[i]->impl_;
+      if (session.work != &work) {
+        return Error(ErrorCode::invalid_argument,
+                     "session %zu has memory of its own: sessions evaluated together must be forks "
+                     "of one that was opened with enough branches",
+                     i);
+      }
+      if (session.branch->n_tokens == 0) {
+        return Error(ErrorCode::invalid_argument,
+                     "session %zu has nothing to evaluate: append text, tokens or a chat first", i);
+      }
+      detail::Branch** const end = work.wanted() + n;
+      if (std::find(work.wanted(), end, session.branch) == end) *end = session.branch, ++n;
     }
-    // A request that came too late for the last pass, or before a call with nothing to do, counts too:
-    // it must not stay for a call that nobody meant.
-    if (cancelled.exchange(false)) {
-      return Error(ErrorCode::cancelled, "cancelled after %u of %u tokens; evaluate again to go on",
-                   static_cast<unsigned>(n_evaluated), static_cast<unsigned>(n_tokens));
-    }
-    return {};
+    return work.advance(n, deadline, observer);
   }
 };
 
@@ -6410,22 +6918,44 @@ inline Status check_kv_format(const Config& config, BlockFormat format) {
   return {};
 }
 
-inline Status resolve(const Model& model, const SessionOptions& options, std::uint32_t& context,
-                      std::uint32_t& batch) {
-  MIXTRAL_RETURN_IF_ERROR(check_kv_format(model.config(), options.kv_format));
-  const std::uint32_t longest = model.config().context_length;
-  context = options.context != 0 ? options.context : std::min(longest, 4096u);
-  if (context > longest) {
+// The sizes that the options ask for, or why they cannot be had.
+inline Result<WorkspaceSizes> resolve(const Model& model, const SessionOptions& options) {
+  const Config& config = model.config();
+  MIXTRAL_RETURN_IF_ERROR(check_kv_format(config, options.kv_format));
+  WorkspaceSizes sizes;
+  const std::uint32_t longest = config.context_length;
+  sizes.context = options.context != 0 ? options.context : std::min(longest, 4096u);
+  if (sizes.context > longest) {
     return Error(ErrorCode::invalid_argument,
                  "a context of %u tokens; the model was made for %u at most",
-                 static_cast<unsigned>(context), static_cast<unsigned>(longest));
+                 static_cast<unsigned>(sizes.context), static_cast<unsigned>(longest));
   }
   if (options.batch == 0 || options.batch > (1u << 20)) {
     return Error(ErrorCode::invalid_argument, "a batch of %u tokens; expected 1 to %u",
                  static_cast<unsigned>(options.batch), 1u << 20);
   }
-  batch = std::min(options.batch, context);
-  return {};
+  constexpr std::uint32_t kMostBranches = 1u << 16;
+  if (options.branches == 0 || options.branches > kMostBranches) {
+    return Error(ErrorCode::invalid_argument, "room for %u branches; expected 1 to %u",
+                 static_cast<unsigned>(options.branches), static_cast<unsigned>(kMostBranches));
+  }
+  sizes.branches = options.branches;
+  sizes.kv_format = options.kv_format;
+  // The tokens of one pass come from all branches.
+  const std::uint64_t all_tokens = std::uint64_t{sizes.context} * sizes.branches;
+  sizes.batch = static_cast<std::uint32_t>(std::min<std::uint64_t>(options.batch, all_tokens));
+  if (options.kv_tokens != 0) {
+    sizes.kv_pages = KvPages::n_needed(options.kv_tokens) + sizes.branches - 1;
+    return sizes;
+  }
+  // With a window, a token's and those of the rest of its pass, which may begin within a page.
+  std::size_t pages = KvPages::n_needed(sizes.context);
+  if (config.sliding_window != 0) {
+    const std::size_t live = std::size_t{config.sliding_window} - 1 + sizes.batch;
+    pages = std::min(pages, KvPages::n_needed(live) + 1);
+  }
+  sizes.kv_pages = pages * sizes.branches;
+  return sizes;
 }
 
 }  // namespace detail
@@ -6436,45 +6966,60 @@ Session& Session::operator=(Session&&) noexcept = default;
 Session::~Session() = default;
 
 Result<std::uint64_t> Session::memory_needed(const Model& model, const SessionOptions& options) {
-  Impl measure(model);
-  MIXTRAL_RETURN_IF_ERROR(detail::resolve(model, options, measure.context, measure.batch));
-  measure.kv_format = options.kv_format;
-  detail::Slab slab;
-  measure.take(slab);
-  return std::uint64_t{slab.used()} + sizeof(Impl);
+  const Result<detail::WorkspaceSizes> sizes = detail::resolve(model, options);
+  MIXTRAL_RETURN_IF_ERROR(sizes);
+  detail::Workspace measure(model, *model.data_, options.executor, *sizes);
+  return std::uint64_t{measure.bytes_needed()} + sizeof(detail::Workspace) +
+         std::uint64_t{sizes->branches} * sizeof(Impl);
 }
 
 Result<Session> Session::open(const Model& model, const SessionOptions& options) {
-  std::uint32_t context;
-  std::uint32_t batch;
-  MIXTRAL_RETURN_IF_ERROR(detail::resolve(model, options, context, batch));
+  const Result<detail::WorkspaceSizes> sizes = detail::resolve(model, options);
+  MIXTRAL_RETURN_IF_ERROR(sizes);
   return detail::guard_memory("opening a session", [&]() -> Result<Session> {
-    auto impl = detail::make_resource_ptr<Impl>(model.data_->resource, model);
-    impl->executor = options.executor;
-    impl->context = context;
-    impl->batch = batch;
-    impl->kv_format = options.kv_format;
-    detail::Slab measure;
-    impl->take(measure);
-    if (!impl->slab.reserve(model.data_->resource, measure.used())) {
+    std::pmr::memory_resource* resource = model.data_->resource;
+    auto work = detail::make_resource_ptr<detail::Workspace>(resource, model, *model.data_,
+                                                             options.executor, *sizes);
+    if (!work->reserve()) {
       return Error(ErrorCode::out_of_memory,
                    "no memory for a session of %u tokens, which takes %zu bytes; use a smaller "
-                   "context or batch",
-                   static_cast<unsigned>(context), measure.used());
+                   "context or batch, or fewer branches",
+                   static_cast<unsigned>(sizes->context), work->bytes_needed());
     }
-    impl->take(impl->slab);
+    detail::Branch* branch = work->take_branch();
+    auto impl = detail::make_resource_ptr<Impl>(resource, work.get(), branch);
+    static_cast<void>(work.release());  // the session's now
+    return Session(std::move(impl));
+  });
+}
+
+Result<Session> Session::fork() const {
+  return detail::guard_memory("forking a session", [&]() -> Result<Session> {
+    detail::Workspace* work = impl_->work;
+    detail::Branch* branch = work->take_branch();
+    if (branch == nullptr) {
+      return Error(ErrorCode::out_of_memory,
+                   "all %u branches are in use; open the session with room for more",
+                   static_cast<unsigned>(work->sizes().branches));
+    }
+    struct GiveBack {  // unless a session owns it
+      detail::Workspace* work;
+      detail::Branch* branch;
+      ~GiveBack() {
+        if (branch != nullptr) work->give_back(*branch);
+      }
+    } give_back{work, branch};
+    auto impl = detail::make_resource_ptr<Impl>(impl_->resource(), work, branch);
+    give_back.branch = nullptr;
+    work->copy(*impl_->branch, *branch);
     return Session(std::move(impl));
   });
 }
 
 Status Session::append(std::string_view text) {
   return detail::guard_memory("appending text", [&]() -> Status {
-    const bool at_start = impl_->n_tokens == 0;
-    EncodeOptions options;
-    options.bos = at_start && model().tokenizer().add_bos();
-    options.leading_space = at_start;
     std::pmr::vector<Token> tokens(impl_->resource());
-    MIXTRAL_RETURN_IF_ERROR(model().tokenizer().encode(text, options, tokens));
+    MIXTRAL_RETURN_IF_ERROR(impl_->encode(text, impl_->branch->n_tokens == 0, tokens));
     return impl_->append(Span<const Token>(tokens.data(), tokens.size()));
   });
 }
@@ -6485,54 +7030,94 @@ Status Session::append(Token token) { return impl_->append(Span<const Token>(&to
 
 Status Session::append_chat(Span<const Message> messages, const ChatOptions& options) {
   return detail::guard_memory("appending a chat", [&]() -> Status {
-    Turn turn = impl_->turn;
+    const Span<const Token> past = impl_->tokens();
+    Turn turn = impl_->turn();
     // A session that began with plain text has its BOS already.
-    if (turn == Turn::start && impl_->n_tokens != 0) turn = Turn::question;
+    if (turn == Turn::start && !past.empty()) turn = Turn::question;
     // An answer that was ended by the model itself, with EOS appended by the host, needs no second.
-    if (turn == Turn::answer && impl_->n_tokens != 0 &&
-        impl_->history[impl_->n_tokens - 1] == model().tokenizer().eos()) {
+    if (turn == Turn::answer && !past.empty() &&
+        past[past.size() - 1] == model().tokenizer().eos()) {
       turn = !messages.empty() && messages[0].role == "tool" ? Turn::tool : Turn::question;
     }
     std::pmr::vector<Token> tokens(impl_->resource());
     MIXTRAL_RETURN_IF_ERROR(
         encode_chat(model().tokenizer(), model().chat_format(), messages, options, turn, tokens));
     MIXTRAL_RETURN_IF_ERROR(impl_->append(Span<const Token>(tokens.data(), tokens.size())));
-    impl_->turn = turn;
+    detail::Branch& branch = *impl_->branch;
+    std::uint8_t& mark = branch.turns[branch.n_tokens - 1];
+    mark = static_cast<std::uint8_t>(turn);
     const std::string_view last = messages[messages.size() - 1].role;
-    if (last == "user" || last == "tool") impl_->answer_begin = impl_->n_tokens;
+    if (last == "user" || last == "tool") mark |= Impl::kAnswerBegins;
     return {};
   });
 }
 
-Status Session::evaluate(Observer* observer) { return impl_->evaluate(observer); }
+Status Session::evaluate(Observer* observer) {
+  const Result<bool> done = impl_->advance(nullptr, observer);
+  MIXTRAL_RETURN_IF_ERROR(done);
+  return {};
+}
 
-bool Session::has_logits() const noexcept { return impl_->has_logits; }
+Result<Progress> Session::advance(std::chrono::nanoseconds budget, Observer* observer) {
+  const auto deadline = detail::Workspace::Clock::now() + budget;
+  const Result<bool> done = impl_->advance(&deadline, observer);
+  MIXTRAL_RETURN_IF_ERROR(done);
+  return *done ? Progress::done : Progress::working;
+}
+
+Status Session::evaluate_all(Span<Session* const> sessions, Observer* observer) {
+  const Result<bool> done = Impl::advance(sessions, nullptr, observer);
+  MIXTRAL_RETURN_IF_ERROR(done);
+  return {};
+}
+
+Result<Progress> Session::advance_all(Span<Session* const> sessions,
+                                      std::chrono::nanoseconds budget, Observer* observer) {
+  const auto deadline = detail::Workspace::Clock::now() + budget;
+  const Result<bool> done = Impl::advance(sessions, &deadline, observer);
+  MIXTRAL_RETURN_IF_ERROR(done);
+  return *done ? Progress::done : Progress::working;
+}
+
+Status Session::rewind(std::uint32_t n) {
+  if (n > impl_->branch->n_tokens) {
+    return Error(ErrorCode::invalid_argument, "rewinding to %u tokens; the session has %u",
+                 static_cast<unsigned>(n), static_cast<unsigned>(impl_->branch->n_tokens));
+  }
+  impl_->work->rewind(*impl_->branch, n);
+  return {};
+}
+
+Result<std::uint32_t> Session::replace(Span<const Token> tokens) { return impl_->replace(tokens); }
+
+Result<std::uint32_t> Session::replace(std::string_view text) {
+  return detail::guard_memory("replacing text", [&]() -> Result<std::uint32_t> {
+    std::pmr::vector<Token> tokens(impl_->resource());
+    MIXTRAL_RETURN_IF_ERROR(impl_->encode(text, true, tokens));
+    return impl_->replace(Span<const Token>(tokens.data(), tokens.size()));
+  });
+}
+
+bool Session::has_logits() const noexcept { return impl_->has_logits(); }
 
 Logits Session::logits() const noexcept {
-  return Logits(impl_->pass.logits(), model().config().vocab_size);
+  return Logits(impl_->branch->logits, model().config().vocab_size);
 }
 
 double Session::log_probability(Token token) const {
-  return mixtral::log_probability(
-      Span<const float>(impl_->pass.logits(), model().config().vocab_size), token);
+  return mixtral::log_probability(impl_->logits(), token);
 }
 
-void Session::cancel() noexcept { impl_->cancelled.store(true); }
+void Session::cancel() noexcept { impl_->branch->cancelled.store(true); }
 
-void Session::clear() noexcept {
-  impl_->n_tokens = 0;
-  impl_->n_evaluated = 0;
-  impl_->has_logits = false;
-  impl_->turn = Turn::start;
-  impl_->answer_begin = 0;
-}
+void Session::clear() noexcept { impl_->work->rewind(*impl_->branch, 0); }
 
-Span<const Token> Session::tokens() const noexcept {
-  return Span<const Token>(impl_->history, impl_->n_tokens);
+Span<const Token> Session::tokens() const noexcept { return impl_->tokens(); }
+std::uint32_t Session::context() const noexcept { return impl_->context(); }
+std::uint32_t Session::remaining() const noexcept {
+  return impl_->context() - impl_->branch->n_tokens;
 }
-std::uint32_t Session::context() const noexcept { return impl_->context; }
-std::uint32_t Session::remaining() const noexcept { return impl_->context - impl_->n_tokens; }
-const Model& Session::model() const noexcept { return impl_->model; }
+const Model& Session::model() const noexcept { return impl_->work->model(); }
 
 }  // namespace mixtral
 // Finds stop strings in text that comes in pieces.
@@ -6612,7 +7197,7 @@ struct Generation::Impl {
       : session(owner),
         max_tokens(options.max_tokens),
         sampler(std::move(ready_sampler)),
-        detokenizer(owner.model.tokenizer(), answers, owner.resource()),
+        detokenizer(owner.tokenizer(), answers, owner.resource()),
         stop_strings(Span<const std::string>(options.stop.data(), options.stop.size()),
                      detokenizer.longest_text(), owner.resource()),
         stop_tokens(options.stop_tokens.begin(), options.stop_tokens.end(), owner.resource()) {}
@@ -6664,8 +7249,7 @@ Generation Session::generate(const GenerateOptions& options) {
     Result<Sampler> sampler = Sampler::create(options.sampling, tokenizer.size(), resource);
     if (!sampler) return sampler.error();
     // An answer begins a text of its own, anything else goes on with the text before it.
-    const bool answers = impl_->turn == Turn::answer && impl_->n_tokens != 0 &&
-                         impl_->answer_begin == impl_->n_tokens;
+    const bool answers = impl_->turn() == Turn::answer && impl_->answer_begins();
     generation.impl_ = detail::make_resource_ptr<Generation::Impl>(resource, *impl_, options,
                                                                    *std::move(sampler), answers);
     return {};
@@ -6677,34 +7261,46 @@ Generation Session::generate(const GenerateOptions& options) {
   return generation;
 }
 
-// Ends the generation; what was held back becomes the last piece.
-bool Generation::stop(StopReason reason) {
-  reason_ = reason;
-  impl_->stop_strings.finish(impl_->detokenizer.finish());
-  return false;
+bool Generation::next() { return step(nullptr) == Step::token; }
+
+Progress Generation::advance(std::chrono::nanoseconds budget) {
+  return step(&budget) == Step::working ? Progress::working : Progress::done;
 }
 
-bool Generation::next() {
+Generation::Step Generation::step(const std::chrono::nanoseconds* budget) {
   if (reason_ != StopReason::none) {
     if (impl_ != nullptr) impl_->stop_strings.clear();
-    return false;
+    return Step::stopped;
   }
+  const auto stop = [&](StopReason reason) {
+    reason_ = reason;
+    // What was held back becomes the last piece.
+    impl_->stop_strings.finish(impl_->detokenizer.finish());
+    return Step::stopped;
+  };
   Session::Impl& session = impl_->session;
   if (impl_->n_generated == impl_->max_tokens) return stop(StopReason::max_tokens);
-  if (!session.has_logits) {
-    const Status evaluated = session.evaluate(nullptr);
+  if (!session.has_logits()) {
+    using Clock = detail::Workspace::Clock;
+    const Clock::time_point deadline =
+        budget == nullptr ? Clock::time_point() : Clock::now() + *budget;
+    const Result<bool> evaluated =
+        session.advance(budget == nullptr ? nullptr : &deadline, nullptr);
     if (!evaluated) {
       error_ = evaluated.error();
       return stop(error_.code() == ErrorCode::cancelled ? StopReason::cancelled
                                                         : StopReason::error);
     }
+    if (!*evaluated) {
+      impl_->stop_strings.push({});  // the last piece was seen
+      return Step::working;
+    }
   }
-  const Span<const float> logits(session.pass.logits(), session.data().config.vocab_size);
-  const Token token =
-      impl_->sampler.sample(logits, Span<const Token>(session.history, session.n_tokens));
+  const Span<const float> logits = session.logits();
+  const Token token = impl_->sampler.sample(logits, session.tokens());
   impl_->token = token;
   impl_->log_probability = mixtral::log_probability(logits, token);
-  if (token == session.model.tokenizer().eos()) return stop(StopReason::end_of_text);
+  if (token == session.tokenizer().eos()) return stop(StopReason::end_of_text);
   if (std::find(impl_->stop_tokens.begin(), impl_->stop_tokens.end(), token) !=
       impl_->stop_tokens.end()) {
     return stop(StopReason::stop_token);
@@ -6714,7 +7310,7 @@ bool Generation::next() {
   if (impl_->stop_strings.push(impl_->detokenizer.push(token))) {
     reason_ = StopReason::stop_string;
   }
-  return true;
+  return Step::token;
 }
 
 StopReason Generation::stop_reason() const noexcept { return reason_; }

@@ -644,7 +644,8 @@ TEST_CASE("kernels: float32 to half and bfloat16 rounds to nearest, ties to even
 
 // The past of one head with random rows.
 struct RandomPast {
-  Blob keys, values;
+  Blob pages;
+  std::vector<std::uint32_t> page_of;
   mixtral::simd::KeysAndValues past;
   std::vector<std::vector<float>> key, value;  // as stored
 
@@ -652,16 +653,27 @@ struct RandomPast {
              std::mt19937& random, float spread = 1.0f) {
     const auto& info = *mixtral::block_format_info(format);
     const std::size_t stride = size / info.block_size * info.block_bytes;
-    const std::size_t n_slots = (n + 31) / 32 * 32;
+    constexpr std::size_t kPage = mixtral::simd::kPagePositions;
+    // Pages in falling order, each with another head's rows, the keys, the values and a byte.
+    const std::size_t n_pages = (n + kPage - 1) / kPage;
+    const std::size_t head_bytes = kPage * stride;
+    const std::size_t page_bytes = 3 * head_bytes + 1;
+    pages.assign(n_pages * page_bytes, 0xAA);
+    for (std::size_t p = 0; p < n_pages; ++p) {
+      page_of.push_back(static_cast<std::uint32_t>(n_pages - 1 - p));
+    }
+    past = {pages.data(), page_bytes, page_of.data(), head_bytes, 2 * head_bytes, stride, format};
     std::normal_distribution<float> normal(0.0f, spread);
-    const auto fill = [&](Blob& rows, std::vector<std::vector<float>>& stored) {
-      rows.assign(n_slots * stride + 1, 0xAA);
+    const auto fill = [&](std::size_t begin, std::vector<std::vector<float>>& stored) {
       for (std::size_t p = 0; p < n; ++p) {
         std::vector<float> row(size);
         for (float& x : row) x = normal(random);
-        kernels.store_kv(format, row.data(), size, rows.data() + p * stride);
-        CHECK(rows[(p + 1) * stride] == 0xAA);
-        const Matrix matrix{rows.data() + p * stride, stride, 1, size, format};
+        std::uint8_t* bytes =
+            pages.data() + page_of[p / kPage] * page_bytes + begin + p % kPage * stride;
+        bytes[stride] = 0xAA;
+        kernels.store_kv(format, row.data(), size, bytes);
+        CHECK(bytes[stride] == 0xAA);
+        const Matrix matrix{bytes, stride, 1, size, format};
         stored.emplace_back(size);
         kernels.decode_rows(matrix, 0, 1, stored.back().data());
         const double largest = 5.0 * static_cast<double>(spread);
@@ -672,9 +684,8 @@ struct RandomPast {
                                                        : 1.0 / 200));
       }
     };
-    fill(keys, key);
-    fill(values, value);
-    past = {keys.data(), values.data(), stride, n_slots, format};
+    fill(past.keys, key);
+    fill(past.values, value);
   }
 };
 

@@ -2,6 +2,7 @@
 #ifndef MIXTRAL_GENERATION_HPP_
 #define MIXTRAL_GENERATION_HPP_
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <iterator>
@@ -18,6 +19,12 @@
 namespace mixtral {
 
 class Session;
+
+// What is left after a call with a time budget.
+enum class Progress {
+  working,  // more to do: call again
+  done,
+};
 
 struct GenerateOptions {
   std::uint32_t max_tokens = std::numeric_limits<std::uint32_t>::max();
@@ -50,6 +57,10 @@ class Generation {
   // Generates one token; false once generation has stopped. After false, piece() still may hold text
   // that had been kept back (the start of a stop string that did not come).
   bool next();
+
+  // The same in slices of time (Session::advance): `working` until a token is there or generation has
+  // stopped, which stop_reason() tells then. Empty pieces are no sign of either.
+  Progress advance(std::chrono::nanoseconds budget);
 
   StopReason stop_reason() const noexcept;
   // Of the last token: its text, or what it completes of the text; whole UTF-8 characters, possibly
@@ -111,7 +122,8 @@ class Generation {
   friend class Session;
   struct Impl;
   Generation() noexcept;
-  bool stop(StopReason reason);
+  enum class Step { working, token, stopped };
+  Step step(const std::chrono::nanoseconds* budget);
 
   detail::ResourcePtr<Impl> impl_;  // null if it could not be made
   StopReason reason_ = StopReason::none;

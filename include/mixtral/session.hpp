@@ -2,6 +2,7 @@
 #ifndef MIXTRAL_SESSION_HPP_
 #define MIXTRAL_SESSION_HPP_
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
@@ -30,6 +31,11 @@ struct SessionOptions {
   // How keys and values are kept: f16, f32, bf16, or q8_0, which takes about half of f16's memory and
   // needs a head size divisible by 32.
   BlockFormat kv_format = BlockFormat::f16;
+  // How many sessions, this one and its forks, share the memory that is taken for them.
+  std::uint32_t branches = 1;
+  // How many tokens' keys and values they hold together, what forks have in common counted once; 0 means
+  // enough for all of them to be full. In whole pages of 64, and one page more for each fork.
+  std::uint32_t kv_tokens = 0;
   // Threads to use; the default runs everything on the calling thread.
   Executor executor;
 };
@@ -46,16 +52,17 @@ class Logits : public Span<const float> {
   }
 };
 
-// Not for concurrent use, except cancel(). Move only; a moved-from session may only be destroyed or
-// assigned to. Keeps the model alive. All memory of the session's own is taken in open().
+// Not for concurrent use, except cancel(); a session and its forks together count as one. Move only; a
+// moved-from session may only be destroyed or assigned to. Keeps the model alive. All memory of the
+// session's own is taken in open(), but for a few bytes of each fork.
 class Session {
  public:
   // Errors: invalid_argument (a context longer than the model's, a cache format that is none),
   // out_of_memory.
   static Result<Session> open(const Model& model, const SessionOptions& options = {});
 
-  // The bytes that open() takes from the memory resource for these options, and the session's
-  // lifetime maximum without generation or text, which need a little of their own.
+  // The bytes that open() and all forks take from the memory resource for these options: the lifetime
+  // maximum without generation or text, which need a little of their own.
   // Errors: invalid_argument.
   static Result<std::uint64_t> memory_needed(const Model& model,
                                              const SessionOptions& options = {});
@@ -78,13 +85,44 @@ class Session {
 
   // Computes all appended tokens. After success logits() follow the last token.
   // Errors: cancelled, then whole batches done so far remain and the call can be repeated;
-  // invalid_argument if the session is empty.
+  // invalid_argument if the session is empty; context_full if forks have taken all room for keys and
+  // values.
   Status evaluate(Observer* observer = nullptr);
+
+  // The same in slices of time, for a host that has other things to do: works for about `budget`, less
+  // if the next piece of work would not fit, then returns and goes on at the next call. The result is
+  // the same, to the bit. Pieces are small (32 rows of a matrix): a slice ends late by less than one
+  // of them, and does one even if the budget is too short. Errors: as evaluate().
+  Result<Progress> advance(std::chrono::nanoseconds budget, Observer* observer = nullptr);
+
+  // The same for several sessions of one open() at once: their tokens go through the model together,
+  // so that weights are read once for all of them, and each gets the results that it gets alone, to the
+  // bit. cancel() of any of them counts. Errors: invalid_argument if they are not of one open().
+  static Status evaluate_all(Span<Session* const> sessions, Observer* observer = nullptr);
+  static Result<Progress> advance_all(Span<Session* const> sessions,
+                                      std::chrono::nanoseconds budget,
+                                      Observer* observer = nullptr);
+
+  // A session with the same past, which they share as far as it is the same: only a page of 64 tokens
+  // is copied when both go on from its middle. Neither changes what the other sees. A fork after
+  // clear() is a new conversation in the same memory.
+  // Errors: out_of_memory if all of SessionOptions::branches are in use.
+  Result<Session> fork() const;
+
+  // Goes back to the first n tokens; what was computed for them stays.
+  // Errors: invalid_argument if there are fewer.
+  Status rewind(std::uint32_t n);
+
+  // Makes these the session's tokens, as after clear() and append(); what they have in common with the
+  // tokens before, from the beginning on, is not computed again. Returns how many that are. Nothing
+  // changes on error. Errors: as append().
+  Result<std::uint32_t> replace(Span<const Token> tokens);
+  Result<std::uint32_t> replace(std::string_view text);
 
   // True if logits() may be called: something was evaluated and nothing appended since.
   bool has_logits() const noexcept;
-  // vocab_size unnormalised log-probabilities of the next token; valid until the next append(),
-  // evaluate() or generation step. Only if has_logits().
+  // vocab_size unnormalised log-probabilities of the next token; valid until this session's next
+  // evaluation. Only if has_logits().
   Logits logits() const noexcept;
   // ln p(token) as the next token. Only if has_logits().
   double log_probability(Token token) const;

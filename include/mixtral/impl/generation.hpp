@@ -15,7 +15,7 @@ struct Generation::Impl {
       : session(owner),
         max_tokens(options.max_tokens),
         sampler(std::move(ready_sampler)),
-        detokenizer(owner.model.tokenizer(), answers, owner.resource()),
+        detokenizer(owner.tokenizer(), answers, owner.resource()),
         stop_strings(Span<const std::string>(options.stop.data(), options.stop.size()),
                      detokenizer.longest_text(), owner.resource()),
         stop_tokens(options.stop_tokens.begin(), options.stop_tokens.end(), owner.resource()) {}
@@ -67,8 +67,7 @@ Generation Session::generate(const GenerateOptions& options) {
     Result<Sampler> sampler = Sampler::create(options.sampling, tokenizer.size(), resource);
     if (!sampler) return sampler.error();
     // An answer begins a text of its own, anything else goes on with the text before it.
-    const bool answers = impl_->turn == Turn::answer && impl_->n_tokens != 0 &&
-                         impl_->answer_begin == impl_->n_tokens;
+    const bool answers = impl_->turn() == Turn::answer && impl_->answer_begins();
     generation.impl_ = detail::make_resource_ptr<Generation::Impl>(resource, *impl_, options,
                                                                    *std::move(sampler), answers);
     return {};
@@ -80,34 +79,46 @@ Generation Session::generate(const GenerateOptions& options) {
   return generation;
 }
 
-// Ends the generation; what was held back becomes the last piece.
-bool Generation::stop(StopReason reason) {
-  reason_ = reason;
-  impl_->stop_strings.finish(impl_->detokenizer.finish());
-  return false;
+bool Generation::next() { return step(nullptr) == Step::token; }
+
+Progress Generation::advance(std::chrono::nanoseconds budget) {
+  return step(&budget) == Step::working ? Progress::working : Progress::done;
 }
 
-bool Generation::next() {
+Generation::Step Generation::step(const std::chrono::nanoseconds* budget) {
   if (reason_ != StopReason::none) {
     if (impl_ != nullptr) impl_->stop_strings.clear();
-    return false;
+    return Step::stopped;
   }
+  const auto stop = [&](StopReason reason) {
+    reason_ = reason;
+    // What was held back becomes the last piece.
+    impl_->stop_strings.finish(impl_->detokenizer.finish());
+    return Step::stopped;
+  };
   Session::Impl& session = impl_->session;
   if (impl_->n_generated == impl_->max_tokens) return stop(StopReason::max_tokens);
-  if (!session.has_logits) {
-    const Status evaluated = session.evaluate(nullptr);
+  if (!session.has_logits()) {
+    using Clock = detail::Workspace::Clock;
+    const Clock::time_point deadline =
+        budget == nullptr ? Clock::time_point() : Clock::now() + *budget;
+    const Result<bool> evaluated =
+        session.advance(budget == nullptr ? nullptr : &deadline, nullptr);
     if (!evaluated) {
       error_ = evaluated.error();
       return stop(error_.code() == ErrorCode::cancelled ? StopReason::cancelled
                                                         : StopReason::error);
     }
+    if (!*evaluated) {
+      impl_->stop_strings.push({});  // the last piece was seen
+      return Step::working;
+    }
   }
-  const Span<const float> logits(session.pass.logits(), session.data().config.vocab_size);
-  const Token token =
-      impl_->sampler.sample(logits, Span<const Token>(session.history, session.n_tokens));
+  const Span<const float> logits = session.logits();
+  const Token token = impl_->sampler.sample(logits, session.tokens());
   impl_->token = token;
   impl_->log_probability = mixtral::log_probability(logits, token);
-  if (token == session.model.tokenizer().eos()) return stop(StopReason::end_of_text);
+  if (token == session.tokenizer().eos()) return stop(StopReason::end_of_text);
   if (std::find(impl_->stop_tokens.begin(), impl_->stop_tokens.end(), token) !=
       impl_->stop_tokens.end()) {
     return stop(StopReason::stop_token);
@@ -117,7 +128,7 @@ bool Generation::next() {
   if (impl_->stop_strings.push(impl_->detokenizer.push(token))) {
     reason_ = StopReason::stop_string;
   }
-  return true;
+  return Step::token;
 }
 
 StopReason Generation::stop_reason() const noexcept { return reason_; }

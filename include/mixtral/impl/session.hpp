@@ -2,117 +2,130 @@
 #define MIXTRAL_IMPL_SESSION_HPP_
 
 #include <algorithm>
-#include <atomic>
-#include <chrono>
 
-#include "mixtral/impl/model.hpp"
-#include "mixtral/impl/slab.hpp"
-#include "mixtral/network/forward_pass.hpp"
-#include "mixtral/network/kv_cache.hpp"
+#include "mixtral/impl/workspace.hpp"
 #include "mixtral/session.hpp"
 
 namespace mixtral {
 
 struct Session::Impl {
-  explicit Impl(const Model& shared) : model(shared) {}
-
-  Model model;
-  Executor executor;
-  std::uint32_t context = 0;
-  std::uint32_t batch = 0;
-  BlockFormat kv_format = BlockFormat::f16;
-
-  detail::Slab slab;
-  detail::KvCache cache;
-  detail::ForwardPass pass;
-  Token* history = nullptr;       // [context]
-  std::uint32_t n_tokens = 0;     // in the history
-  std::uint32_t n_evaluated = 0;  // of them in the KV cache
-  bool has_logits = false;
-  Turn turn = Turn::start;
-  std::uint32_t answer_begin = 0;  // where the answer begins, after a question
-  std::atomic<bool> cancelled{false};
-
-  const detail::ModelData& data() const noexcept { return *model.data_; }
-  std::pmr::memory_resource* resource() const noexcept { return data().resource; }
-
-  // Lays out all memory; with an empty slab this only measures.
-  void take(detail::Slab& from) {
-    history = from.take<Token>(context);
-    const std::uint32_t window = data().config.sliding_window;
-    // With a window, a token's and those of the rest of its pass.
-    cache.take(from, data().config, kv_format, context,
-               window == 0 ? context : std::size_t{window} + batch - 1);
-    pass.take(from, data(), batch);
+  Impl(detail::Workspace* shared, detail::Branch* own) : work(shared), branch(own) {}
+  Impl(const Impl&) = delete;
+  Impl& operator=(const Impl&) = delete;
+  ~Impl() {
+    std::pmr::memory_resource* memory = resource();
+    if (work->give_back(*branch)) detail::ResourceDelete<detail::Workspace>{memory}(work);
   }
 
-  // Room for n more tokens?
-  Status check_room(std::size_t n) const {
-    if (n <= context - n_tokens) return {};
+  detail::Workspace* work;  // shared with forks; the last one deletes it
+  detail::Branch* branch;
+
+  const detail::ModelData& data() const noexcept { return work->data(); }
+  std::pmr::memory_resource* resource() const noexcept { return data().resource; }
+  const Tokenizer& tokenizer() const noexcept { return work->model().tokenizer(); }
+  std::uint32_t context() const noexcept { return work->sizes().context; }
+  Span<const Token> tokens() const noexcept {
+    return Span<const Token>(branch->history, branch->n_tokens);
+  }
+  bool has_logits() const noexcept { return branch->has_logits; }
+  Span<const float> logits() const noexcept {
+    return Span<const float>(branch->logits, data().config.vocab_size);
+  }
+
+  // What a chat goes on with after each token is noted with it, and whether an answer begins.
+  static constexpr std::uint8_t kAnswerBegins = 0x80;
+  Turn turn() const noexcept {
+    if (branch->n_tokens == 0) return Turn::start;
+    return static_cast<Turn>(branch->turns[branch->n_tokens - 1] & ~kAnswerBegins);
+  }
+  bool answer_begins() const noexcept {
+    return branch->n_tokens != 0 && (branch->turns[branch->n_tokens - 1] & kAnswerBegins) != 0;
+  }
+
+  // Tokens of the vocabulary, no more than fit in `room`?
+  Status check(Span<const Token> tokens, std::uint32_t room) const {
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+      if (!tokenizer().contains(tokens[i])) {
+        return Error(ErrorCode::invalid_argument,
+                     "token %d at index %zu; the vocabulary has 0 to %zu",
+                     static_cast<int>(tokens[i]), i, tokenizer().size() - 1);
+      }
+    }
+    if (tokens.size() <= room) return {};
     return Error(ErrorCode::context_full,
                  "%zu more tokens do not fit: the session holds %u of %u; open it with a larger "
                  "context or append less",
-                 n, static_cast<unsigned>(n_tokens), static_cast<unsigned>(context));
+                 tokens.size(), static_cast<unsigned>(context() - room),
+                 static_cast<unsigned>(context()));
   }
 
   Status append(Span<const Token> tokens) {
-    for (std::size_t i = 0; i < tokens.size(); ++i) {
-      if (!model.tokenizer().contains(tokens[i])) {
-        return Error(ErrorCode::invalid_argument,
-                     "token %d at index %zu; the vocabulary has 0 to %zu",
-                     static_cast<int>(tokens[i]), i, model.tokenizer().size() - 1);
-      }
-    }
-    MIXTRAL_RETURN_IF_ERROR(check_room(tokens.size()));
-    if (tokens.empty()) return {};
-    std::copy(tokens.begin(), tokens.end(), history + n_tokens);
-    n_tokens += static_cast<std::uint32_t>(tokens.size());
-    has_logits = false;
+    MIXTRAL_RETURN_IF_ERROR(check(tokens, context() - branch->n_tokens));
+    put(tokens, turn());
     return {};
   }
 
-  // One pass over up to `batch` tokens; false if cancelled, then nothing has changed.
-  bool run_pass(Observer* observer) {
-    const std::uint32_t n = std::min(batch, n_tokens - n_evaluated);
-    const bool all_logits = observer != nullptr && observer->wants_all_logits();
-    detail::PassRow* rows = pass.rows();
-    for (std::uint32_t i = 0; i < n; ++i) {
-      const std::uint32_t position = n_evaluated + i;
-      rows[i] = {history[position], position, &cache, all_logits || position + 1 == n_tokens};
-    }
-    const auto run_chunk = [this](std::size_t i) {
-      if (!cancelled.load(std::memory_order_relaxed)) pass.run_chunk(i);
-    };
-    const bool timed = observer != nullptr && observer->wants_times();
-    using Clock = std::chrono::steady_clock;
-    for (pass.begin(n, observer); !pass.done(); pass.next_stage()) {
-      const Clock::time_point start = timed ? Clock::now() : Clock::time_point();
-      executor.run(pass.n_chunks(), Chunks(run_chunk));
-      if (cancelled.load()) return false;
-      if (timed) {
-        observer->on_time(pass.part(), pass.layer_number(),
-                          std::chrono::duration<double>(Clock::now() - start).count());
-      }
-    }
-    n_evaluated += n;
-    return true;
+  // The same for tokens that were checked.
+  void put(Span<const Token> tokens, Turn turn) noexcept {
+    if (tokens.empty()) return;
+    const auto mark = static_cast<std::uint8_t>(turn);
+    std::copy(tokens.begin(), tokens.end(), branch->history + branch->n_tokens);
+    std::fill_n(branch->turns + branch->n_tokens, tokens.size(), mark);
+    branch->n_tokens += static_cast<std::uint32_t>(tokens.size());
+    branch->has_logits = false;
   }
 
-  Status evaluate(Observer* observer) {
-    if (n_tokens == 0) {
+  Result<std::uint32_t> replace(Span<const Token> tokens) {
+    MIXTRAL_RETURN_IF_ERROR(check(tokens, context()));
+    const Span<const Token> now = this->tokens();
+    const std::size_t most = std::min(tokens.size(), now.size());
+    const auto differ = std::mismatch(tokens.begin(), tokens.begin() + most, now.begin()).first;
+    const auto kept = static_cast<std::uint32_t>(differ - tokens.begin());
+    work->rewind(*branch, kept);
+    put(tokens.subspan(kept, tokens.size() - kept), turn());
+    return kept;
+  }
+
+  // Text as tokens; at the start of a session with BOS, if the vocabulary says so, and leading space.
+  Status encode(std::string_view text, bool at_start, std::pmr::vector<Token>& tokens) const {
+    EncodeOptions options;
+    options.bos = at_start && tokenizer().add_bos();
+    options.leading_space = at_start;
+    return tokenizer().encode(text, options, tokens);
+  }
+
+  Result<bool> advance(const detail::Workspace::Clock::time_point* deadline, Observer* observer) {
+    if (branch->n_tokens == 0) {
       return Error(ErrorCode::invalid_argument,
                    "nothing to evaluate: append text, tokens or a chat first");
     }
-    while (!cancelled.load() && n_evaluated < n_tokens && run_pass(observer)) {
-      has_logits = n_evaluated == n_tokens;
+    work->wanted()[0] = branch;
+    return work->advance(1, deadline, observer);
+  }
+
+  // The same for several sessions.
+  static Result<bool> advance(Span<Session* const> sessions,
+                              const detail::Workspace::Clock::time_point* deadline,
+                              Observer* observer) {
+    if (sessions.empty()) return true;
+    detail::Workspace& work = *sessions[0]->impl_->work;
+    std::size_t n = 0;
+    for (std::size_t i = 0; i < sessions.size(); ++i) {
+      Impl& session = *sessions[i]->impl_;
+      if (session.work != &work) {
+        return Error(ErrorCode::invalid_argument,
+                     "session %zu has memory of its own: sessions evaluated together must be forks "
+                     "of one that was opened with enough branches",
+                     i);
+      }
+      if (session.branch->n_tokens == 0) {
+        return Error(ErrorCode::invalid_argument,
+                     "session %zu has nothing to evaluate: append text, tokens or a chat first", i);
+      }
+      detail::Branch** const end = work.wanted() + n;
+      if (std::find(work.wanted(), end, session.branch) == end) *end = session.branch, ++n;
     }
-    // A request that came too late for the last pass, or before a call with nothing to do, counts too:
-    // it must not stay for a call that nobody meant.
-    if (cancelled.exchange(false)) {
-      return Error(ErrorCode::cancelled, "cancelled after %u of %u tokens; evaluate again to go on",
-                   static_cast<unsigned>(n_evaluated), static_cast<unsigned>(n_tokens));
-    }
-    return {};
+    return work.advance(n, deadline, observer);
   }
 };
 
@@ -135,22 +148,44 @@ inline Status check_kv_format(const Config& config, BlockFormat format) {
   return {};
 }
 
-inline Status resolve(const Model& model, const SessionOptions& options, std::uint32_t& context,
-                      std::uint32_t& batch) {
-  MIXTRAL_RETURN_IF_ERROR(check_kv_format(model.config(), options.kv_format));
-  const std::uint32_t longest = model.config().context_length;
-  context = options.context != 0 ? options.context : std::min(longest, 4096u);
-  if (context > longest) {
+// The sizes that the options ask for, or why they cannot be had.
+inline Result<WorkspaceSizes> resolve(const Model& model, const SessionOptions& options) {
+  const Config& config = model.config();
+  MIXTRAL_RETURN_IF_ERROR(check_kv_format(config, options.kv_format));
+  WorkspaceSizes sizes;
+  const std::uint32_t longest = config.context_length;
+  sizes.context = options.context != 0 ? options.context : std::min(longest, 4096u);
+  if (sizes.context > longest) {
     return Error(ErrorCode::invalid_argument,
                  "a context of %u tokens; the model was made for %u at most",
-                 static_cast<unsigned>(context), static_cast<unsigned>(longest));
+                 static_cast<unsigned>(sizes.context), static_cast<unsigned>(longest));
   }
   if (options.batch == 0 || options.batch > (1u << 20)) {
     return Error(ErrorCode::invalid_argument, "a batch of %u tokens; expected 1 to %u",
                  static_cast<unsigned>(options.batch), 1u << 20);
   }
-  batch = std::min(options.batch, context);
-  return {};
+  constexpr std::uint32_t kMostBranches = 1u << 16;
+  if (options.branches == 0 || options.branches > kMostBranches) {
+    return Error(ErrorCode::invalid_argument, "room for %u branches; expected 1 to %u",
+                 static_cast<unsigned>(options.branches), static_cast<unsigned>(kMostBranches));
+  }
+  sizes.branches = options.branches;
+  sizes.kv_format = options.kv_format;
+  // The tokens of one pass come from all branches.
+  const std::uint64_t all_tokens = std::uint64_t{sizes.context} * sizes.branches;
+  sizes.batch = static_cast<std::uint32_t>(std::min<std::uint64_t>(options.batch, all_tokens));
+  if (options.kv_tokens != 0) {
+    sizes.kv_pages = KvPages::n_needed(options.kv_tokens) + sizes.branches - 1;
+    return sizes;
+  }
+  // With a window, a token's and those of the rest of its pass, which may begin within a page.
+  std::size_t pages = KvPages::n_needed(sizes.context);
+  if (config.sliding_window != 0) {
+    const std::size_t live = std::size_t{config.sliding_window} - 1 + sizes.batch;
+    pages = std::min(pages, KvPages::n_needed(live) + 1);
+  }
+  sizes.kv_pages = pages * sizes.branches;
+  return sizes;
 }
 
 }  // namespace detail
@@ -161,45 +196,60 @@ Session& Session::operator=(Session&&) noexcept = default;
 Session::~Session() = default;
 
 Result<std::uint64_t> Session::memory_needed(const Model& model, const SessionOptions& options) {
-  Impl measure(model);
-  MIXTRAL_RETURN_IF_ERROR(detail::resolve(model, options, measure.context, measure.batch));
-  measure.kv_format = options.kv_format;
-  detail::Slab slab;
-  measure.take(slab);
-  return std::uint64_t{slab.used()} + sizeof(Impl);
+  const Result<detail::WorkspaceSizes> sizes = detail::resolve(model, options);
+  MIXTRAL_RETURN_IF_ERROR(sizes);
+  detail::Workspace measure(model, *model.data_, options.executor, *sizes);
+  return std::uint64_t{measure.bytes_needed()} + sizeof(detail::Workspace) +
+         std::uint64_t{sizes->branches} * sizeof(Impl);
 }
 
 Result<Session> Session::open(const Model& model, const SessionOptions& options) {
-  std::uint32_t context;
-  std::uint32_t batch;
-  MIXTRAL_RETURN_IF_ERROR(detail::resolve(model, options, context, batch));
+  const Result<detail::WorkspaceSizes> sizes = detail::resolve(model, options);
+  MIXTRAL_RETURN_IF_ERROR(sizes);
   return detail::guard_memory("opening a session", [&]() -> Result<Session> {
-    auto impl = detail::make_resource_ptr<Impl>(model.data_->resource, model);
-    impl->executor = options.executor;
-    impl->context = context;
-    impl->batch = batch;
-    impl->kv_format = options.kv_format;
-    detail::Slab measure;
-    impl->take(measure);
-    if (!impl->slab.reserve(model.data_->resource, measure.used())) {
+    std::pmr::memory_resource* resource = model.data_->resource;
+    auto work = detail::make_resource_ptr<detail::Workspace>(resource, model, *model.data_,
+                                                             options.executor, *sizes);
+    if (!work->reserve()) {
       return Error(ErrorCode::out_of_memory,
                    "no memory for a session of %u tokens, which takes %zu bytes; use a smaller "
-                   "context or batch",
-                   static_cast<unsigned>(context), measure.used());
+                   "context or batch, or fewer branches",
+                   static_cast<unsigned>(sizes->context), work->bytes_needed());
     }
-    impl->take(impl->slab);
+    detail::Branch* branch = work->take_branch();
+    auto impl = detail::make_resource_ptr<Impl>(resource, work.get(), branch);
+    static_cast<void>(work.release());  // the session's now
+    return Session(std::move(impl));
+  });
+}
+
+Result<Session> Session::fork() const {
+  return detail::guard_memory("forking a session", [&]() -> Result<Session> {
+    detail::Workspace* work = impl_->work;
+    detail::Branch* branch = work->take_branch();
+    if (branch == nullptr) {
+      return Error(ErrorCode::out_of_memory,
+                   "all %u branches are in use; open the session with room for more",
+                   static_cast<unsigned>(work->sizes().branches));
+    }
+    struct GiveBack {  // unless a session owns it
+      detail::Workspace* work;
+      detail::Branch* branch;
+      ~GiveBack() {
+        if (branch != nullptr) work->give_back(*branch);
+      }
+    } give_back{work, branch};
+    auto impl = detail::make_resource_ptr<Impl>(impl_->resource(), work, branch);
+    give_back.branch = nullptr;
+    work->copy(*impl_->branch, *branch);
     return Session(std::move(impl));
   });
 }
 
 Status Session::append(std::string_view text) {
   return detail::guard_memory("appending text", [&]() -> Status {
-    const bool at_start = impl_->n_tokens == 0;
-    EncodeOptions options;
-    options.bos = at_start && model().tokenizer().add_bos();
-    options.leading_space = at_start;
     std::pmr::vector<Token> tokens(impl_->resource());
-    MIXTRAL_RETURN_IF_ERROR(model().tokenizer().encode(text, options, tokens));
+    MIXTRAL_RETURN_IF_ERROR(impl_->encode(text, impl_->branch->n_tokens == 0, tokens));
     return impl_->append(Span<const Token>(tokens.data(), tokens.size()));
   });
 }
@@ -210,54 +260,94 @@ Status Session::append(Token token) { return impl_->append(Span<const Token>(&to
 
 Status Session::append_chat(Span<const Message> messages, const ChatOptions& options) {
   return detail::guard_memory("appending a chat", [&]() -> Status {
-    Turn turn = impl_->turn;
+    const Span<const Token> past = impl_->tokens();
+    Turn turn = impl_->turn();
     // A session that began with plain text has its BOS already.
-    if (turn == Turn::start && impl_->n_tokens != 0) turn = Turn::question;
+    if (turn == Turn::start && !past.empty()) turn = Turn::question;
     // An answer that was ended by the model itself, with EOS appended by the host, needs no second.
-    if (turn == Turn::answer && impl_->n_tokens != 0 &&
-        impl_->history[impl_->n_tokens - 1] == model().tokenizer().eos()) {
+    if (turn == Turn::answer && !past.empty() &&
+        past[past.size() - 1] == model().tokenizer().eos()) {
       turn = !messages.empty() && messages[0].role == "tool" ? Turn::tool : Turn::question;
     }
     std::pmr::vector<Token> tokens(impl_->resource());
     MIXTRAL_RETURN_IF_ERROR(
         encode_chat(model().tokenizer(), model().chat_format(), messages, options, turn, tokens));
     MIXTRAL_RETURN_IF_ERROR(impl_->append(Span<const Token>(tokens.data(), tokens.size())));
-    impl_->turn = turn;
+    detail::Branch& branch = *impl_->branch;
+    std::uint8_t& mark = branch.turns[branch.n_tokens - 1];
+    mark = static_cast<std::uint8_t>(turn);
     const std::string_view last = messages[messages.size() - 1].role;
-    if (last == "user" || last == "tool") impl_->answer_begin = impl_->n_tokens;
+    if (last == "user" || last == "tool") mark |= Impl::kAnswerBegins;
     return {};
   });
 }
 
-Status Session::evaluate(Observer* observer) { return impl_->evaluate(observer); }
+Status Session::evaluate(Observer* observer) {
+  const Result<bool> done = impl_->advance(nullptr, observer);
+  MIXTRAL_RETURN_IF_ERROR(done);
+  return {};
+}
 
-bool Session::has_logits() const noexcept { return impl_->has_logits; }
+Result<Progress> Session::advance(std::chrono::nanoseconds budget, Observer* observer) {
+  const auto deadline = detail::Workspace::Clock::now() + budget;
+  const Result<bool> done = impl_->advance(&deadline, observer);
+  MIXTRAL_RETURN_IF_ERROR(done);
+  return *done ? Progress::done : Progress::working;
+}
+
+Status Session::evaluate_all(Span<Session* const> sessions, Observer* observer) {
+  const Result<bool> done = Impl::advance(sessions, nullptr, observer);
+  MIXTRAL_RETURN_IF_ERROR(done);
+  return {};
+}
+
+Result<Progress> Session::advance_all(Span<Session* const> sessions,
+                                      std::chrono::nanoseconds budget, Observer* observer) {
+  const auto deadline = detail::Workspace::Clock::now() + budget;
+  const Result<bool> done = Impl::advance(sessions, &deadline, observer);
+  MIXTRAL_RETURN_IF_ERROR(done);
+  return *done ? Progress::done : Progress::working;
+}
+
+Status Session::rewind(std::uint32_t n) {
+  if (n > impl_->branch->n_tokens) {
+    return Error(ErrorCode::invalid_argument, "rewinding to %u tokens; the session has %u",
+                 static_cast<unsigned>(n), static_cast<unsigned>(impl_->branch->n_tokens));
+  }
+  impl_->work->rewind(*impl_->branch, n);
+  return {};
+}
+
+Result<std::uint32_t> Session::replace(Span<const Token> tokens) { return impl_->replace(tokens); }
+
+Result<std::uint32_t> Session::replace(std::string_view text) {
+  return detail::guard_memory("replacing text", [&]() -> Result<std::uint32_t> {
+    std::pmr::vector<Token> tokens(impl_->resource());
+    MIXTRAL_RETURN_IF_ERROR(impl_->encode(text, true, tokens));
+    return impl_->replace(Span<const Token>(tokens.data(), tokens.size()));
+  });
+}
+
+bool Session::has_logits() const noexcept { return impl_->has_logits(); }
 
 Logits Session::logits() const noexcept {
-  return Logits(impl_->pass.logits(), model().config().vocab_size);
+  return Logits(impl_->branch->logits, model().config().vocab_size);
 }
 
 double Session::log_probability(Token token) const {
-  return mixtral::log_probability(
-      Span<const float>(impl_->pass.logits(), model().config().vocab_size), token);
+  return mixtral::log_probability(impl_->logits(), token);
 }
 
-void Session::cancel() noexcept { impl_->cancelled.store(true); }
+void Session::cancel() noexcept { impl_->branch->cancelled.store(true); }
 
-void Session::clear() noexcept {
-  impl_->n_tokens = 0;
-  impl_->n_evaluated = 0;
-  impl_->has_logits = false;
-  impl_->turn = Turn::start;
-  impl_->answer_begin = 0;
-}
+void Session::clear() noexcept { impl_->work->rewind(*impl_->branch, 0); }
 
-Span<const Token> Session::tokens() const noexcept {
-  return Span<const Token>(impl_->history, impl_->n_tokens);
+Span<const Token> Session::tokens() const noexcept { return impl_->tokens(); }
+std::uint32_t Session::context() const noexcept { return impl_->context(); }
+std::uint32_t Session::remaining() const noexcept {
+  return impl_->context() - impl_->branch->n_tokens;
 }
-std::uint32_t Session::context() const noexcept { return impl_->context; }
-std::uint32_t Session::remaining() const noexcept { return impl_->context - impl_->n_tokens; }
-const Model& Session::model() const noexcept { return impl_->model; }
+const Model& Session::model() const noexcept { return impl_->work->model(); }
 
 }  // namespace mixtral
 

@@ -20,9 +20,9 @@ namespace mixtral::detail {
 // One token of a pass.
 struct PassRow {
   Token token = 0;
-  std::uint32_t position = 0;  // keys and values before it are in the cache
-  const KvCache* cache = nullptr;
-  bool wants_logits = false;
+  std::uint32_t position = 0;  // keys and values before it are in `past`, or computed in this pass
+  const KvPast* past = nullptr;
+  float* logits = nullptr;  // where the logits that follow the token are put; null: nowhere
 };
 
 class ForwardPass {
@@ -53,9 +53,9 @@ class ForwardPass {
   // Where the caller puts the tokens of the next pass, max_rows at most.
   PassRow* rows() const noexcept { return rows_; }
 
-  void begin(std::size_t n_rows, Observer* observer) {
+  void begin(std::size_t n_rows, bool all_logits) {
     n_rows_ = n_rows;
-    observer_ = observer;
+    all_logits_ = all_logits;
     layer_ = 0;
     logits_row_ = 0;
     stage_ = Stage::embed;
@@ -76,7 +76,7 @@ class ForwardPass {
       case Stage::attention_output: return n_row_chunks(config.dim);
       case Stage::experts_pack: return assignment_.n_active();
       case Stage::experts_up: return assignment_.n_active() * n_row_chunks(config.hidden_dim);
-      case Stage::experts_down: return n_row_chunks(config.dim);
+      case Stage::experts_down: return n_row_chunks(config.dim);  // of one expert
       case Stage::final_norm: return n_logit_rows_;
       case Stage::output: return n_row_chunks(config.vocab_size);
       case Stage::done: return 0;
@@ -104,12 +104,14 @@ class ForwardPass {
     }
   }
 
-  // To be called once all chunks of the current stage have run.
-  void next_stage() {
+  // To be called once all chunks of the current stage have run. The observer may be null.
+  void next_stage(Observer* observer) {
+    observer_ = observer;
     if (observer_ != nullptr && observer_->wants_inputs()) show_inputs();
     switch (stage_) {
       case Stage::router: finish_router(); break;
       case Stage::experts_down:
+        if (++down_ < assignment_.n_active()) return;
         if (++layer_ < model_->config.n_layers) {
           stage_ = Stage::attention_norm;
         } else {
@@ -145,8 +147,8 @@ class ForwardPass {
   }
   std::uint32_t layer_number() const noexcept { return static_cast<std::uint32_t>(layer_); }
 
-  // The logits of the last row that wanted them, once the pass is done.
-  const float* logits() const noexcept { return last_logits_; }
+  // The kind of the current stage, below kStageKinds: chunks of the same kind take about as long.
+  std::size_t stage_kind() const noexcept { return static_cast<std::size_t>(stage_); }
 
  private:
   enum class Stage {
@@ -165,6 +167,11 @@ class ForwardPass {
     output,
     done,
   };
+
+ public:
+  static constexpr std::size_t kStageKinds = static_cast<std::size_t>(Stage::done) + 1;
+
+ private:
   // Logits are computed for this many rows at a time.
   static constexpr std::size_t kLogitRows = 8;
 
@@ -240,9 +247,9 @@ class ForwardPass {
     const PassRow& info = rows_[row];
     for (std::size_t h = 0; h < config.n_kv_heads; ++h) {
       kernels().rotate(k + h * size, cos2, sin2, size);
-      const BlockFormat format = info.cache->format();
-      kernels().store_kv(format, k + h * size, size, info.cache->key(layer_, h, info.position));
-      kernels().store_kv(format, v + h * size, size, info.cache->value(layer_, h, info.position));
+      const BlockFormat format = info.past->format();
+      kernels().store_kv(format, k + h * size, size, info.past->key(layer_, h, info.position));
+      kernels().store_kv(format, v + h * size, size, info.past->value(layer_, h, info.position));
     }
   }
 
@@ -256,7 +263,7 @@ class ForwardPass {
     const std::size_t end = std::size_t{rows_[row].position} + 1;
     const std::size_t window = config.sliding_window;
     const std::size_t first = window == 0 || end <= window ? 0 : end - window;
-    const simd::KeysAndValues past = rows_[row].cache->head(layer_, kv_head);
+    const simd::KeysAndValues past = rows_[row].past->head(layer_, kv_head);
     const float scale = 1.0f / std::sqrt(static_cast<float>(size));
     const std::size_t h = kv_head * group;
     kernels().attend(qkv_row(row) + h * size, group, past, first, end, size, scale,
@@ -293,6 +300,7 @@ class ForwardPass {
 
   void finish_router() {
     assignment_.group(n_rows_, normed_.lanes());
+    down_ = 0;
     if (observer_ == nullptr || !model_->config.has_router()) return;
     const std::size_t k = model_->config.n_experts_used;
     for (std::size_t row = 0; row < n_rows_; ++row) {
@@ -401,27 +409,26 @@ class ForwardPass {
     });
   }
 
-  // x += weight * (w2 hidden), one expert after the other in the order of their numbers.
+  // x += weight * (w2 hidden) for the tokens of one expert; a stage for each, in the order of their
+  // numbers, since a row's sum has to come about in one order.
   void experts_down(std::size_t chunk) const {
-    for (std::size_t i = 0; i < assignment_.n_active(); ++i) {
-      const std::size_t e = assignment_.active(i);
-      const std::size_t begin = assignment_.begin(e);
-      const std::size_t n = assignment_.count(e);
-      multiply_chunk(
-          kernels(), layer().experts[e].w2, chunk,
-          consecutive_rows(hidden_, assignment_.place(e), n), n,
-          [&](std::size_t t, std::size_t first, const float* values, std::size_t n_values) {
-            kernels().add_scaled(assignment_.slot_weight(begin + t), values, n_values,
-                                 x(assignment_.slot_row(begin + t)) + first);
-          });
-    }
+    const std::size_t e = assignment_.active(down_);
+    const std::size_t begin = assignment_.begin(e);
+    const std::size_t n = assignment_.count(e);
+    multiply_chunk(
+        kernels(), layer().experts[e].w2, chunk, consecutive_rows(hidden_, assignment_.place(e), n),
+        n, [&](std::size_t t, std::size_t first, const float* values, std::size_t n_values) {
+          kernels().add_scaled(assignment_.slot_weight(begin + t), values, n_values,
+                               x(assignment_.slot_row(begin + t)) + first);
+        });
   }
 
   // Collects the next rows that want logits, or ends the pass.
   void begin_logits() {
     n_logit_rows_ = 0;
     while (logits_row_ < n_rows_ && n_logit_rows_ < kLogitRows) {
-      if (rows_[logits_row_].wants_logits) logit_rows_[n_logit_rows_++] = logits_row_;
+      if (all_logits_ || rows_[logits_row_].logits != nullptr)
+        logit_rows_[n_logit_rows_++] = logits_row_;
       ++logits_row_;
     }
     stage_ = n_logit_rows_ == 0 ? Stage::done : Stage::final_norm;
@@ -445,10 +452,11 @@ class ForwardPass {
   void finish_logits() {
     const std::size_t vocab_size = model_->config.vocab_size;
     for (std::size_t i = 0; i < n_logit_rows_; ++i) {
-      last_logits_ = logits_ + i * vocab_size;
+      const float* logits = logits_ + i * vocab_size;
+      const PassRow& row = rows_[logit_rows_[i]];
+      if (row.logits != nullptr) std::memcpy(row.logits, logits, vocab_size * sizeof(float));
       if (observer_ != nullptr) {
-        observer_->on_logits(rows_[logit_rows_[i]].position,
-                             Span<const float>(last_logits_, vocab_size));
+        observer_->on_logits(row.position, Span<const float>(logits, vocab_size));
       }
     }
     begin_logits();
@@ -459,6 +467,8 @@ class ForwardPass {
   Stage stage_ = Stage::done;
   std::size_t layer_ = 0;
   std::size_t n_rows_ = 0;
+  bool all_logits_ = false;
+  std::size_t down_ = 0;                     // which active expert experts_down is at
   std::size_t logits_row_ = 0;               // the first row not yet looked at for logits
   std::size_t logit_rows_[kLogitRows] = {};  // the rows whose logits are being computed
   std::size_t n_logit_rows_ = 0;
@@ -477,7 +487,6 @@ class ForwardPass {
   float* shown_ = nullptr;     // a row of hidden_ for an observer
   Activations final_;          // input of the output matrix, [logit row][dim]
   float* logits_ = nullptr;    // [logit row][vocab_size]
-  const float* last_logits_ = nullptr;
 };
 
 }  // namespace mixtral::detail

@@ -1,8 +1,10 @@
-// The keys and values of one session's past.
+// The keys and values of the past, in pages that several sessions can share.
 #ifndef MIXTRAL_NETWORK_KV_CACHE_HPP_
 #define MIXTRAL_NETWORK_KV_CACHE_HPP_
 
 #include <cstddef>
+#include <cstdint>
+#include <cstring>
 
 #include "mixtral/config.hpp"
 #include "mixtral/impl/slab.hpp"
@@ -11,50 +13,166 @@
 
 namespace mixtral::detail {
 
-// [layer][kv head][slot][head_size] in one of the formats that attention reads, keys and values apart,
-// so that one head's past is one contiguous stream. Position p is in slot p modulo the number of slots,
-// which is a multiple of simd::kAttentionBlock: a block of positions never wraps.
-class KvCache {
+// Memory for a number of pages and how often each is used. A page is
+// [layer][keys, values][kv head][position][head_size] in one of the formats that attention reads.
+class KvPages {
  public:
-  // For `n_positions` in all, of which the last n_live must be there at once.
-  void take(Slab& slab, const Config& config, BlockFormat format, std::size_t n_positions,
-            std::size_t n_live) {
+  static constexpr std::size_t n_needed(std::size_t n_positions) {
+    return (n_positions + simd::kPagePositions - 1) / simd::kPagePositions;
+  }
+
+  void take(Slab& slab, const Config& config, BlockFormat format, std::size_t n_pages) {
     const BlockFormatInfo& info = *block_format_info(format);
     format_ = format;
-    n_kv_heads_ = config.n_kv_heads;
     row_bytes_ = config.head_size / info.block_size * info.block_bytes;
-    n_slots_ = n_live < n_positions ? n_live : n_positions;
-    n_slots_ = round_up(n_slots_, simd::kAttentionBlock);
-    const std::size_t n_rows = std::size_t{config.n_layers} * config.n_kv_heads * n_slots_;
-    keys_ = slab.take<std::uint8_t>(n_rows * row_bytes_);
-    values_ = slab.take<std::uint8_t>(n_rows * row_bytes_);
+    head_bytes_ = row_bytes_ * simd::kPagePositions;
+    n_kv_heads_ = config.n_kv_heads;
+    n_streams_ = 2 * std::size_t{config.n_layers} * config.n_kv_heads;
+    n_pages_ = n_pages;
+    users_ = slab.take<std::uint32_t>(n_pages);
+    free_ = slab.take<std::uint32_t>(n_pages);
+    bytes_ = slab.take<std::uint8_t>(n_pages * page_bytes());
+    if (users_ == nullptr) return;
+    for (std::size_t i = 0; i < n_pages; ++i) {
+      users_[i] = 0;
+      free_[i] = static_cast<std::uint32_t>(n_pages - 1 - i);  // the first page is taken first
+    }
+    n_free_ = n_pages;
   }
 
   BlockFormat format() const noexcept { return format_; }
+  std::size_t row_bytes() const noexcept { return row_bytes_; }
+  std::size_t page_bytes() const noexcept { return n_streams_ * head_bytes_; }
+  std::size_t n_pages() const noexcept { return n_pages_; }
+  std::size_t n_free() const noexcept { return n_free_; }
+
+  // A free page, for one user. Only if n_free() is not 0.
+  std::uint32_t take_page() noexcept {
+    const std::uint32_t page = free_[--n_free_];
+    users_[page] = 1;
+    return page;
+  }
+  void add_user(std::uint32_t page) noexcept { ++users_[page]; }
+  void drop(std::uint32_t page) noexcept {
+    if (--users_[page] == 0) free_[n_free_++] = page;
+  }
+  bool is_shared(std::uint32_t page) const noexcept { return users_[page] > 1; }
+
+  // Copies the first n positions.
+  void copy(std::uint32_t from, std::uint32_t to, std::size_t n) noexcept {
+    for (std::size_t i = 0; i < n_streams_; ++i) {
+      std::memcpy(bytes_ + to * page_bytes() + i * head_bytes_,
+                  bytes_ + from * page_bytes() + i * head_bytes_, n * row_bytes_);
+    }
+  }
+
+  std::uint8_t* bytes() const noexcept { return bytes_; }
+  // Where in a page the keys of a head begin; its values are values_after() further.
+  std::size_t head(std::size_t layer, std::size_t head) const noexcept {
+    return (2 * layer * n_kv_heads_ + head) * head_bytes_;
+  }
+  std::size_t values_after() const noexcept { return n_kv_heads_ * head_bytes_; }
+
+ private:
+  BlockFormat format_ = BlockFormat::f32;
+  std::size_t row_bytes_ = 0;
+  std::size_t head_bytes_ = 0;
+  std::size_t n_kv_heads_ = 0;
+  std::size_t n_streams_ = 0;  // keys and values of all layers and heads
+  std::size_t n_pages_ = 0;
+  std::size_t n_free_ = 0;
+  std::uint32_t* users_ = nullptr;
+  std::uint32_t* free_ = nullptr;  // a stack of n_free_
+  std::uint8_t* bytes_ = nullptr;
+};
+
+// The pages with one session's past: those of the positions [first(), end), of which the pages before
+// first() were given back.
+class KvPast {
+ public:
+  void take(Slab& slab, KvPages& pages, std::size_t n_positions) {
+    pages_ = &pages;
+    page_of_ = slab.take<std::uint32_t>(KvPages::n_needed(n_positions));
+  }
+
+  BlockFormat format() const noexcept { return pages_->format(); }
+
+  bool is_empty() const noexcept { return first_page_ == end_page_; }
+  // The first position whose page is held.
+  std::size_t first() const noexcept { return first_page_ * simd::kPagePositions; }
+
+  // How many free pages prepare() would take.
+  std::size_t n_pages_to_take(std::size_t begin, std::size_t end) const noexcept {
+    std::size_t n = 0;
+    for (std::size_t p = begin / simd::kPagePositions; p < KvPages::n_needed(end); ++p) {
+      n += p >= end_page_ || pages_->is_shared(page_of_[p]) ? 1 : 0;
+    }
+    return n;
+  }
+
+  // Makes the positions [begin, end) writable, of which those before `begin` stay as they are; `begin`
+  // is not after the held pages. Only if there are free pages enough.
+  void prepare(std::size_t begin, std::size_t end) noexcept {
+    for (std::size_t p = begin / simd::kPagePositions; p < KvPages::n_needed(end); ++p) {
+      if (p >= end_page_) {
+        page_of_[p] = pages_->take_page();
+        end_page_ = p + 1;
+      } else if (pages_->is_shared(page_of_[p])) {
+        const std::uint32_t own = pages_->take_page();
+        const std::size_t start = p * simd::kPagePositions;
+        if (begin > start) pages_->copy(page_of_[p], own, begin - start);
+        pages_->drop(page_of_[p]);
+        page_of_[p] = own;
+      }
+    }
+  }
+
+  // Gives back the pages that lie wholly before `position`.
+  void drop_before(std::size_t position) noexcept {
+    while (first_page_ < end_page_ && (first_page_ + 1) * simd::kPagePositions <= position) {
+      pages_->drop(page_of_[first_page_++]);
+    }
+  }
+
+  // Gives back the pages that lie wholly from `position` on.
+  void drop_from(std::size_t position) noexcept {
+    while (first_page_ < end_page_ && (end_page_ - 1) * simd::kPagePositions >= position) {
+      pages_->drop(page_of_[--end_page_]);
+    }
+    if (first_page_ == end_page_) first_page_ = end_page_ = 0;
+  }
+
+  // Uses the pages that `other` has for its first n positions.
+  void share(const KvPast& other, std::size_t n) noexcept {
+    drop_from(0);
+    first_page_ = other.first_page_;
+    end_page_ = KvPages::n_needed(n) < first_page_ ? first_page_ : KvPages::n_needed(n);
+    for (std::size_t p = first_page_; p < end_page_; ++p) {
+      page_of_[p] = other.page_of_[p];
+      pages_->add_user(page_of_[p]);
+    }
+  }
 
   std::uint8_t* key(std::size_t layer, std::size_t head, std::size_t position) const noexcept {
-    return keys_ + index(layer, head, position);
+    return pages_->bytes() + page_of_[position / simd::kPagePositions] * pages_->page_bytes() +
+           pages_->head(layer, head) + position % simd::kPagePositions * pages_->row_bytes();
   }
   std::uint8_t* value(std::size_t layer, std::size_t head, std::size_t position) const noexcept {
-    return values_ + index(layer, head, position);
+    return key(layer, head, position) + pages_->values_after();
   }
 
-  // All slots of one head.
   simd::KeysAndValues head(std::size_t layer, std::size_t head) const noexcept {
-    return {key(layer, head, 0), value(layer, head, 0), row_bytes_, n_slots_, format_};
+    const std::size_t keys = pages_->head(layer, head);
+    return {
+        pages_->bytes(),     pages_->page_bytes(), page_of_, keys, keys + pages_->values_after(),
+        pages_->row_bytes(), pages_->format()};
   }
 
  private:
-  std::size_t index(std::size_t layer, std::size_t head, std::size_t position) const noexcept {
-    return ((layer * n_kv_heads_ + head) * n_slots_ + position % n_slots_) * row_bytes_;
-  }
-
-  BlockFormat format_ = BlockFormat::f32;
-  std::size_t n_kv_heads_ = 0;
-  std::size_t row_bytes_ = 0;
-  std::size_t n_slots_ = 0;
-  std::uint8_t* keys_ = nullptr;
-  std::uint8_t* values_ = nullptr;
+  KvPages* pages_ = nullptr;
+  std::uint32_t* page_of_ = nullptr;  // [position / kPagePositions]
+  std::size_t first_page_ = 0;
+  std::size_t end_page_ = 0;
 };
 
 }  // namespace mixtral::detail

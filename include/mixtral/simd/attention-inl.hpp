@@ -127,8 +127,10 @@ void attend_heads(const float* const* q, const KeysAndValues& past, std::size_t 
   }
   for (std::size_t begin = first; begin < end;) {
     const std::size_t n = HWY_MIN(kAttentionBlock - begin % kAttentionBlock, end - begin);
-    const std::uint8_t* keys = past.keys + begin % past.n_slots * past.stride;
-    const std::uint8_t* values = past.values + begin % past.n_slots * past.stride;
+    const std::uint8_t* page = past.pages + past.page_of[begin / kPagePositions] * past.page_bytes;
+    const std::uint8_t* row = page + begin % kPagePositions * past.stride;
+    const std::uint8_t* keys = row + past.keys;
+    const std::uint8_t* values = row + past.values;
     begin += n;
     score_block<Kv, kHeads>(q, keys, past.stride, n, head_size, scores);
     for (std::size_t h = 0; h < kHeads; ++h) {

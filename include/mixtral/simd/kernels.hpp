@@ -76,13 +76,18 @@ struct Matrix {
 // Attention goes through the past in blocks of this many positions, beginning at its multiples.
 constexpr std::size_t kAttentionBlock = 32;
 
-// The keys and values of one head, each row in the format: position p is in slot p % n_slots, slots are
-// `stride` bytes apart. n_slots is a multiple of kAttentionBlock.
+// Keys and values lie in pages of this many positions, a multiple of kAttentionBlock.
+constexpr std::size_t kPagePositions = 64;
+
+// The keys and values of one head, each row in the format. Position p is row p % kPagePositions of page
+// page_of[p / kPagePositions].
 struct KeysAndValues {
-  const std::uint8_t* keys;
-  const std::uint8_t* values;
-  std::size_t stride;
-  std::size_t n_slots;
+  const std::uint8_t* pages;
+  std::size_t page_bytes;  // from one page to the next
+  const std::uint32_t* page_of;
+  std::size_t keys;    // where in a page this head's keys begin
+  std::size_t values;  // and its values
+  std::size_t stride;  // from one row to the next
   BlockFormat format;  // f32, f16, bf16 or q8_0
 };
 
@@ -138,7 +143,6 @@ struct Kernels {
 
   // out[h] = softmax(q[h] K^T * scale) V over the positions [first, end) of `past`, for n_heads query
   // heads that lie together, head_size apart, as do their results: one pass with a running maximum.
-  // The result depends on the positions only, not on how many slots there are.
   void (*attend)(const float* q, std::size_t n_heads, const KeysAndValues& past, std::size_t first,
                  std::size_t end, std::size_t head_size, float scale, float* out);
 };

@@ -1,0 +1,319 @@
+// What a session and its forks share: memory, the pages of their pasts, and the pass in progress.
+#ifndef MIXTRAL_IMPL_WORKSPACE_HPP_
+#define MIXTRAL_IMPL_WORKSPACE_HPP_
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+
+#include "mixtral/executor.hpp"
+#include "mixtral/impl/model.hpp"
+#include "mixtral/impl/slab.hpp"
+#include "mixtral/network/forward_pass.hpp"
+#include "mixtral/network/kv_cache.hpp"
+#include "mixtral/observer.hpp"
+
+namespace mixtral::detail {
+
+// The state of one session.
+struct Branch {
+  Token* history = nullptr;       // [context]
+  std::uint8_t* turns = nullptr;  // [context], what a chat may go on with after each token
+  float* logits = nullptr;        // [vocab_size], that follow the last token
+  KvPast past;
+  std::uint32_t n_tokens = 0;     // in the history
+  std::uint32_t n_evaluated = 0;  // of them in the past
+  std::uint32_t n_in_pass = 0;    // that the pass in progress computes
+  bool has_logits = false;
+  bool in_use = false;
+  std::atomic<bool> cancelled{false};
+
+  // Tokens to be computed before there are logits: the last one again if they were lost.
+  std::uint32_t n_pending() const noexcept {
+    return n_evaluated < n_tokens ? n_tokens - n_evaluated : has_logits || n_tokens == 0 ? 0 : 1;
+  }
+};
+
+struct WorkspaceSizes {
+  std::uint32_t context = 0;
+  std::uint32_t batch = 0;
+  std::uint32_t branches = 1;
+  BlockFormat kv_format = BlockFormat::f16;
+  std::size_t kv_pages = 0;
+};
+
+class Workspace {
+ public:
+  using Clock = std::chrono::steady_clock;
+
+  Workspace(const Model& model, const ModelData& data, const Executor& executor,
+            const WorkspaceSizes& sizes)
+      : model_(model), data_(&data), executor_(executor), sizes_(sizes) {}
+
+  // The bytes that reserve() takes.
+  std::size_t bytes_needed() {
+    Slab measure;
+    take(measure);
+    return measure.used();
+  }
+  // False if the resource has not enough.
+  bool reserve() {
+    if (!slab_.reserve(data_->resource, bytes_needed())) return false;
+    take(slab_);
+    return true;
+  }
+
+  const Model& model() const noexcept { return model_; }
+  const ModelData& data() const noexcept { return *data_; }
+  const WorkspaceSizes& sizes() const noexcept { return sizes_; }
+  const KvPages& pages() const noexcept { return pages_; }
+
+  // A branch without a past; null if all are in use.
+  Branch* take_branch() noexcept {
+    for (std::size_t i = 0; i < sizes_.branches; ++i) {
+      if (branches_[i].in_use) continue;
+      branches_[i].in_use = true;
+      ++n_in_use_;
+      return &branches_[i];
+    }
+    return nullptr;
+  }
+  // True if it was the last one.
+  bool give_back(Branch& branch) noexcept {
+    rewind(branch, 0);
+    branch.in_use = false;
+    branch.cancelled.store(false);
+    return --n_in_use_ == 0;
+  }
+
+  void rewind(Branch& branch, std::uint32_t n) noexcept {
+    if (branch.n_in_pass != 0) abandon();
+    if (n == branch.n_tokens && n != 0) return;
+    branch.n_tokens = n;
+    branch.has_logits = false;
+    branch.n_evaluated = std::min(branch.n_evaluated, n);
+    branch.past.drop_from(branch.n_evaluated);
+    if (branch.past.is_empty()) branch.n_evaluated = 0;
+  }
+
+  // Makes `to`, which has no past, the same as `from`.
+  void copy(const Branch& from, Branch& to) noexcept {
+    std::copy_n(from.history, from.n_tokens, to.history);
+    std::copy_n(from.turns, from.n_tokens, to.turns);
+    if (from.has_logits) std::copy_n(from.logits, data_->config.vocab_size, to.logits);
+    to.past.share(from.past, from.n_evaluated);
+    to.n_tokens = from.n_tokens;
+    to.n_evaluated = from.n_evaluated;
+    to.has_logits = from.has_logits;
+  }
+
+  // Where to put the branches of one call, as many as there are.
+  Branch** wanted() const noexcept { return wanted_; }
+
+  // Computes what is pending in the first n of wanted(), until `deadline` unless that is null; a pass
+  // of others that is in progress is finished first. True if all is done.
+  Result<bool> advance(std::size_t n, const Clock::time_point* deadline, Observer* observer) {
+    n_wanted_ = n;
+    bool ran = false;
+    while (!is_cancelled()) {
+      if (!running_) {
+        MIXTRAL_RETURN_IF_ERROR(begin_pass(observer));
+        if (!running_) break;
+      }
+      if (!run(deadline, observer, ran)) {
+        if (!is_cancelled()) return false;
+        break;
+      }
+      finish_pass();
+    }
+    // A request that came too late for the last pass, or before a call with nothing to do, counts too:
+    // it must not stay for a call that nobody meant.
+    std::uint32_t n_evaluated = 0, n_tokens = 0;
+    bool cancelled = false;
+    for (std::size_t i = 0; i < n; ++i) {
+      cancelled = wanted_[i]->cancelled.exchange(false) || cancelled;
+      n_evaluated += wanted_[i]->n_evaluated;
+      n_tokens += wanted_[i]->n_tokens;
+    }
+    if (!cancelled) return true;
+    abandon();
+    return Error(ErrorCode::cancelled, "cancelled after %u of %u tokens; evaluate again to go on",
+                 static_cast<unsigned>(n_evaluated), static_cast<unsigned>(n_tokens));
+  }
+
+ private:
+  void take(Slab& slab) {
+    const Config& config = data_->config;
+    branches_ = slab.take<Branch>(sizes_.branches);
+    wanted_ = slab.take<Branch*>(sizes_.branches);
+    pages_.take(slab, config, sizes_.kv_format, sizes_.kv_pages);
+    pass_.take(slab, *data_, sizes_.batch);
+    row_branch_ = slab.take<Branch*>(sizes_.batch);
+    for (std::size_t i = 0; i < sizes_.branches; ++i) {
+      Branch unused;
+      Branch& branch = branches_ == nullptr ? unused : *new (&branches_[i]) Branch;
+      branch.history = slab.take<Token>(sizes_.context);
+      branch.turns = slab.take<std::uint8_t>(sizes_.context);
+      branch.logits = slab.take<float>(config.vocab_size);
+      branch.past.take(slab, pages_, sizes_.context);
+    }
+  }
+
+  bool is_cancelled() const noexcept {
+    for (std::size_t i = 0; i < n_wanted_; ++i) {
+      if (wanted_[i]->cancelled.load(std::memory_order_relaxed)) return true;
+    }
+    return false;
+  }
+
+  // Positions that a token at `position` does not need any more come before this one.
+  std::size_t first_needed(std::size_t position) const noexcept {
+    const std::size_t window = data_->config.sliding_window;
+    return window == 0 || position + 1 <= window ? 0 : position + 1 - window;
+  }
+
+  // Begins a pass over as many pending tokens as it takes, if there are any.
+  Status begin_pass(Observer* observer) {
+    std::uint32_t n_rows = 0;
+    PassRow* rows = pass_.rows();
+    for (std::size_t b = 0; b < n_wanted_; ++b) {
+      Branch* branch = wanted_[b];
+      const std::uint32_t n = std::min(sizes_.batch - n_rows, branch->n_pending());
+      if (n == 0 || branch->n_in_pass != 0) continue;
+      if (branch->n_evaluated == branch->n_tokens) --branch->n_evaluated;
+      // What a window has moved over comes back by computing all again.
+      if (first_needed(branch->n_evaluated) < branch->past.first()) {
+        branch->n_evaluated = 0;
+        branch->past.drop_from(0);
+      }
+      const std::uint32_t begin = branch->n_evaluated;
+      branch->past.drop_before(first_needed(begin));
+      if (branch->past.n_pages_to_take(begin, begin + n) > pages_.n_free()) {
+        if (n_rows != 0) break;  // go on with those that have room
+        return Error(ErrorCode::context_full,
+                     "no room for keys and values of %u more tokens: the session and its forks "
+                     "have %zu pages of %zu tokens, of which %zu are free; open it with more "
+                     "kv_tokens, or let some of them go",
+                     static_cast<unsigned>(n), pages_.n_pages(), simd::kPagePositions,
+                     pages_.n_free());
+      }
+      branch->past.prepare(begin, begin + n);
+      branch->n_in_pass = n;
+      for (std::uint32_t i = 0; i < n; ++i) {
+        const std::uint32_t position = begin + i;
+        row_branch_[n_rows] = branch;
+        rows[n_rows++] = {branch->history[position], position, &branch->past,
+                          position + 1 == branch->n_tokens ? branch->logits : nullptr};
+      }
+    }
+    if (n_rows == 0) return {};
+    if (n_rows != n_rows_) {
+      for (auto& time : chunk_time_) time.store(0, std::memory_order_relaxed);
+    }
+    n_rows_ = n_rows;
+    next_chunk_.store(0);
+    stage_seconds_ = 0.0;
+    running_ = true;
+    pass_.begin(n_rows, observer != nullptr && observer->wants_all_logits());
+    return {};
+  }
+
+  void finish_pass() noexcept {
+    for (std::uint32_t i = 0; i < n_rows_; ++i) {
+      Branch& branch = *row_branch_[i];
+      if (branch.n_in_pass == 0) continue;
+      branch.n_evaluated += branch.n_in_pass;
+      branch.n_in_pass = 0;
+      branch.has_logits = branch.n_evaluated == branch.n_tokens;
+    }
+    running_ = false;
+  }
+
+  // Forgets the pass in progress; its tokens are pending as before.
+  void abandon() noexcept {
+    if (!running_) return;
+    for (std::uint32_t i = 0; i < n_rows_; ++i) row_branch_[i]->n_in_pass = 0;
+    running_ = false;
+  }
+
+  // Goes on with the pass, true if to its end; false if the deadline came or it was cancelled.
+  // `ran` tells whether anything was done before, since the beginning of a time slice.
+  bool run(const Clock::time_point* deadline, Observer* observer, bool& ran) {
+    const bool timed = observer != nullptr && observer->wants_times();
+    while (!pass_.done()) {
+      const Clock::time_point start = timed ? Clock::now() : Clock::time_point();
+      const std::size_t n = pass_.n_chunks();
+      const bool complete = deadline == nullptr ? run_all(n) : run_until(n, *deadline, ran);
+      if (timed) stage_seconds_ += std::chrono::duration<double>(Clock::now() - start).count();
+      if (!complete) return false;
+      if (timed) observer->on_time(pass_.part(), pass_.layer_number(), stage_seconds_);
+      stage_seconds_ = 0.0;
+      next_chunk_.store(0);
+      pass_.next_stage(observer);
+    }
+    return true;
+  }
+
+  // The rest of the stage's n chunks, each thread those that lie together.
+  bool run_all(std::size_t n) {
+    const std::size_t first = next_chunk_.load();
+    const auto run_chunk = [&](std::size_t i) {
+      if (!is_cancelled()) pass_.run_chunk(first + i);
+    };
+    executor_.run(n - first, Chunks(run_chunk));
+    return !is_cancelled();
+  }
+
+  // As many of the stage's chunks as are likely to end by the deadline, in their order, so that those
+  // left are the last ones; one at least if nothing ran before.
+  bool run_until(std::size_t n, Clock::time_point deadline, bool& ran) {
+    std::atomic<std::int64_t>& time = chunk_time_[pass_.stage_kind()];
+    const bool must = !ran;
+    const auto work = [&](std::size_t thread) {
+      Clock::time_point now = Clock::now();
+      for (bool first = must && thread == 0;; first = false) {
+        const std::chrono::nanoseconds expected(time.load(std::memory_order_relaxed));
+        if (is_cancelled()) return;
+        if (!first && now + expected >= deadline) return;
+        const std::size_t chunk = next_chunk_.fetch_add(1, std::memory_order_relaxed);
+        if (chunk >= n) return;
+        pass_.run_chunk(chunk);
+        const Clock::time_point end = Clock::now();
+        const std::int64_t took = std::chrono::nanoseconds(end - now).count();
+        // The longest of late: one that was interrupted is forgotten after a while.
+        const std::int64_t was = expected.count();
+        time.store(took > was ? took : was - (was - took) / 8, std::memory_order_relaxed);
+        now = end;
+      }
+    };
+    const std::size_t threads = executor_.concurrency();
+    executor_.run(std::min(threads, n - next_chunk_.load()), Chunks(work));
+    ran = true;
+    return !is_cancelled() && next_chunk_.load() >= n;
+  }
+
+  Model model_;
+  const ModelData* data_;
+  Executor executor_;
+  WorkspaceSizes sizes_;
+
+  Slab slab_;
+  KvPages pages_;
+  ForwardPass pass_;
+  Branch* branches_ = nullptr;
+  std::size_t n_in_use_ = 0;
+  Branch** wanted_ = nullptr;  // [branches]
+  std::size_t n_wanted_ = 0;
+
+  bool running_ = false;                    // a pass is in progress:
+  std::uint32_t n_rows_ = 0;                // over so many rows,
+  Branch** row_branch_ = nullptr;           // [row] of these branches,
+  std::atomic<std::size_t> next_chunk_{0};  // up to this chunk of its stage,
+  double stage_seconds_ = 0.0;              // which took so long
+  std::atomic<std::int64_t> chunk_time_[ForwardPass::kStageKinds] =
+      {};  // nanoseconds, by stage kind
+};
+
+}  // namespace mixtral::detail
+
+#endif  // MIXTRAL_IMPL_WORKSPACE_HPP_

@@ -1,0 +1,493 @@
+// Sessions that share memory: time slices, forks, going back, many at once.
+#include "support.hpp"
+
+#include <chrono>
+#include <thread>
+
+using namespace support;
+using namespace std::chrono_literals;
+using mixtral::ErrorCode;
+using mixtral::Progress;
+using mixtral::Session;
+using mixtral::Token;
+
+namespace {
+
+mixtral::SessionOptions options_for(std::uint32_t context, std::uint32_t branches = 1) {
+  mixtral::SessionOptions options;
+  options.context = context;
+  options.batch = 32;
+  options.branches = branches;
+  options.kv_format = mixtral::BlockFormat::f32;
+  return options;
+}
+
+std::vector<Token> some_tokens(std::size_t n, std::uint32_t seed) {
+  std::mt19937 random(seed);
+  std::vector<Token> tokens(n);
+  for (Token& t : tokens) t = static_cast<Token>(random() % 4000);
+  return tokens;
+}
+
+std::vector<Token> tokens_of(const Session& s) { return {s.tokens().begin(), s.tokens().end()}; }
+
+std::vector<float> logits_of(const Session& s) { return {s.logits().begin(), s.logits().end()}; }
+
+// The logits after `tokens` in a session of its own, in one go.
+std::vector<float> logits_after(const mixtral::Model& model, const std::vector<Token>& tokens) {
+  Session s = value(Session::open(model, options_for(512)));
+  REQUIRE(s.append(span(tokens)));
+  REQUIRE(s.evaluate());
+  return logits_of(s);
+}
+
+// Counts the tokens that are computed.
+struct Counter : mixtral::Observer {
+  std::size_t n = 0;
+  bool wants_all_logits() const override { return true; }
+  void on_logits(std::uint32_t, mixtral::Span<const float>) override { ++n; }
+};
+
+// As a new session with the same tokens, to the bit?
+void check_as_plain(Session& s) {
+  REQUIRE(s.evaluate());
+  CHECK(logits_of(s) == logits_after(s.model(), tokens_of(s)));
+}
+
+}  // namespace
+
+TEST_CASE("workspace: slices of time give what one evaluation gives, to the bit") {
+  const mixtral::Model model = open(bundled_model());
+  auto pool = value(mixtral::ThreadPool::create(2));
+  const std::vector<Token> tokens = some_tokens(100, 1);
+  const auto expected = logits_after(model, tokens);
+  mixtral::SessionOptions options = options_for(512);
+  SUBCASE("inline") {}
+  SUBCASE("with a pool") { options.executor = pool; }
+  Session s = value(Session::open(model, options));
+  for (const auto budget : {std::chrono::nanoseconds(-5), std::chrono::nanoseconds(0),
+                            std::chrono::nanoseconds(50us), std::chrono::nanoseconds(1h)}) {
+    s.clear();
+    REQUIRE(s.append(span(tokens)));
+    int n_slices = 1;
+    while (value(s.advance(budget)) == Progress::working) {
+      CHECK(!s.has_logits());
+      ++n_slices;
+    }
+    CHECK(logits_of(s) == expected);
+    if (budget <= 0ns) CHECK(n_slices > 500);  // small pieces
+    if (budget == 1h) CHECK(n_slices == 1);
+  }
+  // What is appended between two slices, or evaluated at once after some.
+  s.clear();
+  for (std::size_t i = 0; i < tokens.size(); i += 10) {
+    REQUIRE(s.append({tokens.data() + i, 10}));
+    for (int k = 0; k < 40; ++k) CHECK(s.advance(0ns));
+  }
+  REQUIRE(s.evaluate());
+  CHECK(logits_of(s) == expected);
+}
+
+TEST_CASE("workspace: a generation in slices gives the same text") {
+  const mixtral::Model model = open(bundled_model());
+  Session whole = value(Session::open(model, options_for(512)));
+  Session sliced = value(Session::open(model, options_for(512)));
+  REQUIRE(whole.append("Once upon a time"));
+  REQUIRE(sliced.append("Once upon a time"));
+  mixtral::GenerateOptions generate;
+  generate.max_tokens = 30;
+  generate.stop = {"never there, but its beginnings may be", "a very"};
+  std::string expected, text;
+  for (const std::string_view piece : whole.generate(generate)) expected += piece;
+  auto generation = sliced.generate(generate);
+  int n_working = 0;
+  while (generation.stop_reason() == mixtral::StopReason::none) {
+    if (generation.advance(20us) == Progress::working) {
+      ++n_working;
+      CHECK(generation.piece().empty());
+    }
+    text += generation.piece();
+  }
+  CHECK(generation.advance(20us) == Progress::done);
+  CHECK(generation.piece().empty());
+  CHECK(text == expected);
+  CHECK(tokens_of(sliced) == tokens_of(whole));
+  CHECK(n_working > 100);
+}
+
+TEST_CASE("workspace: cancelling takes effect within one slice, and all before it stays") {
+  const mixtral::Model model = open(bundled_model());
+  Session s = value(Session::open(model, options_for(512)));
+  const std::vector<Token> tokens = some_tokens(100, 2);
+  REQUIRE(s.append(span(tokens)));
+  for (int k = 0; k < 10; ++k) REQUIRE(value(s.advance(0ns)) == Progress::working);
+  s.cancel();
+  const auto cancelled = s.advance(1h);
+  REQUIRE(!cancelled);
+  CHECK(cancelled.error().code() == ErrorCode::cancelled);
+  CHECK(tokens_of(s) == tokens);
+  check_as_plain(s);
+}
+
+TEST_CASE("workspace: a fork goes its own way") {
+  const mixtral::Model model = open(bundled_model());
+  Session root = value(Session::open(model, options_for(512, 3)));
+  REQUIRE(root.append(span(some_tokens(100, 3))));  // ends within a page
+  REQUIRE(root.evaluate());
+  const auto at_root = logits_of(root);
+  Session a = value(root.fork());
+  CHECK(tokens_of(a) == tokens_of(root));
+  CHECK(a.has_logits());
+  CHECK(logits_of(a) == at_root);
+  REQUIRE(a.append(span(some_tokens(20, 4))));
+  check_as_plain(a);
+  CHECK(logits_of(root) == at_root);  // still there
+  REQUIRE(root.append(span(some_tokens(50, 5))));
+  Session b = value(root.fork());  // with tokens that are not computed yet
+  check_as_plain(root);
+  check_as_plain(b);
+  REQUIRE(a.append(Token{7}));
+  check_as_plain(a);
+  const auto none = root.fork();
+  REQUIRE(!none);
+  CHECK(none.error().code() == ErrorCode::out_of_memory);
+  { const Session gone = std::move(root); }
+  b = value(a.fork());  // in the place of the one before, or of the root
+  check_as_plain(b);
+  check_as_plain(a);
+  // A fork in the middle of a pass has what was computed before.
+  REQUIRE(a.append(span(some_tokens(40, 6))));
+  for (int k = 0; k < 30; ++k) REQUIRE(a.advance(0ns));
+  Session c = value(a.fork());
+  { const Session gone = std::move(a); }  // with its pass
+  check_as_plain(c);
+}
+
+TEST_CASE("workspace: ten branches of a long past take little more room than one") {
+  const mixtral::Model model = open(bundled_model());
+  mixtral::SessionOptions options = options_for(512, 11);
+  options.kv_tokens = 448;
+  Session root = value(Session::open(model, options));
+  REQUIRE(root.append(span(some_tokens(400, 7))));
+  REQUIRE(root.evaluate());
+  std::vector<Session> branches;
+  for (std::uint32_t i = 0; i < 10; ++i) {
+    branches.push_back(value(root.fork()));
+    REQUIRE(branches.back().append(span(some_tokens(20, 100 + i))));
+  }
+  for (Session& branch : branches) check_as_plain(branch);
+  // There is no room for ten times as many more; the tokens stay, to be computed when there is.
+  std::size_t n_full = 0;
+  for (Session& branch : branches) {
+    REQUIRE(branch.append(span(some_tokens(40, 8))));
+    const auto status = branch.evaluate();
+    if (status) continue;
+    CHECK(status.error().code() == ErrorCode::context_full);
+    CHECK(branch.tokens().size() == 460);
+    ++n_full;
+  }
+  CHECK(n_full >= 8);
+  Session last = std::move(branches.back());
+  branches.clear();
+  check_as_plain(last);
+  // What it takes: beside the pages, history and logits of each branch.
+  const auto ten = value(Session::memory_needed(model, options));
+  options.branches = 1;
+  const auto one = value(Session::memory_needed(model, options));
+  const std::uint64_t page = (value(Session::memory_needed(model, options_for(128))) -
+                              value(Session::memory_needed(model, options_for(64))));
+  const std::uint64_t each = model.config().vocab_size * 4 + 512 * 5 + 1024;
+  CHECK(ten - one <= 10 * (page + each));
+}
+
+TEST_CASE("workspace: going back and replacing compute only what is new") {
+  const mixtral::Model model = open(bundled_model());
+  Session s = value(Session::open(model, options_for(256)));
+  std::vector<Token> tokens = some_tokens(150, 9);
+  REQUIRE(s.append(span(tokens)));
+  REQUIRE(s.evaluate());
+  CHECK(!s.rewind(151));
+  REQUIRE(s.rewind(150));
+  CHECK(s.has_logits());  // nothing changed
+  REQUIRE(s.rewind(90));
+  CHECK(s.tokens().size() == 90);
+  CHECK(!s.has_logits());
+  Counter counter;
+  REQUIRE(s.evaluate(&counter));
+  CHECK(counter.n == 1);  // the last one, for its logits
+  check_as_plain(s);
+
+  tokens[70] = tokens[70] == 5 ? 6 : 5;
+  CHECK(value(s.replace(span(tokens))) == 70);
+  CHECK(tokens_of(s) == tokens);
+  counter.n = 0;
+  REQUIRE(s.evaluate(&counter));
+  CHECK(counter.n == 80);
+  check_as_plain(s);
+  CHECK(value(s.replace(span(tokens))) == 150);
+  CHECK(s.has_logits());
+  tokens.resize(80);
+  CHECK(value(s.replace(span(tokens))) == 80);
+  check_as_plain(s);
+
+  // What cannot be is refused and changes nothing.
+  CHECK(!s.replace(span(some_tokens(257, 1))));
+  CHECK(!s.replace(span({1, -1})));
+  CHECK(tokens_of(s) == tokens);
+  CHECK(s.has_logits());
+  CHECK(value(s.replace(mixtral::Span<const Token>())) == 0);
+  CHECK(s.tokens().empty());
+
+  REQUIRE(s.append("Once upon a time there was"));
+  REQUIRE(s.evaluate());
+  CHECK(value(s.replace("Once upon a time there lived")) >= 5);
+  Session plain = value(Session::open(model, options_for(256)));
+  REQUIRE(plain.append("Once upon a time there lived"));
+  CHECK(tokens_of(s) == tokens_of(plain));
+}
+
+TEST_CASE("workspace: a chat that went back goes on as if the rest had not been") {
+  const mixtral::Model model = open(bundled_model());
+  Session s = value(Session::open(model, options_for(512)));
+  REQUIRE(s.append_chat({{"user", "Tell me a story."}}));
+  const auto first = static_cast<std::uint32_t>(s.tokens().size());
+  mixtral::GenerateOptions generate = exactly(8, model);
+  std::string expected;
+  for (const std::string_view piece : s.generate(generate)) expected += piece;
+  const auto answered = static_cast<std::uint32_t>(s.tokens().size());
+  const auto ask = [&] {
+    REQUIRE(s.append_chat({{"user", "And then?"}}));
+    const auto all = tokens_of(s);
+    return std::vector<Token>(all.begin() + answered, all.end());
+  };
+  const auto second = ask();
+  REQUIRE(s.rewind(answered));
+  CHECK(ask() == second);
+  // An answer begins again, without a leading space.
+  REQUIRE(s.rewind(first));
+  std::string again;
+  for (const std::string_view piece : s.generate(generate)) again += piece;
+  CHECK(again == expected);
+  CHECK(ask() == second);
+  Session fork = value(Session::open(model, options_for(512, 2)));
+  REQUIRE(fork.append_chat({{"user", "Tell me a story."}}));
+  Session other = value(fork.fork());
+  again.clear();
+  for (const std::string_view piece : other.generate(generate)) again += piece;
+  CHECK(again == expected);
+}
+
+TEST_CASE("workspace: many sessions evaluated together get what each gets alone") {
+  const mixtral::Model model = open(bundled_model());
+  auto pool = value(mixtral::ThreadPool::create(2));
+  mixtral::SessionOptions options = options_for(256, 12);
+  options.executor = pool;
+  std::vector<Session> sessions;
+  sessions.push_back(value(Session::open(model, options)));
+  REQUIRE(sessions[0].append(span(some_tokens(30, 10))));
+  REQUIRE(sessions[0].evaluate());
+  for (std::uint32_t i = 1; i < 12; ++i) {
+    sessions.push_back(value(sessions[0].fork()));
+    if (i % 2 == 0) sessions[i].clear();
+    REQUIRE(sessions[i].append(span(some_tokens(1 + i * i, i))));
+  }
+  std::vector<Session*> all;
+  for (Session& s : sessions) all.push_back(&s);
+  all.push_back(all[3]);  // twice is once
+  const mixtral::Span<Session* const> together(all.data(), all.size());
+  SUBCASE("at once") { REQUIRE(Session::evaluate_all(together)); }
+  SUBCASE("in slices") {
+    int n_slices = 0;
+    while (value(Session::advance_all(together, 30us)) == Progress::working) ++n_slices;
+    CHECK(n_slices > 10);
+  }
+  for (Session& s : sessions) {
+    REQUIRE(s.has_logits());
+    check_as_plain(s);
+  }
+  // One more token each, as in generation.
+  for (Session* s : all) REQUIRE(s->append(Token{11}));
+  REQUIRE(Session::evaluate_all(together));
+  for (Session& s : sessions) check_as_plain(s);
+
+  // A pass of others in progress is finished first, and is not lost.
+  REQUIRE(sessions[1].append(span(some_tokens(20, 11))));
+  REQUIRE(sessions[2].append(span(some_tokens(20, 12))));
+  for (int k = 0; k < 20; ++k) {
+    REQUIRE(sessions[1].advance(0ns));
+    REQUIRE(sessions[2].advance(0ns));
+  }
+  check_as_plain(sessions[2]);
+  CHECK(sessions[1].has_logits());
+  check_as_plain(sessions[1]);
+
+  sessions[4].cancel();
+  REQUIRE(sessions[4].append(Token{1}));
+  REQUIRE(sessions[5].append(Token{1}));
+  const auto cancelled = Session::evaluate_all(together);
+  REQUIRE(!cancelled);
+  CHECK(cancelled.error().code() == ErrorCode::cancelled);
+  REQUIRE(Session::evaluate_all(together));
+  check_as_plain(sessions[5]);
+
+  CHECK(Session::evaluate_all({}));
+  sessions[6].clear();
+  CHECK(!Session::evaluate_all(together));
+  Session stranger = value(Session::open(model, options_for(64)));
+  REQUIRE(stranger.append(Token{1}));
+  Session* strangers[] = {&sessions[0], &stranger};
+  const auto refused = Session::evaluate_all({strangers, 2});
+  REQUIRE(!refused);
+  CHECK(refused.error().code() == ErrorCode::invalid_argument);
+}
+
+TEST_CASE("workspace: going back farther than a sliding window reaches computes it again") {
+  Synthetic synthetic;
+  synthetic.n_experts = synthetic.n_experts_used = 1;
+  synthetic.sliding_window = 50;
+  synthetic.context_length = 1000;
+  synthetic.randomize(22);
+  const Blob blob = synthetic.writer().finish();
+  const mixtral::Model model = open(blob);
+  Session s = value(Session::open(model, options_for(512, 2)));
+  std::vector<Token> tokens = some_tokens(400, 13);
+  for (Token& t : tokens) t %= 300;
+  REQUIRE(s.append(span(tokens)));
+  REQUIRE(s.evaluate());
+  Session fork = value(s.fork());
+  for (const std::uint32_t n : {395u, 380u, 200u, 64u, 63u, 1u}) {
+    CAPTURE(n);
+    REQUIRE(s.rewind(n));
+    check_as_plain(s);
+    REQUIRE(s.append({tokens.data(), 30}));
+    check_as_plain(s);
+  }
+  REQUIRE(fork.append(Token{3}));
+  check_as_plain(fork);
+}
+
+TEST_CASE("workspace: any order of operations gives what a plain session gives") {
+  const mixtral::Model model = open(bundled_model());
+  for (std::uint32_t seed = 0; seed < 4; ++seed) {
+    CAPTURE(seed);
+    std::mt19937 random(seed);
+    const auto any = [&](std::size_t n) { return static_cast<std::size_t>(random()) % n; };
+    mixtral::SessionOptions options = options_for(200, 5);
+    options.batch = seed % 2 == 0 ? 16 : 64;
+    std::vector<Session> sessions;
+    std::vector<std::vector<Token>> expected;
+    sessions.push_back(value(Session::open(model, options)));
+    expected.emplace_back();
+    for (int step = 0; step < 300; ++step) {
+      const std::size_t i = any(sessions.size());
+      Session& s = sessions[i];
+      std::vector<Token>& tokens = expected[i];
+      switch (any(10)) {
+        case 0:
+        case 1:
+        case 2: {
+          const auto more = some_tokens(any(25), static_cast<std::uint32_t>(random()));
+          const bool fits = tokens.size() + more.size() <= 200;
+          CHECK(static_cast<bool>(s.append(span(more))) == fits);
+          if (fits) tokens.insert(tokens.end(), more.begin(), more.end());
+          break;
+        }
+        case 3:
+          tokens.resize(any(tokens.size() + 1));
+          REQUIRE(s.rewind(static_cast<std::uint32_t>(tokens.size())));
+          break;
+        case 4: {
+          const std::size_t keep = any(tokens.size() + 1);
+          tokens.resize(keep);
+          tokens.resize(std::min<std::size_t>(200, keep + any(20)), static_cast<Token>(any(4000)));
+          REQUIRE(s.replace(span(tokens)));
+          break;
+        }
+        case 5: {
+          auto fork = s.fork();
+          CHECK(static_cast<bool>(fork) == (sessions.size() < 5));
+          if (!fork) break;
+          const std::vector<Token> same = tokens;
+          sessions.push_back(*std::move(fork));
+          expected.push_back(same);
+          break;
+        }
+        case 6:
+          if (sessions.size() == 1) break;
+          sessions.erase(sessions.begin() + static_cast<std::ptrdiff_t>(i));
+          expected.erase(expected.begin() + static_cast<std::ptrdiff_t>(i));
+          break;
+        case 7: {
+          for (std::size_t k = any(100); k > 0; --k) static_cast<void>(s.advance(0ns));
+          break;
+        }
+        case 8: {
+          s.cancel();
+          if (tokens.empty()) {
+            REQUIRE(s.append(Token{1}));
+            tokens.push_back(1);
+          }
+          CHECK(!s.evaluate());
+          break;
+        }
+        default: {
+          std::vector<Session*> those;
+          for (std::size_t k = 0; k < sessions.size(); ++k) {
+            if (!expected[k].empty() && (k == i || any(2) == 0)) those.push_back(&sessions[k]);
+          }
+          REQUIRE(Session::evaluate_all({those.data(), those.size()}));
+          for (Session* one : those) check_as_plain(*one);
+        }
+      }
+      for (std::size_t k = 0; k < sessions.size(); ++k) {
+        REQUIRE(tokens_of(sessions[k]) == expected[k]);
+      }
+    }
+  }
+}
+
+TEST_CASE("workspace: forks and their memory are stated and given back") {
+  struct Counting : std::pmr::memory_resource {
+    std::size_t bytes = 0;
+    bool refuses = false;
+    void* do_allocate(std::size_t size, std::size_t alignment) override {
+      if (refuses) throw std::bad_alloc();
+      bytes += size;
+      return std::pmr::new_delete_resource()->allocate(size, alignment);
+    }
+    void do_deallocate(void* memory, std::size_t size, std::size_t alignment) override {
+      bytes -= size;
+      std::pmr::new_delete_resource()->deallocate(memory, size, alignment);
+    }
+    bool do_is_equal(const memory_resource& o) const noexcept override { return this == &o; }
+  } resource;
+  {
+    mixtral::ModelOptions model_options;
+    model_options.memory = &resource;
+    auto model = value(mixtral::Model::open(bundled_model().c_str(), model_options));
+    const std::size_t of_model = resource.bytes;
+    const mixtral::SessionOptions options = options_for(64, 4);
+    {
+      Session root = value(Session::open(model, options));
+      REQUIRE(root.append(Token{1}));
+      resource.refuses = true;
+      const auto none = root.fork();
+      REQUIRE(!none);
+      CHECK(none.error().code() == ErrorCode::out_of_memory);
+      resource.refuses = false;
+      std::vector<Session> forks;
+      for (int i = 0; i < 3; ++i) forks.push_back(value(root.fork()));
+      CHECK(resource.bytes - of_model == value(Session::memory_needed(model, options)));
+      { const Session gone = std::move(root); }
+      REQUIRE(Session::evaluate_all({}));
+      check_as_plain(forks[2]);
+    }
+    CHECK(resource.bytes == of_model);
+    mixtral::SessionOptions bad = options;
+    bad.branches = 0;
+    CHECK(!Session::open(model, bad));
+    bad.branches = 1u << 20;
+    CHECK(!Session::open(model, bad));
+  }
+  CHECK(resource.bytes == 0);
+}
