@@ -3473,6 +3473,53 @@ class Model {
 
 }  // namespace mixtral
 // session
+// Bytes to and from wherever the host keeps them: a file, a socket, a save game.
+
+#include <cstddef>
+#include <memory>
+#include <type_traits>
+
+namespace mixtral {
+
+// Views any callable `bool(const void* bytes, std::size_t size)` that takes bytes from the first to the
+// last and returns false if it cannot; it must outlive the view.
+class ByteWriter {
+ public:
+  template <class Write, class = std::enable_if_t<!std::is_same_v<std::decay_t<Write>, ByteWriter>>>
+  ByteWriter(Write&& write) noexcept
+      : context_(const_cast<void*>(static_cast<const void*>(std::addressof(write)))),
+        call_([](void* context, const void* bytes, std::size_t size) -> bool {
+          return (*static_cast<std::remove_reference_t<Write>*>(context))(bytes, size);
+        }) {}
+
+  bool operator()(const void* bytes, std::size_t size) const {
+    return call_(context_, bytes, size);
+  }
+
+ private:
+  void* context_;
+  bool (*call_)(void*, const void*, std::size_t);
+};
+
+// Views any callable `bool(void* bytes, std::size_t size)` that gives the next `size` bytes, all of
+// them, and returns false if it cannot; it must outlive the view.
+class ByteReader {
+ public:
+  template <class Read, class = std::enable_if_t<!std::is_same_v<std::decay_t<Read>, ByteReader>>>
+  ByteReader(Read&& read) noexcept
+      : context_(const_cast<void*>(static_cast<const void*>(std::addressof(read)))),
+        call_([](void* context, void* bytes, std::size_t size) -> bool {
+          return (*static_cast<std::remove_reference_t<Read>*>(context))(bytes, size);
+        }) {}
+
+  bool operator()(void* bytes, std::size_t size) const { return call_(context_, bytes, size); }
+
+ private:
+  void* context_;
+  bool (*call_)(void*, void*, std::size_t);
+};
+
+}  // namespace mixtral
 // How the host lends its threads: an executor runs n independent chunks and returns when all are done.
 
 #include <cstddef>
@@ -3870,6 +3917,12 @@ class Generation {
 
 namespace mixtral {
 
+// What appending and generating do when the context has no room.
+enum class WhenFull {
+  stop,           // ErrorCode::context_full, StopReason::context_full
+  forget_oldest,  // Session::forget_oldest() makes room, for half of the context if it can
+};
+
 struct SessionOptions {
   // Tokens that the session can hold; 0 means the model's context length, 4096 at most.
   std::uint32_t context = 0;
@@ -3879,6 +3932,9 @@ struct SessionOptions {
   // How keys and values are kept: f16, f32, bf16, or q8_0, which takes about half of f16's memory and
   // needs a head size divisible by 32.
   BlockFormat kv_format = BlockFormat::f16;
+  WhenFull when_full = WhenFull::stop;
+  // How many tokens from the first on are never forgotten: BOS and what the host set out with.
+  std::uint32_t keep_first = 0;
   // How many sessions, this one and its forks, share the memory that is taken for them.
   std::uint32_t branches = 1;
   // How many tokens' keys and values they hold together, what forks have in common counted once; 0 means
@@ -3961,11 +4017,28 @@ class Session {
   // Errors: invalid_argument if there are fewer.
   Status rewind(std::uint32_t n);
 
+  // Forgets tokens after the first `keep_first`, n or more: whole pages of 64, or all of them. What came
+  // later stays and moves up; it was computed when the forgotten ones were there, and is not computed
+  // again. Its cost is that of keep_first positions. Returns how many went.
+  // Errors: invalid_argument if there are not so many; context_full if forks have taken all room for
+  // keys and values.
+  Result<std::uint32_t> forget_oldest(std::uint32_t keep_first, std::uint32_t n);
+
   // Makes these the session's tokens, as after clear() and append(); what they have in common with the
   // tokens before, from the beginning on, is not computed again. Returns how many that are. Nothing
   // changes on error. Errors: as append().
   Result<std::uint32_t> replace(Span<const Token> tokens);
   Result<std::uint32_t> replace(std::string_view text);
+
+  // Writes all of it, with what was computed: about as many bytes as its tokens take for keys and
+  // values. Errors: io if `write` fails.
+  Status save(ByteWriter write) const;
+
+  // Makes this session what the saved one was. Nothing changes on errors that the first bytes show:
+  // bad_format (no saved session, or of another version), invalid_argument (of another model or another
+  // kv_format), context_full (longer than the context). After others it is empty: bad_format (damaged),
+  // io (`read` fails), context_full (forks have taken all room for keys and values).
+  Status load(ByteReader read);
 
   // True if logits() may be called: something was evaluated and nothing appended since.
   bool has_logits() const noexcept;
@@ -5384,11 +5457,20 @@ Status check_config(const Config& config, const char* where) {
 
 #include <algorithm>
 
-// What a session and its forks share: memory, the pages of their pasts, and the pass in progress.
+// The format of saved sessions, version 1, little-endian:
+//
+//   SnapshotHeader, as it lies in memory; `checksum` is that of what comes before it
+//   tokens           int32[n_tokens]
+//   turns            uint8[n_tokens]
+//   pages            for each page of 64 positions from first_page on: its first rows, as many as are
+//                    in use, [layer][keys, values][kv head][position][head_size] in kv_format
+//   logits           float32[vocab_size], if has_logits
+//   checksum         uint64, of everything after the header: of the tokens, the turns, each run of rows
+//                    of one head and the logits, each filled up with zeros to whole 64-bit words
 
-#include <algorithm>
-#include <atomic>
-#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
 
 #include <cmath>
 
@@ -5538,6 +5620,146 @@ std::uint64_t Model::weight_bytes() const noexcept { return data_->weights.bytes
 const char* Model::simd_target() const noexcept { return data_->kernels->target; }
 
 }  // namespace mixtral
+
+namespace mixtral::detail {
+
+// Changes with any change of one 64-bit word, and with nearly all others: each step is a bijection
+// of the sum for a given word, and of the word for a given sum.
+class Checksum {
+ public:
+  void add(const void* bytes, std::size_t size) noexcept {
+    const auto* from = static_cast<const std::uint8_t*>(bytes);
+    for (; size >= sizeof(std::uint64_t); size -= sizeof(std::uint64_t)) {
+      add_word(from, sizeof(std::uint64_t));
+      from += sizeof(std::uint64_t);
+    }
+    if (size != 0) add_word(from, size);
+  }
+  std::uint64_t value() const noexcept { return sum_; }
+
+ private:
+  void add_word(const std::uint8_t* from, std::size_t size) noexcept {
+    std::uint64_t word = 0;
+    std::memcpy(&word, from, size);
+    sum_ = (sum_ ^ word) * 0x9E3779B97F4A7C15u;
+    sum_ ^= sum_ >> 32;
+  }
+  std::uint64_t sum_ = 0xCBF29CE484222325u;
+};
+
+struct SnapshotHeader {
+  static constexpr char kMagic[8] = {'M', 'I', 'X', 'T', 'R', 'A', 'L', 'S'};
+  static constexpr std::uint32_t kVersion = 1;
+
+  char magic[8];
+  std::uint32_t version;
+  std::uint32_t kv_format;  // the number that GGUF gives the type
+  std::uint64_t model;      // model_fingerprint()
+  std::uint64_t rotary_offset;
+  std::uint32_t n_tokens;
+  std::uint32_t n_evaluated;
+  std::uint32_t first_page;
+  std::uint32_t has_logits;  // 0 or 1
+  std::uint64_t checksum;
+
+  std::uint64_t sum() const noexcept {
+    Checksum sum;
+    sum.add(this, offsetof(SnapshotHeader, checksum));
+    return sum.value();
+  }
+};
+static_assert(sizeof(SnapshotHeader) == 56, "no padding: it is written as it lies in memory");
+
+// Tells models apart: the configuration, and the shape, format, first and last bytes of each matrix.
+inline std::uint64_t model_fingerprint(const ModelData& data) noexcept {
+  Checksum sum;
+  const Config& c = data.config;
+  const std::uint32_t sizes[] = {c.dim,        c.n_layers,      c.n_heads,   c.n_kv_heads,
+                                 c.head_size,  c.hidden_dim,    c.n_experts, c.n_experts_used,
+                                 c.vocab_size, c.sliding_window};
+  sum.add(sizes, sizeof sizes);
+  const float numbers[] = {c.rope_theta, c.rope_scale, c.norm_epsilon};
+  sum.add(numbers, sizeof numbers);
+  const auto add = [&](const simd::Matrix& matrix) {
+    const std::uint64_t shape[] = {matrix.rows, matrix.cols,
+                                   static_cast<std::uint64_t>(matrix.format)};
+    sum.add(shape, sizeof shape);
+    if (matrix.data == nullptr || matrix.bytes() == 0) return;
+    const std::size_t n = matrix.bytes() < 64 ? static_cast<std::size_t>(matrix.bytes()) : 64;
+    sum.add(matrix.data, n);
+    sum.add(matrix.data + matrix.bytes() - n, n);
+  };
+  const auto add_floats = [&](const float* floats, std::size_t n) {
+    if (floats != nullptr) sum.add(floats, n * sizeof(float));
+  };
+  const Weights& weights = data.weights;
+  add(weights.token_embedding);
+  add(weights.output);
+  add_floats(weights.output_norm, c.dim);
+  add_floats(weights.rope_factors, c.head_size / 2);
+  for (const LayerWeights& layer : weights.layers) {
+    add_floats(layer.attention_norm, c.dim);
+    add_floats(layer.ffn_norm, c.dim);
+    for (const simd::Matrix* m : {&layer.wq, &layer.wk, &layer.wv, &layer.wo, &layer.router})
+      add(*m);
+    for (std::size_t e = 0; e < c.n_experts; ++e) {
+      const ExpertWeights& expert = layer.experts[e];
+      for (const simd::Matrix* m : {&expert.w1, &expert.w2, &expert.w3}) add(*m);
+    }
+  }
+  return sum.value();
+}
+
+// Writes with a running checksum.
+class SnapshotWriter {
+ public:
+  explicit SnapshotWriter(ByteWriter write) : write_(write) {}
+  void put(const void* bytes, std::size_t size) {
+    if (!good_) return;
+    sum_.add(bytes, size);
+    good_ = write_(bytes, size);
+  }
+  void put_checksum() {
+    const std::uint64_t sum = sum_.value();
+    if (good_) good_ = write_(&sum, sizeof sum);
+  }
+  bool good() const noexcept { return good_; }
+
+ private:
+  ByteWriter write_;
+  Checksum sum_;
+  bool good_ = true;
+};
+
+class SnapshotReader {
+ public:
+  explicit SnapshotReader(ByteReader read) : read_(read) {}
+  void get(void* bytes, std::size_t size) {
+    if (!good_) return;
+    good_ = read_(bytes, size);
+    if (good_) sum_.add(bytes, size);
+  }
+  // Does what was read have the checksum that comes now?
+  bool checksum_matches() {
+    std::uint64_t sum = 0;
+    if (good_) good_ = read_(&sum, sizeof sum);
+    return good_ && sum == sum_.value();
+  }
+  bool good() const noexcept { return good_; }
+
+ private:
+  ByteReader read_;
+  Checksum sum_;
+  bool good_ = true;
+};
+
+}  // namespace mixtral::detail
+// What a session and its forks share: memory, the pages of their pasts, and the pass in progress.
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+
 // The transformer, as a sequence of stages made of independent chunks.
 //
 // One pass takes any number of tokens, each with its own position and KV cache. A stage's chunks may
@@ -5718,6 +5940,7 @@ void multiply_chunk(const simd::Kernels& kernels, const simd::Matrix& w, std::si
 }  // namespace mixtral::detail
 // The keys and values of the past, in pages that several sessions can share.
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -5769,15 +5992,20 @@ class KvPages {
   }
   bool is_shared(std::uint32_t page) const noexcept { return users_[page] > 1; }
 
+  std::size_t n_streams() const noexcept { return n_streams_; }
+
   // Copies the first n positions.
   void copy(std::uint32_t from, std::uint32_t to, std::size_t n) noexcept {
     for (std::size_t i = 0; i < n_streams_; ++i) {
-      std::memcpy(bytes_ + to * page_bytes() + i * head_bytes_,
-                  bytes_ + from * page_bytes() + i * head_bytes_, n * row_bytes_);
+      std::memcpy(stream(to, i), stream(from, i), n * row_bytes_);
     }
   }
 
   std::uint8_t* bytes() const noexcept { return bytes_; }
+  // The rows of one head's keys or values in a page.
+  std::uint8_t* stream(std::uint32_t page, std::size_t i) const noexcept {
+    return bytes_ + page * page_bytes() + i * head_bytes_;
+  }
   // Where in a page the keys of a head begin; its values are values_after() further.
   std::size_t head(std::size_t layer, std::size_t head) const noexcept {
     return (2 * layer * n_kv_heads_ + head) * head_bytes_;
@@ -5838,6 +6066,44 @@ class KvPast {
     }
   }
 
+  // The past begins with the page of `position`. Only if it is empty.
+  void begin_at(std::size_t position) noexcept {
+    first_page_ = end_page_ = position / simd::kPagePositions;
+  }
+
+  // Takes out the positions [begin, begin + n), n in whole pages: those after them come to lie n
+  // earlier. If the first ones are still there, those before `begin` stay, in pages that no other
+  // session uses; if not, they go, too. Positions after these are left. False, and nothing changes,
+  // if there are too few free pages.
+  bool take_out(std::size_t begin, std::size_t n) noexcept {
+    constexpr std::size_t kSize = simd::kPagePositions;
+    const std::size_t page = begin / kSize;  // keeps its first `rest` positions
+    const std::size_t rest = begin % kSize;
+    const std::size_t shift = n / kSize;
+    const bool keeps = first_page_ == 0;
+    if (keeps) {
+      const auto is_shared = [&](std::size_t p) { return pages_->is_shared(page_of_[p]); };
+      std::size_t n_needed = rest != 0 && is_shared(page + shift) ? 1 : 0;
+      for (std::size_t p = 0; p < page; ++p) n_needed += is_shared(p) ? 1 : 0;
+      if (n_needed > pages_->n_free()) return false;
+      for (std::size_t p = 0; p < page; ++p) own(p);
+      if (rest != 0) {
+        own(page + shift);
+        pages_->copy(page_of_[page], page_of_[page + shift], rest);
+      }
+    }
+    const std::size_t first_kept = keeps ? page : 0;  // pages [first_kept, first_moved) go
+    const std::size_t first_moved = page + shift + (keeps || rest == 0 ? 0 : 1);
+    for (std::size_t p = std::max(first_page_, first_kept); p < first_moved; ++p) {
+      pages_->drop(page_of_[p]);
+    }
+    const std::size_t from = std::max(first_page_, first_moved);
+    std::copy(page_of_ + from, page_of_ + end_page_, page_of_ + from - shift);
+    if (!keeps) first_page_ = from - shift;
+    end_page_ -= shift;
+    return true;
+  }
+
   // Gives back the pages that lie wholly before `position`.
   void drop_before(std::size_t position) noexcept {
     while (first_page_ < end_page_ && (first_page_ + 1) * simd::kPagePositions <= position) {
@@ -5864,6 +6130,17 @@ class KvPast {
     }
   }
 
+  // Calls visit(bytes, size) for the rows of [first(), end) as they lie in memory, page after page.
+  template <class Visit>
+  void for_each_run(std::size_t end, Visit visit) const {
+    for (std::size_t p = first_page_; p < KvPages::n_needed(end); ++p) {
+      const std::size_t n = std::min(end - p * simd::kPagePositions, simd::kPagePositions);
+      for (std::size_t i = 0; i < pages_->n_streams(); ++i) {
+        visit(pages_->stream(page_of_[p], i), n * pages_->row_bytes());
+      }
+    }
+  }
+
   std::uint8_t* key(std::size_t layer, std::size_t head, std::size_t position) const noexcept {
     return pages_->bytes() + page_of_[position / simd::kPagePositions] * pages_->page_bytes() +
            pages_->head(layer, head) + position % simd::kPagePositions * pages_->row_bytes();
@@ -5880,6 +6157,15 @@ class KvPast {
   }
 
  private:
+  // Makes page p one that no other session uses. Needs a free page if it is not.
+  void own(std::size_t p) noexcept {
+    if (!pages_->is_shared(page_of_[p])) return;
+    const std::uint32_t copy = pages_->take_page();
+    pages_->copy(page_of_[p], copy, simd::kPagePositions);
+    pages_->drop(page_of_[p]);
+    page_of_[p] = copy;
+  }
+
   KvPages* pages_ = nullptr;
   std::uint32_t* page_of_ = nullptr;  // [position / kPagePositions]
   std::size_t first_page_ = 0;
@@ -6003,6 +6289,7 @@ namespace mixtral::detail {
 struct PassRow {
   Token token = 0;
   std::uint32_t position = 0;  // keys and values before it are in `past`, or computed in this pass
+  std::uint64_t rotary_position = 0;  // the same, unless the past was shortened in between
   const KvPast* past = nullptr;
   float* logits = nullptr;  // where the logits that follow the token are put; null: nowhere
 };
@@ -6170,7 +6457,8 @@ class ForwardPass {
     kernels().decode_rows(model_->weights.token_embedding,
                           static_cast<std::size_t>(rows_[row].token), 1, x(row));
     for (std::size_t i = 0; i < config.head_size / 2; ++i) {
-      const double angle = rows_[row].position * model_->rope_frequencies[i];
+      const double angle =
+          static_cast<double>(rows_[row].rotary_position) * model_->rope_frequencies[i];
       const auto cosine = static_cast<float>(std::cos(angle));
       const auto sine = static_cast<float>(std::sin(angle));
       float* cos2 = cos2_ + row * config.head_size + 2 * i;
@@ -6481,9 +6769,10 @@ struct Branch {
   std::uint8_t* turns = nullptr;  // [context], what a chat may go on with after each token
   float* logits = nullptr;        // [vocab_size], that follow the last token
   KvPast past;
-  std::uint32_t n_tokens = 0;     // in the history
-  std::uint32_t n_evaluated = 0;  // of them in the past
-  std::uint32_t n_in_pass = 0;    // that the pass in progress computes
+  std::uint32_t n_tokens = 0;       // in the history
+  std::uint32_t n_evaluated = 0;    // of them in the past
+  std::uint32_t n_in_pass = 0;      // that the pass in progress computes
+  std::uint64_t rotary_offset = 0;  // what rotary positions are ahead of those in the history
   bool has_logits = false;
   bool in_use = false;
   std::atomic<bool> cancelled{false};
@@ -6499,6 +6788,8 @@ struct WorkspaceSizes {
   std::uint32_t batch = 0;
   std::uint32_t branches = 1;
   BlockFormat kv_format = BlockFormat::f16;
+  WhenFull when_full = WhenFull::stop;
+  std::uint32_t keep_first = 0;
   std::size_t kv_pages = 0;
 };
 
@@ -6554,6 +6845,33 @@ class Workspace {
     branch.n_evaluated = std::min(branch.n_evaluated, n);
     branch.past.drop_from(branch.n_evaluated);
     if (branch.past.is_empty()) branch.n_evaluated = 0;
+    if (branch.n_evaluated == 0) branch.rotary_offset = 0;
+  }
+
+  // Takes the n tokens from `begin` on out of the history; n in whole pages, unless they are its last.
+  // What came after them keeps its rotary positions, so that only the few keys before `begin` have to
+  // be rotated, on by n: attention sees differences of positions only (RoFormer, Su et al. 2021,
+  // section 3.2.2). False, and nothing changes, if there are too few free pages.
+  bool take_out(Branch& branch, std::uint32_t begin, std::uint32_t n) noexcept {
+    if (branch.n_in_pass != 0) abandon();
+    const std::uint32_t end = begin + n;
+    if (end == branch.n_tokens) {
+      rewind(branch, begin);
+      return true;
+    }
+    if (branch.n_evaluated > end) {
+      if (!branch.past.take_out(begin, n)) return false;
+      if (branch.past.first() == 0) rotate_keys(branch.past, begin, n);
+      branch.rotary_offset += n;
+      branch.n_evaluated -= n;
+    } else if (branch.n_evaluated > begin) {
+      branch.n_evaluated = begin;
+      branch.past.drop_from(begin);
+    }
+    std::copy(branch.history + end, branch.history + branch.n_tokens, branch.history + begin);
+    std::copy(branch.turns + end, branch.turns + branch.n_tokens, branch.turns + begin);
+    branch.n_tokens -= n;
+    return true;
   }
 
   // Makes `to`, which has no past, the same as `from`.
@@ -6564,6 +6882,7 @@ class Workspace {
     to.past.share(from.past, from.n_evaluated);
     to.n_tokens = from.n_tokens;
     to.n_evaluated = from.n_evaluated;
+    to.rotary_offset = from.rotary_offset;
     to.has_logits = from.has_logits;
   }
 
@@ -6606,6 +6925,7 @@ class Workspace {
     const Config& config = data_->config;
     branches_ = slab.take<Branch>(sizes_.branches);
     wanted_ = slab.take<Branch*>(sizes_.branches);
+    key_ = slab.take<float>(3 * std::size_t{config.head_size});
     pages_.take(slab, config, sizes_.kv_format, sizes_.kv_pages);
     pass_.take(slab, *data_, sizes_.batch);
     row_branch_ = slab.take<Branch*>(sizes_.batch);
@@ -6616,6 +6936,35 @@ class Workspace {
       branch.turns = slab.take<std::uint8_t>(sizes_.context);
       branch.logits = slab.take<float>(config.vocab_size);
       branch.past.take(slab, pages_, sizes_.context);
+    }
+  }
+
+  // The first n keys of all heads move by `distance` positions.
+  void rotate_keys(const KvPast& past, std::size_t n, std::uint32_t distance) noexcept {
+    const Config& config = data_->config;
+    const simd::Kernels& kernels = *data_->kernels;
+    const std::size_t size = config.head_size;
+    float* cos2 = key_ + size;
+    float* sin2 = cos2 + size;
+    for (std::size_t i = 0; i < size; ++i) {
+      const double angle = distance * data_->rope_frequencies[i / 2];
+      cos2[i] = static_cast<float>(std::cos(angle));
+      sin2[i] = static_cast<float>(std::sin(angle));
+    }
+    for (std::size_t layer = 0; layer < config.n_layers; ++layer) {
+      for (std::size_t head = 0; head < config.n_kv_heads; ++head) {
+        for (std::size_t position = 0; position < n; ++position) {
+          simd::Matrix row;
+          row.data = past.key(layer, head, position);
+          row.row_bytes = pages_.row_bytes();
+          row.rows = 1;
+          row.cols = size;
+          row.format = pages_.format();
+          kernels.decode_rows(row, 0, 1, key_);
+          kernels.rotate(key_, cos2, sin2, size);
+          kernels.store_kv(row.format, key_, size, past.key(layer, head, position));
+        }
+      }
     }
   }
 
@@ -6645,6 +6994,7 @@ class Workspace {
       if (first_needed(branch->n_evaluated) < branch->past.first()) {
         branch->n_evaluated = 0;
         branch->past.drop_from(0);
+        branch->rotary_offset = 0;
       }
       const std::uint32_t begin = branch->n_evaluated;
       branch->past.drop_before(first_needed(begin));
@@ -6662,7 +7012,8 @@ class Workspace {
       for (std::uint32_t i = 0; i < n; ++i) {
         const std::uint32_t position = begin + i;
         row_branch_[n_rows] = branch;
-        rows[n_rows++] = {branch->history[position], position, &branch->past,
+        rows[n_rows++] = {branch->history[position], position, branch->rotary_offset + position,
+                          &branch->past,
                           position + 1 == branch->n_tokens ? branch->logits : nullptr};
       }
     }
@@ -6764,6 +7115,7 @@ class Workspace {
   std::size_t n_in_use_ = 0;
   Branch** wanted_ = nullptr;  // [branches]
   std::size_t n_wanted_ = 0;
+  float* key_ = nullptr;  // [head_size], and the cosines and sines of its rotation
 
   bool running_ = false;                    // a pass is in progress:
   std::uint32_t n_rows_ = 0;                // over so many rows,
@@ -6830,9 +7182,37 @@ struct Session::Impl {
   }
 
   Status append(Span<const Token> tokens) {
-    MIXTRAL_RETURN_IF_ERROR(check(tokens, context() - branch->n_tokens));
-    put(tokens, turn());
+    const std::uint32_t room = context() - branch->n_tokens;
+    const Turn turn_after = turn();
+    if (tokens.size() <= room || work->sizes().when_full == WhenFull::stop) {
+      MIXTRAL_RETURN_IF_ERROR(check(tokens, room));
+    } else {
+      const std::uint32_t kept = std::min(work->sizes().keep_first, branch->n_tokens);
+      const std::uint32_t others = branch->n_tokens - kept;
+      MIXTRAL_RETURN_IF_ERROR(check(tokens, context() - kept));
+      const auto lacking = static_cast<std::uint32_t>(tokens.size()) - room;
+      MIXTRAL_RETURN_IF_ERROR(forget_oldest(kept, std::max(lacking, others / 2)));
+    }
+    put(tokens, turn_after);
     return {};
+  }
+
+  Result<std::uint32_t> forget_oldest(std::uint32_t keep_first, std::uint32_t n) {
+    const std::uint32_t most = branch->n_tokens - std::min(branch->n_tokens, keep_first);
+    if (n > most) {
+      return Error(ErrorCode::invalid_argument,
+                   "forgetting %u tokens after the first %u; the session has %u",
+                   static_cast<unsigned>(n), static_cast<unsigned>(keep_first),
+                   static_cast<unsigned>(branch->n_tokens));
+    }
+    const std::uint64_t whole = detail::KvPages::n_needed(n) * simd::kPagePositions;
+    const auto gone = static_cast<std::uint32_t>(std::min<std::uint64_t>(whole, most));
+    if (gone == 0 || work->take_out(*branch, keep_first, gone)) return gone;
+    return Error(
+        ErrorCode::context_full,
+        "no room to forget: the first %u tokens have to move, but %zu of %zu pages for keys "
+        "and values are free; open the session with more kv_tokens",
+        static_cast<unsigned>(keep_first), work->pages().n_free(), work->pages().n_pages());
   }
 
   // The same for tokens that were checked.
@@ -6862,6 +7242,119 @@ struct Session::Impl {
     options.bos = at_start && tokenizer().add_bos();
     options.leading_space = at_start;
     return tokenizer().encode(text, options, tokens);
+  }
+
+  Status save(ByteWriter write) const {
+    detail::SnapshotHeader header{};
+    std::memcpy(header.magic, header.kMagic, sizeof header.magic);
+    header.version = header.kVersion;
+    header.kv_format = static_cast<std::uint32_t>(work->sizes().kv_format);
+    header.model = detail::model_fingerprint(data());
+    header.rotary_offset = branch->rotary_offset;
+    header.n_tokens = branch->n_tokens;
+    header.n_evaluated = branch->n_evaluated;
+    header.first_page = static_cast<std::uint32_t>(branch->past.first() / simd::kPagePositions);
+    header.has_logits = branch->has_logits ? 1 : 0;
+    header.checksum = header.sum();
+    bool good = write(&header, sizeof header);
+    if (good) {
+      detail::SnapshotWriter out(write);
+      out.put(branch->history, header.n_tokens * sizeof(Token));
+      out.put(branch->turns, header.n_tokens);
+      branch->past.for_each_run(header.n_evaluated,
+                                [&](const void* rows, std::size_t size) { out.put(rows, size); });
+      if (branch->has_logits) out.put(branch->logits, logits().size() * sizeof(float));
+      out.put_checksum();
+      good = out.good();
+    }
+    if (good) return {};
+    return Error(ErrorCode::io, "saving a session of %u tokens: a write failed",
+                 static_cast<unsigned>(header.n_tokens));
+  }
+
+  Status load(ByteReader read) {
+    const Error failed(ErrorCode::io,
+                       "loading a session: a read failed, or the data end too early");
+    const Error damaged(ErrorCode::bad_format,
+                        "loading a session: the data are damaged; load another copy");
+    detail::SnapshotHeader header;
+    if (!read(&header, sizeof header)) return failed;
+    MIXTRAL_RETURN_IF_ERROR(check(header));
+    work->rewind(*branch, 0);
+    detail::KvPast& past = branch->past;
+    const std::size_t first = std::size_t{header.first_page} * simd::kPagePositions;
+    const std::size_t end = header.n_evaluated;
+    if (past.n_pages_to_take(first, end) > work->pages().n_free()) {
+      return Error(ErrorCode::context_full,
+                   "loading a session: no room for keys and values of %zu tokens: %zu of %zu pages "
+                   "are free; open the session with more kv_tokens, or let forks of it go",
+                   end - first, work->pages().n_free(), work->pages().n_pages());
+    }
+    past.begin_at(first);
+    past.prepare(first, end);
+    detail::SnapshotReader in(read);
+    in.get(branch->history, header.n_tokens * sizeof(Token));
+    in.get(branch->turns, header.n_tokens);
+    past.for_each_run(end, [&](void* rows, std::size_t size) { in.get(rows, size); });
+    if (header.has_logits != 0) in.get(branch->logits, logits().size() * sizeof(float));
+    const bool good = in.checksum_matches();
+    if (!good || !is_valid(header)) {
+      past.drop_from(0);
+      return in.good() ? damaged : failed;
+    }
+    branch->n_tokens = header.n_tokens;
+    branch->n_evaluated = header.n_evaluated;
+    branch->rotary_offset = header.rotary_offset;
+    branch->has_logits = header.has_logits != 0;
+    return {};
+  }
+
+  // May this be loaded?
+  Status check(const detail::SnapshotHeader& header) const {
+    if (std::memcmp(header.magic, header.kMagic, sizeof header.magic) != 0) {
+      return Error(ErrorCode::bad_format, "loading a session: the data are no saved session");
+    }
+    if (header.version != header.kVersion) {
+      return Error(ErrorCode::bad_format,
+                   "loading a session: it is of version %u, this library reads version %u",
+                   static_cast<unsigned>(header.version), static_cast<unsigned>(header.kVersion));
+    }
+    if (header.checksum != header.sum() || header.n_evaluated > header.n_tokens ||
+        std::uint64_t{header.first_page} * simd::kPagePositions > header.n_evaluated ||
+        header.has_logits > 1 ||
+        (header.has_logits != 0 &&
+         (header.n_evaluated != header.n_tokens || header.n_tokens == 0))) {
+      return Error(ErrorCode::bad_format,
+                   "loading a session: its header is damaged; load another copy");
+    }
+    if (header.model != detail::model_fingerprint(data())) {
+      return Error(ErrorCode::invalid_argument,
+                   "loading a session: it was saved with another model; open the very file that it "
+                   "was made with");
+    }
+    if (header.kv_format != static_cast<std::uint32_t>(work->sizes().kv_format)) {
+      const auto format = static_cast<BlockFormat>(header.kv_format);
+      const BlockFormatInfo* info = block_format_info(format);
+      return Error(ErrorCode::invalid_argument,
+                   "loading a session: its keys and values are %s; open the session with that "
+                   "kv_format",
+                   info == nullptr ? "of an unknown format" : info->name);
+    }
+    if (header.n_tokens > context()) {
+      return Error(ErrorCode::context_full,
+                   "loading a session of %u tokens into one of %u; open it with a larger context",
+                   static_cast<unsigned>(header.n_tokens), static_cast<unsigned>(context()));
+    }
+    return {};
+  }
+
+  // Are the tokens and turns that were read some that can be?
+  bool is_valid(const detail::SnapshotHeader& header) const {
+    for (std::uint32_t i = 0; i < header.n_tokens; ++i) {
+      if (!tokenizer().contains(branch->history[i])) return false;
+      if ((branch->turns[i] & ~kAnswerBegins) > static_cast<int>(Turn::tool)) return false;
+    }
+    return true;
   }
 
   Result<bool> advance(const detail::Workspace::Clock::time_point* deadline, Observer* observer) {
@@ -6940,6 +7433,13 @@ inline Result<WorkspaceSizes> resolve(const Model& model, const SessionOptions& 
                  static_cast<unsigned>(options.branches), static_cast<unsigned>(kMostBranches));
   }
   sizes.branches = options.branches;
+  sizes.when_full = options.when_full;
+  sizes.keep_first = options.keep_first;
+  if (options.when_full == WhenFull::forget_oldest && options.keep_first >= sizes.context) {
+    return Error(ErrorCode::invalid_argument,
+                 "keep_first is %u; something of a context of %u must be free to go",
+                 static_cast<unsigned>(options.keep_first), static_cast<unsigned>(sizes.context));
+  }
   sizes.kv_format = options.kv_format;
   // The tokens of one pass come from all branches.
   const std::uint64_t all_tokens = std::uint64_t{sizes.context} * sizes.branches;
@@ -7087,6 +7587,13 @@ Status Session::rewind(std::uint32_t n) {
   impl_->work->rewind(*impl_->branch, n);
   return {};
 }
+
+Result<std::uint32_t> Session::forget_oldest(std::uint32_t keep_first, std::uint32_t n) {
+  return impl_->forget_oldest(keep_first, n);
+}
+
+Status Session::save(ByteWriter write) const { return impl_->save(write); }
+Status Session::load(ByteReader read) { return impl_->load(read); }
 
 Result<std::uint32_t> Session::replace(Span<const Token> tokens) { return impl_->replace(tokens); }
 

@@ -366,6 +366,98 @@ TEST_CASE("workspace: going back farther than a sliding window reaches computes 
   check_as_plain(fork);
 }
 
+TEST_CASE("workspace: forgetting leaves what the rest would have given without what is gone") {
+  // In the first layer keys and values are those of the tokens alone, so that nothing remains of
+  // forgotten ones.
+  Synthetic synthetic;
+  synthetic.n_layers = 1;
+  synthetic.context_length = 1000;
+  SUBCASE("experts") {}
+  SUBCASE("scaled positions") { synthetic.rope_linear_factor = 4.0f; }
+  SUBCASE("a sliding window") { synthetic.sliding_window = 150; }
+  synthetic.randomize(31);
+  const mixtral::Model model = open(synthetic.writer().finish());
+  struct Case {
+    mixtral::BlockFormat format;
+    double tolerance;
+  };
+  for (const auto& [format, tolerance] :
+       {Case{mixtral::BlockFormat::f32, 1e-4}, Case{mixtral::BlockFormat::f16, 0.03}}) {
+    for (const std::uint32_t keep : {0u, 5u, 64u, 100u}) {
+      CAPTURE(keep);
+      mixtral::SessionOptions options = options_for(512, 2);
+      options.kv_format = format;
+      Session s = value(Session::open(model, options));
+      std::vector<Token> tokens = some_tokens(400, keep);
+      for (Token& t : tokens) t %= 300;
+      REQUIRE(s.append(span(tokens)));
+      REQUIRE(s.evaluate());
+      Session fork = value(s.fork());
+      const auto check_shortened = [&](std::uint32_t n, std::uint32_t gone) {
+        CHECK(value(s.forget_oldest(keep, n)) == gone);
+        tokens.erase(tokens.begin() + keep, tokens.begin() + keep + gone);
+        CHECK(tokens_of(s) == tokens);
+        tokens.push_back(static_cast<Token>(n % 300));
+        REQUIRE(s.append(tokens.back()));
+        Counter counter;
+        REQUIRE(s.evaluate(&counter));
+        if (synthetic.sliding_window == 0) CHECK(counter.n == 1);
+        CHECK(max_difference(logits_of(s), synthetic.reference(tokens).back()) < tolerance);
+      };
+      check_shortened(64, 64);
+      check_shortened(1, 64);
+      check_shortened(0, 0);
+      check_shortened(65, 128);
+      REQUIRE(fork.rewind(399));
+      if (format == mixtral::BlockFormat::f32) check_as_plain(fork);  // its past is as it was
+      // All of it, and more than there is.
+      const auto rest = static_cast<std::uint32_t>(tokens.size()) - keep;
+      CHECK(!s.forget_oldest(keep, rest + 1));
+      CHECK(tokens_of(s) == tokens);
+      CHECK(value(s.forget_oldest(keep, rest)) == rest);
+      CHECK(s.tokens().size() == keep);
+    }
+  }
+}
+
+TEST_CASE("workspace: a full context goes on without its oldest tokens, if the host wants that") {
+  const mixtral::Model model = open(bundled_model());
+  mixtral::SessionOptions options = options_for(200);
+  options.when_full = mixtral::WhenFull::forget_oldest;
+  options.keep_first = 7;
+  Session s = value(Session::open(model, options));
+  REQUIRE(s.append("Once upon a time there was"));
+  const std::vector<Token> first(s.tokens().begin(), s.tokens().begin() + 7);
+  mixtral::GenerateOptions generate = exactly(600, model);
+  auto generation = s.generate(generate);
+  std::vector<Token> all = tokens_of(s);
+  while (generation.next()) all.push_back(generation.token());
+  CHECK(generation.stop_reason() == mixtral::StopReason::max_tokens);
+  CHECK(all.size() >= 600);
+  CHECK(s.tokens().size() <= 200);
+  const std::vector<Token> kept = tokens_of(s);
+  CHECK(std::vector<Token>(kept.begin(), kept.begin() + 7) == first);
+  CHECK(std::equal(kept.begin() + 7, kept.end(),
+                   all.end() - static_cast<std::ptrdiff_t>(kept.size() - 7)));
+  // More than fits beside what is kept is refused, as before; what fits is not.
+  const auto before = s.tokens().size();
+  const auto status = s.append(span(some_tokens(194, 1)));
+  REQUIRE(!status);
+  CHECK(status.error().code() == ErrorCode::context_full);
+  CHECK(s.tokens().size() == before);
+  REQUIRE(s.append(span(some_tokens(193, 1))));
+  REQUIRE(s.evaluate());
+  // Tokens that were not computed yet can go, too.
+  REQUIRE(s.append(span(some_tokens(100, 2))));
+  REQUIRE(s.append(span(some_tokens(100, 3))));
+  REQUIRE(s.evaluate());
+  s.clear();
+  REQUIRE(s.append(span(some_tokens(150, 4))));
+  check_as_plain(s);
+  options.keep_first = 200;
+  CHECK(!Session::open(model, options));
+}
+
 TEST_CASE("workspace: any order of operations gives what a plain session gives") {
   const mixtral::Model model = open(bundled_model());
   for (std::uint32_t seed = 0; seed < 4; ++seed) {
@@ -382,7 +474,7 @@ TEST_CASE("workspace: any order of operations gives what a plain session gives")
       const std::size_t i = any(sessions.size());
       Session& s = sessions[i];
       std::vector<Token>& tokens = expected[i];
-      switch (any(10)) {
+      switch (any(12)) {
         case 0:
         case 1:
         case 2: {
@@ -419,6 +511,25 @@ TEST_CASE("workspace: any order of operations gives what a plain session gives")
           break;
         case 7: {
           for (std::size_t k = any(100); k > 0; --k) static_cast<void>(s.advance(0ns));
+          break;
+        }
+        case 10: {
+          Blob saved;
+          REQUIRE(s.save([&](const void* from, std::size_t size) {
+            const auto* bytes = static_cast<const std::uint8_t*>(from);
+            saved.insert(saved.end(), bytes, bytes + size);
+            return true;
+          }));
+          const std::size_t other = any(sessions.size());
+          std::size_t at = 0;
+          REQUIRE(sessions[other].load([&](void* to, std::size_t size) {
+            std::memcpy(to, saved.data() + at, size);
+            at += size;
+            return true;
+          }));
+          CHECK(at == saved.size());
+          const std::vector<Token> same = tokens;
+          expected[other] = same;
           break;
         }
         case 8: {

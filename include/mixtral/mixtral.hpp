@@ -16,6 +16,7 @@
 // model
 #include "mixtral/model.hpp"
 // session
+#include "mixtral/byte_stream.hpp"
 #include "mixtral/executor.hpp"
 #include "mixtral/observer.hpp"
 #include "mixtral/sampling.hpp"

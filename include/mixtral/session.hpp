@@ -11,6 +11,7 @@
 #include <type_traits>
 
 #include "mixtral/block_format.hpp"
+#include "mixtral/byte_stream.hpp"
 #include "mixtral/chat.hpp"
 #include "mixtral/error.hpp"
 #include "mixtral/executor.hpp"
@@ -22,6 +23,12 @@
 
 namespace mixtral {
 
+// What appending and generating do when the context has no room.
+enum class WhenFull {
+  stop,           // ErrorCode::context_full, StopReason::context_full
+  forget_oldest,  // Session::forget_oldest() makes room, for half of the context if it can
+};
+
 struct SessionOptions {
   // Tokens that the session can hold; 0 means the model's context length, 4096 at most.
   std::uint32_t context = 0;
@@ -31,6 +38,9 @@ struct SessionOptions {
   // How keys and values are kept: f16, f32, bf16, or q8_0, which takes about half of f16's memory and
   // needs a head size divisible by 32.
   BlockFormat kv_format = BlockFormat::f16;
+  WhenFull when_full = WhenFull::stop;
+  // How many tokens from the first on are never forgotten: BOS and what the host set out with.
+  std::uint32_t keep_first = 0;
   // How many sessions, this one and its forks, share the memory that is taken for them.
   std::uint32_t branches = 1;
   // How many tokens' keys and values they hold together, what forks have in common counted once; 0 means
@@ -113,11 +123,28 @@ class Session {
   // Errors: invalid_argument if there are fewer.
   Status rewind(std::uint32_t n);
 
+  // Forgets tokens after the first `keep_first`, n or more: whole pages of 64, or all of them. What came
+  // later stays and moves up; it was computed when the forgotten ones were there, and is not computed
+  // again. Its cost is that of keep_first positions. Returns how many went.
+  // Errors: invalid_argument if there are not so many; context_full if forks have taken all room for
+  // keys and values.
+  Result<std::uint32_t> forget_oldest(std::uint32_t keep_first, std::uint32_t n);
+
   // Makes these the session's tokens, as after clear() and append(); what they have in common with the
   // tokens before, from the beginning on, is not computed again. Returns how many that are. Nothing
   // changes on error. Errors: as append().
   Result<std::uint32_t> replace(Span<const Token> tokens);
   Result<std::uint32_t> replace(std::string_view text);
+
+  // Writes all of it, with what was computed: about as many bytes as its tokens take for keys and
+  // values. Errors: io if `write` fails.
+  Status save(ByteWriter write) const;
+
+  // Makes this session what the saved one was. Nothing changes on errors that the first bytes show:
+  // bad_format (no saved session, or of another version), invalid_argument (of another model or another
+  // kv_format), context_full (longer than the context). After others it is empty: bad_format (damaged),
+  // io (`read` fails), context_full (forks have taken all room for keys and values).
+  Status load(ByteReader read);
 
   // True if logits() may be called: something was evaluated and nothing appended since.
   bool has_logits() const noexcept;

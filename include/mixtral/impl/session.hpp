@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "mixtral/impl/snapshot.hpp"
 #include "mixtral/impl/workspace.hpp"
 #include "mixtral/session.hpp"
 
@@ -60,9 +61,37 @@ struct Session::Impl {
   }
 
   Status append(Span<const Token> tokens) {
-    MIXTRAL_RETURN_IF_ERROR(check(tokens, context() - branch->n_tokens));
-    put(tokens, turn());
+    const std::uint32_t room = context() - branch->n_tokens;
+    const Turn turn_after = turn();
+    if (tokens.size() <= room || work->sizes().when_full == WhenFull::stop) {
+      MIXTRAL_RETURN_IF_ERROR(check(tokens, room));
+    } else {
+      const std::uint32_t kept = std::min(work->sizes().keep_first, branch->n_tokens);
+      const std::uint32_t others = branch->n_tokens - kept;
+      MIXTRAL_RETURN_IF_ERROR(check(tokens, context() - kept));
+      const auto lacking = static_cast<std::uint32_t>(tokens.size()) - room;
+      MIXTRAL_RETURN_IF_ERROR(forget_oldest(kept, std::max(lacking, others / 2)));
+    }
+    put(tokens, turn_after);
     return {};
+  }
+
+  Result<std::uint32_t> forget_oldest(std::uint32_t keep_first, std::uint32_t n) {
+    const std::uint32_t most = branch->n_tokens - std::min(branch->n_tokens, keep_first);
+    if (n > most) {
+      return Error(ErrorCode::invalid_argument,
+                   "forgetting %u tokens after the first %u; the session has %u",
+                   static_cast<unsigned>(n), static_cast<unsigned>(keep_first),
+                   static_cast<unsigned>(branch->n_tokens));
+    }
+    const std::uint64_t whole = detail::KvPages::n_needed(n) * simd::kPagePositions;
+    const auto gone = static_cast<std::uint32_t>(std::min<std::uint64_t>(whole, most));
+    if (gone == 0 || work->take_out(*branch, keep_first, gone)) return gone;
+    return Error(
+        ErrorCode::context_full,
+        "no room to forget: the first %u tokens have to move, but %zu of %zu pages for keys "
+        "and values are free; open the session with more kv_tokens",
+        static_cast<unsigned>(keep_first), work->pages().n_free(), work->pages().n_pages());
   }
 
   // The same for tokens that were checked.
@@ -92,6 +121,119 @@ struct Session::Impl {
     options.bos = at_start && tokenizer().add_bos();
     options.leading_space = at_start;
     return tokenizer().encode(text, options, tokens);
+  }
+
+  Status save(ByteWriter write) const {
+    detail::SnapshotHeader header{};
+    std::memcpy(header.magic, header.kMagic, sizeof header.magic);
+    header.version = header.kVersion;
+    header.kv_format = static_cast<std::uint32_t>(work->sizes().kv_format);
+    header.model = detail::model_fingerprint(data());
+    header.rotary_offset = branch->rotary_offset;
+    header.n_tokens = branch->n_tokens;
+    header.n_evaluated = branch->n_evaluated;
+    header.first_page = static_cast<std::uint32_t>(branch->past.first() / simd::kPagePositions);
+    header.has_logits = branch->has_logits ? 1 : 0;
+    header.checksum = header.sum();
+    bool good = write(&header, sizeof header);
+    if (good) {
+      detail::SnapshotWriter out(write);
+      out.put(branch->history, header.n_tokens * sizeof(Token));
+      out.put(branch->turns, header.n_tokens);
+      branch->past.for_each_run(header.n_evaluated,
+                                [&](const void* rows, std::size_t size) { out.put(rows, size); });
+      if (branch->has_logits) out.put(branch->logits, logits().size() * sizeof(float));
+      out.put_checksum();
+      good = out.good();
+    }
+    if (good) return {};
+    return Error(ErrorCode::io, "saving a session of %u tokens: a write failed",
+                 static_cast<unsigned>(header.n_tokens));
+  }
+
+  Status load(ByteReader read) {
+    const Error failed(ErrorCode::io,
+                       "loading a session: a read failed, or the data end too early");
+    const Error damaged(ErrorCode::bad_format,
+                        "loading a session: the data are damaged; load another copy");
+    detail::SnapshotHeader header;
+    if (!read(&header, sizeof header)) return failed;
+    MIXTRAL_RETURN_IF_ERROR(check(header));
+    work->rewind(*branch, 0);
+    detail::KvPast& past = branch->past;
+    const std::size_t first = std::size_t{header.first_page} * simd::kPagePositions;
+    const std::size_t end = header.n_evaluated;
+    if (past.n_pages_to_take(first, end) > work->pages().n_free()) {
+      return Error(ErrorCode::context_full,
+                   "loading a session: no room for keys and values of %zu tokens: %zu of %zu pages "
+                   "are free; open the session with more kv_tokens, or let forks of it go",
+                   end - first, work->pages().n_free(), work->pages().n_pages());
+    }
+    past.begin_at(first);
+    past.prepare(first, end);
+    detail::SnapshotReader in(read);
+    in.get(branch->history, header.n_tokens * sizeof(Token));
+    in.get(branch->turns, header.n_tokens);
+    past.for_each_run(end, [&](void* rows, std::size_t size) { in.get(rows, size); });
+    if (header.has_logits != 0) in.get(branch->logits, logits().size() * sizeof(float));
+    const bool good = in.checksum_matches();
+    if (!good || !is_valid(header)) {
+      past.drop_from(0);
+      return in.good() ? damaged : failed;
+    }
+    branch->n_tokens = header.n_tokens;
+    branch->n_evaluated = header.n_evaluated;
+    branch->rotary_offset = header.rotary_offset;
+    branch->has_logits = header.has_logits != 0;
+    return {};
+  }
+
+  // May this be loaded?
+  Status check(const detail::SnapshotHeader& header) const {
+    if (std::memcmp(header.magic, header.kMagic, sizeof header.magic) != 0) {
+      return Error(ErrorCode::bad_format, "loading a session: the data are no saved session");
+    }
+    if (header.version != header.kVersion) {
+      return Error(ErrorCode::bad_format,
+                   "loading a session: it is of version %u, this library reads version %u",
+                   static_cast<unsigned>(header.version), static_cast<unsigned>(header.kVersion));
+    }
+    if (header.checksum != header.sum() || header.n_evaluated > header.n_tokens ||
+        std::uint64_t{header.first_page} * simd::kPagePositions > header.n_evaluated ||
+        header.has_logits > 1 ||
+        (header.has_logits != 0 &&
+         (header.n_evaluated != header.n_tokens || header.n_tokens == 0))) {
+      return Error(ErrorCode::bad_format,
+                   "loading a session: its header is damaged; load another copy");
+    }
+    if (header.model != detail::model_fingerprint(data())) {
+      return Error(ErrorCode::invalid_argument,
+                   "loading a session: it was saved with another model; open the very file that it "
+                   "was made with");
+    }
+    if (header.kv_format != static_cast<std::uint32_t>(work->sizes().kv_format)) {
+      const auto format = static_cast<BlockFormat>(header.kv_format);
+      const BlockFormatInfo* info = block_format_info(format);
+      return Error(ErrorCode::invalid_argument,
+                   "loading a session: its keys and values are %s; open the session with that "
+                   "kv_format",
+                   info == nullptr ? "of an unknown format" : info->name);
+    }
+    if (header.n_tokens > context()) {
+      return Error(ErrorCode::context_full,
+                   "loading a session of %u tokens into one of %u; open it with a larger context",
+                   static_cast<unsigned>(header.n_tokens), static_cast<unsigned>(context()));
+    }
+    return {};
+  }
+
+  // Are the tokens and turns that were read some that can be?
+  bool is_valid(const detail::SnapshotHeader& header) const {
+    for (std::uint32_t i = 0; i < header.n_tokens; ++i) {
+      if (!tokenizer().contains(branch->history[i])) return false;
+      if ((branch->turns[i] & ~kAnswerBegins) > static_cast<int>(Turn::tool)) return false;
+    }
+    return true;
   }
 
   Result<bool> advance(const detail::Workspace::Clock::time_point* deadline, Observer* observer) {
@@ -170,6 +312,13 @@ inline Result<WorkspaceSizes> resolve(const Model& model, const SessionOptions& 
                  static_cast<unsigned>(options.branches), static_cast<unsigned>(kMostBranches));
   }
   sizes.branches = options.branches;
+  sizes.when_full = options.when_full;
+  sizes.keep_first = options.keep_first;
+  if (options.when_full == WhenFull::forget_oldest && options.keep_first >= sizes.context) {
+    return Error(ErrorCode::invalid_argument,
+                 "keep_first is %u; something of a context of %u must be free to go",
+                 static_cast<unsigned>(options.keep_first), static_cast<unsigned>(sizes.context));
+  }
   sizes.kv_format = options.kv_format;
   // The tokens of one pass come from all branches.
   const std::uint64_t all_tokens = std::uint64_t{sizes.context} * sizes.branches;
@@ -317,6 +466,13 @@ Status Session::rewind(std::uint32_t n) {
   impl_->work->rewind(*impl_->branch, n);
   return {};
 }
+
+Result<std::uint32_t> Session::forget_oldest(std::uint32_t keep_first, std::uint32_t n) {
+  return impl_->forget_oldest(keep_first, n);
+}
+
+Status Session::save(ByteWriter write) const { return impl_->save(write); }
+Status Session::load(ByteReader read) { return impl_->load(read); }
 
 Result<std::uint32_t> Session::replace(Span<const Token> tokens) { return impl_->replace(tokens); }
 

@@ -12,6 +12,7 @@
 #include "mixtral/network/forward_pass.hpp"
 #include "mixtral/network/kv_cache.hpp"
 #include "mixtral/observer.hpp"
+#include "mixtral/session.hpp"
 
 namespace mixtral::detail {
 
@@ -21,9 +22,10 @@ struct Branch {
   std::uint8_t* turns = nullptr;  // [context], what a chat may go on with after each token
   float* logits = nullptr;        // [vocab_size], that follow the last token
   KvPast past;
-  std::uint32_t n_tokens = 0;     // in the history
-  std::uint32_t n_evaluated = 0;  // of them in the past
-  std::uint32_t n_in_pass = 0;    // that the pass in progress computes
+  std::uint32_t n_tokens = 0;       // in the history
+  std::uint32_t n_evaluated = 0;    // of them in the past
+  std::uint32_t n_in_pass = 0;      // that the pass in progress computes
+  std::uint64_t rotary_offset = 0;  // what rotary positions are ahead of those in the history
   bool has_logits = false;
   bool in_use = false;
   std::atomic<bool> cancelled{false};
@@ -39,6 +41,8 @@ struct WorkspaceSizes {
   std::uint32_t batch = 0;
   std::uint32_t branches = 1;
   BlockFormat kv_format = BlockFormat::f16;
+  WhenFull when_full = WhenFull::stop;
+  std::uint32_t keep_first = 0;
   std::size_t kv_pages = 0;
 };
 
@@ -94,6 +98,33 @@ class Workspace {
     branch.n_evaluated = std::min(branch.n_evaluated, n);
     branch.past.drop_from(branch.n_evaluated);
     if (branch.past.is_empty()) branch.n_evaluated = 0;
+    if (branch.n_evaluated == 0) branch.rotary_offset = 0;
+  }
+
+  // Takes the n tokens from `begin` on out of the history; n in whole pages, unless they are its last.
+  // What came after them keeps its rotary positions, so that only the few keys before `begin` have to
+  // be rotated, on by n: attention sees differences of positions only (RoFormer, Su et al. 2021,
+  // section 3.2.2). False, and nothing changes, if there are too few free pages.
+  bool take_out(Branch& branch, std::uint32_t begin, std::uint32_t n) noexcept {
+    if (branch.n_in_pass != 0) abandon();
+    const std::uint32_t end = begin + n;
+    if (end == branch.n_tokens) {
+      rewind(branch, begin);
+      return true;
+    }
+    if (branch.n_evaluated > end) {
+      if (!branch.past.take_out(begin, n)) return false;
+      if (branch.past.first() == 0) rotate_keys(branch.past, begin, n);
+      branch.rotary_offset += n;
+      branch.n_evaluated -= n;
+    } else if (branch.n_evaluated > begin) {
+      branch.n_evaluated = begin;
+      branch.past.drop_from(begin);
+    }
+    std::copy(branch.history + end, branch.history + branch.n_tokens, branch.history + begin);
+    std::copy(branch.turns + end, branch.turns + branch.n_tokens, branch.turns + begin);
+    branch.n_tokens -= n;
+    return true;
   }
 
   // Makes `to`, which has no past, the same as `from`.
@@ -104,6 +135,7 @@ class Workspace {
     to.past.share(from.past, from.n_evaluated);
     to.n_tokens = from.n_tokens;
     to.n_evaluated = from.n_evaluated;
+    to.rotary_offset = from.rotary_offset;
     to.has_logits = from.has_logits;
   }
 
@@ -146,6 +178,7 @@ class Workspace {
     const Config& config = data_->config;
     branches_ = slab.take<Branch>(sizes_.branches);
     wanted_ = slab.take<Branch*>(sizes_.branches);
+    key_ = slab.take<float>(3 * std::size_t{config.head_size});
     pages_.take(slab, config, sizes_.kv_format, sizes_.kv_pages);
     pass_.take(slab, *data_, sizes_.batch);
     row_branch_ = slab.take<Branch*>(sizes_.batch);
@@ -156,6 +189,35 @@ class Workspace {
       branch.turns = slab.take<std::uint8_t>(sizes_.context);
       branch.logits = slab.take<float>(config.vocab_size);
       branch.past.take(slab, pages_, sizes_.context);
+    }
+  }
+
+  // The first n keys of all heads move by `distance` positions.
+  void rotate_keys(const KvPast& past, std::size_t n, std::uint32_t distance) noexcept {
+    const Config& config = data_->config;
+    const simd::Kernels& kernels = *data_->kernels;
+    const std::size_t size = config.head_size;
+    float* cos2 = key_ + size;
+    float* sin2 = cos2 + size;
+    for (std::size_t i = 0; i < size; ++i) {
+      const double angle = distance * data_->rope_frequencies[i / 2];
+      cos2[i] = static_cast<float>(std::cos(angle));
+      sin2[i] = static_cast<float>(std::sin(angle));
+    }
+    for (std::size_t layer = 0; layer < config.n_layers; ++layer) {
+      for (std::size_t head = 0; head < config.n_kv_heads; ++head) {
+        for (std::size_t position = 0; position < n; ++position) {
+          simd::Matrix row;
+          row.data = past.key(layer, head, position);
+          row.row_bytes = pages_.row_bytes();
+          row.rows = 1;
+          row.cols = size;
+          row.format = pages_.format();
+          kernels.decode_rows(row, 0, 1, key_);
+          kernels.rotate(key_, cos2, sin2, size);
+          kernels.store_kv(row.format, key_, size, past.key(layer, head, position));
+        }
+      }
     }
   }
 
@@ -185,6 +247,7 @@ class Workspace {
       if (first_needed(branch->n_evaluated) < branch->past.first()) {
         branch->n_evaluated = 0;
         branch->past.drop_from(0);
+        branch->rotary_offset = 0;
       }
       const std::uint32_t begin = branch->n_evaluated;
       branch->past.drop_before(first_needed(begin));
@@ -202,7 +265,8 @@ class Workspace {
       for (std::uint32_t i = 0; i < n; ++i) {
         const std::uint32_t position = begin + i;
         row_branch_[n_rows] = branch;
-        rows[n_rows++] = {branch->history[position], position, &branch->past,
+        rows[n_rows++] = {branch->history[position], position, branch->rotary_offset + position,
+                          &branch->past,
                           position + 1 == branch->n_tokens ? branch->logits : nullptr};
       }
     }
@@ -304,6 +368,7 @@ class Workspace {
   std::size_t n_in_use_ = 0;
   Branch** wanted_ = nullptr;  // [branches]
   std::size_t n_wanted_ = 0;
+  float* key_ = nullptr;  // [head_size], and the cosines and sines of its rotation
 
   bool running_ = false;                    // a pass is in progress:
   std::uint32_t n_rows_ = 0;                // over so many rows,

@@ -21,6 +21,7 @@ namespace mixtral::detail {
 struct PassRow {
   Token token = 0;
   std::uint32_t position = 0;  // keys and values before it are in `past`, or computed in this pass
+  std::uint64_t rotary_position = 0;  // the same, unless the past was shortened in between
   const KvPast* past = nullptr;
   float* logits = nullptr;  // where the logits that follow the token are put; null: nowhere
 };
@@ -188,7 +189,8 @@ class ForwardPass {
     kernels().decode_rows(model_->weights.token_embedding,
                           static_cast<std::size_t>(rows_[row].token), 1, x(row));
     for (std::size_t i = 0; i < config.head_size / 2; ++i) {
-      const double angle = rows_[row].position * model_->rope_frequencies[i];
+      const double angle =
+          static_cast<double>(rows_[row].rotary_position) * model_->rope_frequencies[i];
       const auto cosine = static_cast<float>(std::cos(angle));
       const auto sine = static_cast<float>(std::sin(angle));
       float* cos2 = cos2_ + row * config.head_size + 2 * i;

@@ -2,6 +2,7 @@
 #ifndef MIXTRAL_NETWORK_KV_CACHE_HPP_
 #define MIXTRAL_NETWORK_KV_CACHE_HPP_
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -58,15 +59,20 @@ class KvPages {
   }
   bool is_shared(std::uint32_t page) const noexcept { return users_[page] > 1; }
 
+  std::size_t n_streams() const noexcept { return n_streams_; }
+
   // Copies the first n positions.
   void copy(std::uint32_t from, std::uint32_t to, std::size_t n) noexcept {
     for (std::size_t i = 0; i < n_streams_; ++i) {
-      std::memcpy(bytes_ + to * page_bytes() + i * head_bytes_,
-                  bytes_ + from * page_bytes() + i * head_bytes_, n * row_bytes_);
+      std::memcpy(stream(to, i), stream(from, i), n * row_bytes_);
     }
   }
 
   std::uint8_t* bytes() const noexcept { return bytes_; }
+  // The rows of one head's keys or values in a page.
+  std::uint8_t* stream(std::uint32_t page, std::size_t i) const noexcept {
+    return bytes_ + page * page_bytes() + i * head_bytes_;
+  }
   // Where in a page the keys of a head begin; its values are values_after() further.
   std::size_t head(std::size_t layer, std::size_t head) const noexcept {
     return (2 * layer * n_kv_heads_ + head) * head_bytes_;
@@ -127,6 +133,44 @@ class KvPast {
     }
   }
 
+  // The past begins with the page of `position`. Only if it is empty.
+  void begin_at(std::size_t position) noexcept {
+    first_page_ = end_page_ = position / simd::kPagePositions;
+  }
+
+  // Takes out the positions [begin, begin + n), n in whole pages: those after them come to lie n
+  // earlier. If the first ones are still there, those before `begin` stay, in pages that no other
+  // session uses; if not, they go, too. Positions after these are left. False, and nothing changes,
+  // if there are too few free pages.
+  bool take_out(std::size_t begin, std::size_t n) noexcept {
+    constexpr std::size_t kSize = simd::kPagePositions;
+    const std::size_t page = begin / kSize;  // keeps its first `rest` positions
+    const std::size_t rest = begin % kSize;
+    const std::size_t shift = n / kSize;
+    const bool keeps = first_page_ == 0;
+    if (keeps) {
+      const auto is_shared = [&](std::size_t p) { return pages_->is_shared(page_of_[p]); };
+      std::size_t n_needed = rest != 0 && is_shared(page + shift) ? 1 : 0;
+      for (std::size_t p = 0; p < page; ++p) n_needed += is_shared(p) ? 1 : 0;
+      if (n_needed > pages_->n_free()) return false;
+      for (std::size_t p = 0; p < page; ++p) own(p);
+      if (rest != 0) {
+        own(page + shift);
+        pages_->copy(page_of_[page], page_of_[page + shift], rest);
+      }
+    }
+    const std::size_t first_kept = keeps ? page : 0;  // pages [first_kept, first_moved) go
+    const std::size_t first_moved = page + shift + (keeps || rest == 0 ? 0 : 1);
+    for (std::size_t p = std::max(first_page_, first_kept); p < first_moved; ++p) {
+      pages_->drop(page_of_[p]);
+    }
+    const std::size_t from = std::max(first_page_, first_moved);
+    std::copy(page_of_ + from, page_of_ + end_page_, page_of_ + from - shift);
+    if (!keeps) first_page_ = from - shift;
+    end_page_ -= shift;
+    return true;
+  }
+
   // Gives back the pages that lie wholly before `position`.
   void drop_before(std::size_t position) noexcept {
     while (first_page_ < end_page_ && (first_page_ + 1) * simd::kPagePositions <= position) {
@@ -153,6 +197,17 @@ class KvPast {
     }
   }
 
+  // Calls visit(bytes, size) for the rows of [first(), end) as they lie in memory, page after page.
+  template <class Visit>
+  void for_each_run(std::size_t end, Visit visit) const {
+    for (std::size_t p = first_page_; p < KvPages::n_needed(end); ++p) {
+      const std::size_t n = std::min(end - p * simd::kPagePositions, simd::kPagePositions);
+      for (std::size_t i = 0; i < pages_->n_streams(); ++i) {
+        visit(pages_->stream(page_of_[p], i), n * pages_->row_bytes());
+      }
+    }
+  }
+
   std::uint8_t* key(std::size_t layer, std::size_t head, std::size_t position) const noexcept {
     return pages_->bytes() + page_of_[position / simd::kPagePositions] * pages_->page_bytes() +
            pages_->head(layer, head) + position % simd::kPagePositions * pages_->row_bytes();
@@ -169,6 +224,15 @@ class KvPast {
   }
 
  private:
+  // Makes page p one that no other session uses. Needs a free page if it is not.
+  void own(std::size_t p) noexcept {
+    if (!pages_->is_shared(page_of_[p])) return;
+    const std::uint32_t copy = pages_->take_page();
+    pages_->copy(page_of_[p], copy, simd::kPagePositions);
+    pages_->drop(page_of_[p]);
+    page_of_[p] = copy;
+  }
+
   KvPages* pages_ = nullptr;
   std::uint32_t* page_of_ = nullptr;  // [position / kPagePositions]
   std::size_t first_page_ = 0;
