@@ -2,6 +2,8 @@
 #ifndef MIXTRAL_EXAMPLES_ANSWER_HPP_
 #define MIXTRAL_EXAMPLES_ANSWER_HPP_
 
+#include <mixtral/json_schema.hpp>
+
 #include <optional>
 #include <random>
 
@@ -16,6 +18,25 @@ struct AnswerFlags {
   std::uint32_t context = 0;
   mixtral::BlockFormat kv_format = mixtral::BlockFormat::f16;
   bool json = false;
+
+  std::vector<std::string> choices;
+  std::string regex, grammar_file, schema_file;
+
+  // What the options let be generated; none of them, anything.
+  mixtral::Result<mixtral::Grammar> grammar() const {
+    if (!choices.empty()) {
+      const std::vector<std::string_view> texts(choices.begin(), choices.end());
+      return mixtral::Grammar::from_choices({texts.data(), texts.size()});
+    }
+    if (!regex.empty()) return mixtral::Grammar::from_regex(regex);
+    if (!grammar_file.empty()) {
+      return mixtral::Grammar::from_gbnf(program::read_file(grammar_file));
+    }
+    if (!schema_file.empty()) {
+      return mixtral::json_schema_grammar(program::read_file(schema_file));
+    }
+    return mixtral::Grammar();
+  }
 
   mixtral::Result<mixtral::Model> open_model() const {
     mixtral::ModelOptions options;
@@ -51,6 +72,13 @@ struct AnswerFlags {
         ->check([](const std::string& text) {
           return std::string(text.empty() ? "must not be empty" : "");
         });
+    CLI::Option_group* rules = app.add_option_group("Rules", "What may be generated");
+    rules->add_option("--choice", choices, "One of these texts; may be repeated")
+        ->allow_extra_args(false);
+    rules->add_option("--regex", regex, "What this regular expression matches");
+    rules->add_option("--grammar", grammar_file, "What this file of GBNF says");
+    rules->add_option("--json-schema", schema_file, "JSON that is valid under this file's schema");
+    rules->require_option(0, 1);
     app.add_option("--threads", threads, "Threads to use (default: all)")
         ->check(CLI::Range(1, 1024));
     app.add_option("--context", context, "Tokens that the session holds")

@@ -83,6 +83,7 @@ int main(int argc, char** argv) {
   app.add_option("--system", system, "Instructions for the whole conversation");
 
   return program::run(app, argc, argv, [&] {
+    flags.generate.grammar = program::value(flags.grammar());
     const mixtral::Model model = program::value(flags.open_model());
     auto pool = program::value(mixtral::ThreadPool::create(flags.threads));
     mixtral::SessionOptions options;

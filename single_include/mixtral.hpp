@@ -3010,6 +3010,8 @@ class Tokenizer {
   Token eos() const noexcept { return eos_; }
   Token unknown() const noexcept { return unknown_; }
   bool add_bos() const noexcept { return add_bos_; }
+  bool add_dummy_prefix() const noexcept { return add_dummy_prefix_; }
+  bool remove_extra_whitespaces() const noexcept { return remove_extra_whitespaces_; }
 
   bool contains(Token token) const noexcept {
     return token >= 0 && static_cast<std::size_t>(token) < pieces_.size();
@@ -3467,6 +3469,7 @@ class Model {
 
  private:
   friend class Session;
+  friend class GrammarMatcher;
   explicit Model(std::shared_ptr<const detail::ModelData> data) noexcept;
   std::shared_ptr<const detail::ModelData> data_;
 };
@@ -3670,6 +3673,7 @@ namespace mixtral {
 //                           there `count` times:
 //       repetition          logit > 0 ? logit / r : logit * r (Keskar et al. 2019, CTRL, section 4.1)
 //       frequency, presence logit -= frequency * count + presence (OpenAI API reference)
+//     allowed               other tokens go, as the grammar of a generation has it.
 //  3. temperature == 0      greedy: the largest logit, the lowest id among equals; nothing below.
 //  4. top_k                 the k largest logits (Fan et al. 2018).
 //  5. typical_p             the tokens whose surprise is nearest to the entropy, until their
@@ -3703,7 +3707,10 @@ class Sampler {
                                 std::pmr::memory_resource* resource);
 
   // `logits` has vocab_size elements; `history` are the tokens so far. NaN counts as minus infinity.
-  Token sample(Span<const float> logits, Span<const Token> history);
+  // Of `allowed`, bit t % 64 of word t / 64 lets token t be chosen; one is set at least. Empty means
+  // all.
+  Token sample(Span<const float> logits, Span<const Token> history,
+               Span<const std::uint64_t> allowed = {});
 
  private:
   struct Candidate {
@@ -3761,6 +3768,20 @@ double log_probability(Span<const float> logits, Token token);
 #include <string_view>
 #include <vector>
 
+// Text that follows rules: a grammar, a regular expression or a list of choices, applied to every token
+// before it is chosen.
+//
+//   auto grammar = mixtral::Grammar::from_choices({"yes", "no"});        // or from_gbnf, from_regex,
+//   options.grammar = *grammar;                                         // json_schema.hpp
+//   for (auto piece : session.generate(options)) ...
+
+#include <cstdint>
+#include <initializer_list>
+#include <memory>
+#include <memory_resource>
+#include <string>
+#include <string_view>
+
 // Owning pointer to an object in a host-given memory resource.
 
 #include <memory>
@@ -3801,6 +3822,107 @@ ResourcePtr<T> make_resource_ptr(std::pmr::memory_resource* resource, Arguments&
 
 namespace mixtral {
 
+class Model;
+
+namespace detail {
+struct GrammarProgram;
+}
+
+// A set of texts, compiled; independent of models and tokenizers. An immutable handle, cheap to copy,
+// for any number of threads. Default-constructed it is none.
+class Grammar {
+ public:
+  Grammar() noexcept = default;
+
+  // GBNF as llama.cpp describes it (grammars/README.md), the text being what `root` stands for:
+  //
+  //   root   ::= "yes" | "no, because " reason "."     # alternatives, literals, other rules
+  //   reason ::= [a-zA-Z ]{1,80}                       # characters, also [^...] and . for any
+  //
+  // with ( ), *, +, ?, {n}, {n,}, {n,m}, and in literals and [] the escapes \n \r \t \\ \" \[ \] \- \^
+  // \xHH \uHHHH \UHHHHHHHH, which name characters. Rules may call themselves, but not before they have
+  // taken a character (left recursion).
+  // Errors: bad_format, telling the line; unsupported, for more than the library can hold;
+  // out_of_memory.
+  static Result<Grammar> from_gbnf(std::string_view text, std::pmr::memory_resource* resource =
+                                                              std::pmr::get_default_resource());
+
+  // The texts that an ECMAScript regular expression matches from beginning to end, in Unicode
+  // characters. Refused by name are lookaround, back references, \b, \p, and anchors in the middle.
+  // Errors: as from_gbnf.
+  static Result<Grammar> from_regex(std::string_view pattern, std::pmr::memory_resource* resource =
+                                                                  std::pmr::get_default_resource());
+
+  // One of these texts, in UTF-8. Errors: as from_gbnf; invalid_argument if there are none.
+  static Result<Grammar> from_choices(
+      Span<const std::string_view> choices,
+      std::pmr::memory_resource* resource = std::pmr::get_default_resource());
+  static Result<Grammar> from_choices(std::initializer_list<std::string_view> choices) {
+    return from_choices(Span<const std::string_view>(choices.begin(), choices.size()));
+  }
+
+  explicit operator bool() const noexcept { return program_ != nullptr; }
+
+ private:
+  friend class GrammarMatcher;
+  explicit Grammar(std::shared_ptr<const detail::GrammarProgram> program) noexcept
+      : program_(std::move(program)) {}
+  std::shared_ptr<const detail::GrammarProgram> program_;
+};
+
+// How regex_to_gbnf() understands a pattern.
+enum class RegexScope {
+  whole,        // it is matched from beginning to end
+  json_string,  // it is searched for, as in JSON schemas, in what a JSON string without its quotes says
+};
+
+// A regular expression as the right-hand side of a rule in GBNF, in parentheses; see from_regex().
+// Errors: bad_format, unsupported, out_of_memory.
+Result<std::pmr::string> regex_to_gbnf(
+    std::string_view pattern, RegexScope scope,
+    std::pmr::memory_resource* resource = std::pmr::get_default_resource());
+
+// `text` as a literal of GBNF, in quotes. Errors: bad_format if it is not UTF-8; out_of_memory.
+Result<std::pmr::string> literal_to_gbnf(
+    std::string_view text, std::pmr::memory_resource* resource = std::pmr::get_default_resource());
+
+// Follows one text through a grammar, token by token; what Generation uses, for hosts that choose tokens
+// themselves. Takes its memory, a few megabytes, when it is made. Keeps grammar and model alive.
+class GrammarMatcher {
+ public:
+  // With `begins_text`, the tokens are those of a text of its own, such as an answer in a chat: the
+  // space that the vocabulary puts before it is no part of it (Tokenizer::decode).
+  // Errors: invalid_argument if the grammar is none; out_of_memory.
+  static Result<GrammarMatcher> create(const Grammar& grammar, const Model& model,
+                                       bool begins_text = false);
+
+  GrammarMatcher(GrammarMatcher&&) noexcept;
+  GrammarMatcher& operator=(GrammarMatcher&&) noexcept;
+  ~GrammarMatcher();
+
+  // Which tokens may come next: bit t % 64 of word t / 64 for token t. EOS may if the text can end;
+  // other control tokens never may, nor unknown ones. Valid until the next call.
+  // Errors: unsupported if there is no such token, or if the grammar leaves open too many ways to read
+  // the text so far.
+  Result<Span<const std::uint64_t>> allowed();
+
+  // Goes on with a token. Errors: invalid_argument if it is not allowed, then nothing changes;
+  // unsupported as above.
+  Status accept(Token token);
+
+  bool can_end() const noexcept;   // the text so far is one of the grammar's
+  bool must_end() const noexcept;  // and nothing can follow
+
+ private:
+  struct Impl;
+  explicit GrammarMatcher(detail::ResourcePtr<Impl> impl) noexcept;
+  detail::ResourcePtr<Impl> impl_;
+};
+
+}  // namespace mixtral
+
+namespace mixtral {
+
 class Session;
 
 // What is left after a call with a time budget.
@@ -3817,6 +3939,10 @@ struct GenerateOptions {
   std::vector<std::string> stop;
   // Generation ends when one of these is chosen; EOS always ends it.
   std::vector<Token> stop_tokens;
+  // The text generated is one of the grammar's, and generation ends when that must end; EOS and stop
+  // tokens come only where it can. Other reasons to stop can leave a part of one. Stop strings and
+  // logit_bias apply as well.
+  Grammar grammar;
 };
 
 enum class StopReason {
@@ -3824,6 +3950,7 @@ enum class StopReason {
   end_of_text,  // the model chose EOS
   stop_token,
   stop_string,
+  grammar_end,  // nothing more can follow under GenerateOptions::grammar
   max_tokens,
   context_full,  // the session holds no more tokens
   cancelled,     // Session::cancel(); generate() again to go on
@@ -5454,26 +5581,1730 @@ Status check_config(const Config& config, const char* where) {
 }  // namespace mixtral
 
 #include <algorithm>
+#include <optional>
 
 #include <algorithm>
 
-// The format of saved sessions, version 1, little-endian:
-//
-//   SnapshotHeader, as it lies in memory; `checksum` is that of what comes before it
-//   tokens           int32[n_tokens]
-//   turns            uint8[n_tokens]
-//   pages            for each page of 64 positions from first_page on: its first rows, as many as are
-//                    in use, [layer][keys, values][kv head][position][head_size] in kv_format
-//   logits           float32[vocab_size], if has_logits
-//   checksum         uint64, of everything after the header: of the tokens, the turns, each run of rows
-//                    of one head and the logits, each filled up with zeros to whole 64-bit words
+// Reads GBNF into a tree of expressions.
+
+#include <cstdint>
+#include <map>
+#include <memory_resource>
+#include <string>
+#include <string_view>
+#include <vector>
+
+// Sets of Unicode characters, and how they lie in UTF-8.
+
+#include <algorithm>
+#include <cstdint>
+#include <memory_resource>
+#include <string>
+#include <vector>
+
+// UTF-8 as the sentencepiece library reads it (RFC 3629; util.cc, DecodeUTF8).
 
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
+
+namespace mixtral::utf8 {
+
+constexpr char kReplacement[] = "\xEF\xBF\xBD";  // U+FFFD
+constexpr char kSpaceSymbol[] = "\xE2\x96\x81";  // U+2581, which stands for a space in pieces
+constexpr std::size_t kSymbolLength = 3;         // of both
+
+enum class Sequence { valid, incomplete, invalid };
+
+// Looks at the character that begins at `bytes`. On `valid`, `length` is its length in bytes.
+// `incomplete` means that more bytes could still make it valid.
+inline Sequence classify(const std::uint8_t* bytes, std::size_t size,
+                         std::size_t& length) noexcept {
+  length = 1;
+  if (size == 0) return Sequence::incomplete;
+  const std::uint8_t lead = bytes[0];
+  if (lead < 0x80) return Sequence::valid;
+  std::size_t needed;
+  std::uint8_t low = 0x80;  // the range of the second byte
+  std::uint8_t high = 0xBF;
+  if (lead >= 0xC2 && lead <= 0xDF) {
+    needed = 2;
+  } else if (lead >= 0xE0 && lead <= 0xEF) {
+    needed = 3;
+    if (lead == 0xE0) low = 0xA0;   // no overlong forms
+    if (lead == 0xED) high = 0x9F;  // no surrogates
+  } else if (lead >= 0xF0 && lead <= 0xF4) {
+    needed = 4;
+    if (lead == 0xF0) low = 0x90;
+    if (lead == 0xF4) high = 0x8F;  // nothing above U+10FFFF
+  } else {
+    return Sequence::invalid;
+  }
+  for (std::size_t i = 1; i < needed; ++i) {
+    if (i >= size) return Sequence::incomplete;
+    if (bytes[i] < low || bytes[i] > high) return Sequence::invalid;
+    low = 0x80;
+    high = 0xBF;
+  }
+  length = needed;
+  return Sequence::valid;
+}
+
+// The length of a character of valid UTF-8 from its first byte.
+inline std::size_t length_from_lead(std::uint8_t lead) noexcept {
+  return lead < 0xC0 ? 1 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
+}
+
+}  // namespace mixtral::utf8
+
+namespace mixtral::detail {
+
+constexpr std::uint32_t kLastCodePoint = 0x10FFFF;
+
+struct CodePointRange {
+  std::uint32_t first;
+  std::uint32_t last;
+};
+
+// Ranges in any order until normalize(); then ascending, apart, and without surrogates, which are no
+// characters.
+using CodePoints = std::pmr::vector<CodePointRange>;
+
+inline void normalize(CodePoints& set) {
+  std::sort(set.begin(), set.end(),
+            [](const CodePointRange& a, const CodePointRange& b) { return a.first < b.first; });
+  CodePoints out(set.get_allocator());
+  const auto add = [&](std::uint32_t first, std::uint32_t last) {
+    if (first > last) return;
+    if (!out.empty() && first <= out.back().last + 1) {
+      out.back().last = std::max(out.back().last, last);
+    } else {
+      out.push_back({first, last});
+    }
+  };
+  for (const CodePointRange& range : set) {
+    add(range.first, std::min(range.last, 0xD7FFu));
+    add(std::max(range.first, 0xE000u), std::min(range.last, kLastCodePoint));
+  }
+  set.swap(out);
+}
+
+// Of a normalized set.
+inline CodePoints complement(const CodePoints& set) {
+  CodePoints out(set.get_allocator());
+  std::uint32_t next = 0;
+  for (const CodePointRange& range : set) {
+    if (range.first > next) out.push_back({next, range.first - 1});
+    next = range.last + 1;
+  }
+  if (next <= kLastCodePoint) out.push_back({next, kLastCodePoint});
+  normalize(out);
+  return out;
+}
+
+inline std::size_t encode_utf8(std::uint32_t c, std::uint8_t* out) noexcept {
+  if (c < 0x80) {
+    out[0] = static_cast<std::uint8_t>(c);
+    return 1;
+  }
+  const std::size_t length = c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
+  const std::uint32_t lead = length == 2 ? 0xC0 : length == 3 ? 0xE0 : 0xF0;
+  for (std::size_t i = length - 1; i > 0; --i) {
+    out[i] = static_cast<std::uint8_t>(0x80 | (c & 0x3F));
+    c >>= 6;
+  }
+  out[0] = static_cast<std::uint8_t>(lead | c);
+  return length;
+}
+
+inline void append_utf8(std::uint32_t c, std::pmr::string& out) {
+  std::uint8_t bytes[4];
+  const std::size_t n = encode_utf8(c, bytes);
+  out.append(reinterpret_cast<const char*>(bytes), n);
+}
+
+// The character at `at`, which moves on; false if it is not valid UTF-8 (or the text ends).
+inline bool next_code_point(std::string_view text, std::size_t& at, std::uint32_t& c) noexcept {
+  const auto* bytes = reinterpret_cast<const std::uint8_t*>(text.data()) + at;
+  std::size_t length = 0;
+  if (at >= text.size() ||
+      utf8::classify(bytes, text.size() - at, length) != utf8::Sequence::valid) {
+    return false;
+  }
+  c = length == 1 ? bytes[0] : bytes[0] & (0x7Fu >> length);
+  for (std::size_t i = 1; i < length; ++i) c = c << 6 | (bytes[i] & 0x3Fu);
+  at += length;
+  return true;
+}
+
+// Calls visit(first bytes, last bytes, length) for ranges of byte sequences of one length, each byte in
+// its own range, that together are the UTF-8 of the characters from `first` to `last`. Cutting
+// at multiples of 64 gives the fewest (as Russ Cox describes for RE2, 2010).
+template <class Visit>
+void for_each_utf8_range(std::uint32_t first, std::uint32_t last, const Visit& visit) {
+  for (const std::uint32_t end : {0x7Fu, 0x7FFu, 0xFFFFu}) {
+    if (first <= end && end < last) {
+      for_each_utf8_range(first, end, visit);
+      return for_each_utf8_range(end + 1, last, visit);
+    }
+  }
+  const int n_more = last < 0x80 ? 0 : last < 0x800 ? 1 : last < 0x10000 ? 2 : 3;
+  for (int i = 1; i <= n_more; ++i) {
+    const std::uint32_t mask = (1u << (6 * i)) - 1;
+    if ((first & ~mask) == (last & ~mask)) continue;
+    if ((first & mask) != 0) {
+      for_each_utf8_range(first, first | mask, visit);
+      return for_each_utf8_range((first | mask) + 1, last, visit);
+    }
+    if ((last & mask) != mask) {
+      for_each_utf8_range(first, (last & ~mask) - 1, visit);
+      return for_each_utf8_range(last & ~mask, last, visit);
+    }
+  }
+  std::uint8_t from[4], to[4];
+  const std::size_t length = encode_utf8(first, from);
+  encode_utf8(last, to);
+  visit(from, to, length);
+}
+
+}  // namespace mixtral::detail
+
+namespace mixtral::detail {
+
+constexpr std::uint32_t kNone = 0xFFFFFFFF;
+
+// One expression; what it is made of are further ones, linked by `next`.
+struct Expression {
+  enum class Kind : std::uint8_t { text, characters, sequence, choice, repeat, rule };
+  Kind kind;
+  std::uint32_t next = kNone;   // after it, in the expression that it is part of
+  std::uint32_t first = kNone;  // sequence, choice, repeat: the first part; rule: its number;
+                                // text, characters: where they begin
+  std::uint32_t n = 0;          // text: bytes; characters: ranges; repeat: how often at least
+  std::uint32_t most = kNone;   // repeat: how often at most; kNone: any number
+};
+
+struct Rule {
+  std::string_view name;
+  std::uint32_t expression = kNone;
+  int line = 0;  // where it is used first
+};
+
+struct GrammarTree {
+  explicit GrammarTree(std::pmr::memory_resource* resource)
+      : expressions(resource), rules(resource), text(resource), ranges(resource) {}
+
+  std::pmr::vector<Expression> expressions;
+  std::pmr::vector<Rule> rules;  // names point into the source
+  std::pmr::string text;
+  CodePoints ranges;
+};
+
+class GbnfReader {
+ public:
+  GbnfReader(std::string_view source, GrammarTree& tree, std::pmr::memory_resource* resource)
+      : source_(source), tree_(tree), rule_ids_(resource), resource_(resource) {}
+
+  Status read() {
+    for (std::size_t at = 0; at < source_.size();) {
+      std::uint32_t c;
+      if (!next_code_point(source_, at, c)) {
+        return Error(ErrorCode::bad_format, "grammar: byte %zu is not UTF-8", at);
+      }
+    }
+    for (skip_space(true); at_ < source_.size(); skip_space(true)) {
+      MIXTRAL_RETURN_IF_ERROR(read_rule());
+    }
+    for (const Rule& rule : tree_.rules) {
+      if (rule.expression != kNone) continue;
+      return Error(ErrorCode::bad_format, "grammar, line %d: rule '%.*s' is used but not defined",
+                   rule.line, static_cast<int>(rule.name.size()), rule.name.data());
+    }
+    if (rule_ids_.find("root") == rule_ids_.end()) {
+      return Error(ErrorCode::bad_format, "grammar: it has no rule 'root'");
+    }
+    return {};
+  }
+
+  // Of the rule of this name.
+  std::uint32_t find(std::string_view name) const { return rule_ids_.find(name)->second; }
+
+ private:
+  static constexpr int kMostNested = 200;
+  static constexpr std::size_t kMostRules = 1u << 14;
+
+  static bool is_name(char c) noexcept {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' ||
+           c == '_';
+  }
+
+  char peek() const noexcept { return at_ < source_.size() ? source_[at_] : '\0'; }
+  bool at(std::string_view text) const noexcept { return source_.substr(at_, text.size()) == text; }
+
+  int line() const noexcept {
+    const std::string_view before = source_.substr(0, at_);
+    return 1 + static_cast<int>(std::count(before.begin(), before.end(), '\n'));
+  }
+
+  Error error(const char* what) const {
+    const std::string_view rest = source_.substr(at_, 20);
+    return Error(ErrorCode::bad_format, "grammar, line %d: %s%s%.*s%s", line(), what,
+                 rest.empty() ? " at the end" : " at '", static_cast<int>(rest.size()), rest.data(),
+                 rest.empty() ? "" : "'");
+  }
+
+  // Spaces and comments, with the ends of lines only if the expression goes on after them.
+  void skip_space(bool lines) noexcept {
+    while (at_ < source_.size()) {
+      const char c = source_[at_];
+      if (c == '#') {
+        at_ = std::min(source_.find('\n', at_), source_.size());
+      } else if (c == ' ' || c == '\t' || (lines && (c == '\n' || c == '\r'))) {
+        ++at_;
+      } else {
+        return;
+      }
+    }
+  }
+
+  std::string_view read_name() noexcept {
+    const std::size_t begin = at_;
+    while (is_name(peek())) ++at_;
+    return source_.substr(begin, at_ - begin);
+  }
+
+  Result<std::uint32_t> rule_id(std::string_view name) {
+    const auto [entry, is_new] =
+        rule_ids_.emplace(name, static_cast<std::uint32_t>(tree_.rules.size()));
+    if (is_new) {
+      if (tree_.rules.size() == kMostRules) {
+        return Error(ErrorCode::unsupported, "grammar: more than %zu rules", kMostRules);
+      }
+      tree_.rules.push_back({name, kNone, line()});
+    }
+    return entry->second;
+  }
+
+  Status read_rule() {
+    const std::string_view name = read_name();
+    if (name.empty()) return error("expected the name of a rule");
+    const Result<std::uint32_t> id = rule_id(name);
+    MIXTRAL_RETURN_IF_ERROR(id);
+    if (tree_.rules[*id].expression != kNone) return error("a rule is defined twice, again");
+    skip_space(false);
+    if (!at("::=")) return error("expected ::=");
+    at_ += 3;
+    skip_space(true);
+    const Result<std::uint32_t> expression = read_choice(0);
+    MIXTRAL_RETURN_IF_ERROR(expression);
+    tree_.rules[*id].expression = *expression;
+    if (peek() == '\r') ++at_;
+    if (at_ < source_.size() && peek() != '\n') return error("expected the end of the rule");
+    return {};
+  }
+
+  std::uint32_t add(Expression::Kind kind) {
+    Expression expression{};
+    expression.kind = kind;
+    tree_.expressions.push_back(expression);
+    return static_cast<std::uint32_t>(tree_.expressions.size() - 1);
+  }
+
+  // Alternatives up to the end of a rule or group.
+  Result<std::uint32_t> read_choice(int depth) {
+    if (depth > kMostNested) return error("parentheses are nested too deep");
+    const std::uint32_t choice = add(Expression::Kind::choice);
+    std::uint32_t last = kNone;
+    for (;;) {
+      const Result<std::uint32_t> part = read_sequence(depth);
+      MIXTRAL_RETURN_IF_ERROR(part);
+      link(choice, last, *part);
+      last = *part;
+      // The next alternative may stand on a line of its own.
+      const std::size_t end = at_;
+      skip_space(true);
+      if (peek() != '|') {
+        at_ = end;
+        return choice;
+      }
+      ++at_;
+      skip_space(true);
+    }
+  }
+
+  void link(std::uint32_t whole, std::uint32_t last, std::uint32_t part) {
+    (last == kNone ? tree_.expressions[whole].first : tree_.expressions[last].next) = part;
+  }
+
+  Result<std::uint32_t> read_sequence(int depth) {
+    const std::uint32_t sequence = add(Expression::Kind::sequence);
+    std::uint32_t last = kNone;
+    for (;;) {
+      const char c = peek();
+      const bool begins = c == '"' || c == '[' || c == '(' || c == '.' || is_name(c);
+      if (!begins) {
+        if (c == '<' || c == '!') return error("tokens in grammars are not supported,");
+        return sequence;
+      }
+      Result<std::uint32_t> part = c == '"'   ? read_text()
+                                   : c == '[' ? read_characters()
+                                   : c == '(' ? read_group(depth)
+                                   : c == '.' ? read_any()
+                                              : read_reference();
+      MIXTRAL_RETURN_IF_ERROR(part);
+      skip_space(depth > 0);
+      MIXTRAL_RETURN_IF_ERROR(read_repeats(depth, *part));
+      link(sequence, last, *part);
+      last = *part;
+    }
+  }
+
+  // What follows `part` makes it a repetition, or several, one of the other.
+  Status read_repeats(int depth, std::uint32_t& part) {
+    for (int n = 0;; ++n) {
+      const char c = peek();
+      if (c != '*' && c != '+' && c != '?' && c != '{') return {};
+      if (n == 10) return error("too many repetitions of one another");
+      ++at_;
+      std::uint32_t least = c == '+' ? 1 : 0;
+      std::uint32_t most = c == '?' ? 1 : kNone;
+      if (c == '{') MIXTRAL_RETURN_IF_ERROR(read_bounds(least, most));
+      const std::uint32_t repeat = add(Expression::Kind::repeat);
+      Expression& expression = tree_.expressions[repeat];
+      expression.first = part;
+      expression.n = least;
+      expression.most = most;
+      part = repeat;
+      skip_space(depth > 0);
+    }
+  }
+
+  // After '{': n} or n,} or n,m} or ,m}
+  Status read_bounds(std::uint32_t& least, std::uint32_t& most) {
+    const auto number = [&](std::uint32_t& value) {
+      skip_space(false);
+      bool found = false;
+      for (value = 0; peek() >= '0' && peek() <= '9' && value < 100000; ++at_) {
+        value = value * 10 + static_cast<std::uint32_t>(peek() - '0');
+        found = true;
+      }
+      skip_space(false);
+      return found;
+    };
+    const bool has_least = number(least);
+    if (peek() == ',') {
+      ++at_;
+      if (!number(most)) most = kNone;
+      if (!has_least && most == kNone) return error("expected a number");
+    } else if (has_least) {
+      most = least;
+    } else {
+      return error("expected a number");
+    }
+    if (peek() != '}') return error("expected } after a number below 100000");
+    if (most < least) return error("a repetition at least so often is more than at most so often");
+    ++at_;
+    return {};
+  }
+
+  Result<std::uint32_t> read_group(int depth) {
+    ++at_;
+    skip_space(true);
+    Result<std::uint32_t> choice = read_choice(depth + 1);
+    MIXTRAL_RETURN_IF_ERROR(choice);
+    skip_space(true);
+    if (peek() != ')') return error("expected )");
+    ++at_;
+    return choice;
+  }
+
+  Result<std::uint32_t> read_reference() {
+    const Result<std::uint32_t> id = rule_id(read_name());
+    MIXTRAL_RETURN_IF_ERROR(id);
+    const std::uint32_t reference = add(Expression::Kind::rule);
+    tree_.expressions[reference].first = *id;
+    return reference;
+  }
+
+  Result<std::uint32_t> read_text() {
+    ++at_;
+    const std::uint32_t text = add(Expression::Kind::text);
+    tree_.expressions[text].first = static_cast<std::uint32_t>(tree_.text.size());
+    while (peek() != '"') {
+      const Result<std::uint32_t> c = read_character();
+      MIXTRAL_RETURN_IF_ERROR(c);
+      append_utf8(*c, tree_.text);
+    }
+    ++at_;
+    tree_.expressions[text].n =
+        static_cast<std::uint32_t>(tree_.text.size()) - tree_.expressions[text].first;
+    return text;
+  }
+
+  Result<std::uint32_t> read_any() {
+    ++at_;
+    CodePoints all(resource_);
+    all.push_back({0, kLastCodePoint});
+    return add_characters(all, false);
+  }
+
+  Result<std::uint32_t> read_characters() {
+    ++at_;
+    const bool negated = peek() == '^';
+    if (negated) ++at_;
+    CodePoints set(resource_);
+    while (peek() != ']') {
+      const Result<std::uint32_t> first = read_character();
+      MIXTRAL_RETURN_IF_ERROR(first);
+      std::uint32_t last = *first;
+      if (peek() == '-' && source_.substr(at_ + 1, 1) != "]") {
+        ++at_;
+        const Result<std::uint32_t> end = read_character();
+        MIXTRAL_RETURN_IF_ERROR(end);
+        last = *end;
+        if (last < *first) return error("a range of characters ends before it begins,");
+      }
+      set.push_back({*first, last});
+    }
+    ++at_;
+    return add_characters(set, negated);
+  }
+
+  Result<std::uint32_t> add_characters(CodePoints& set, bool negated) {
+    normalize(set);
+    if (negated) set = complement(set);
+    if (set.empty()) return error("a set of no characters before");
+    const std::uint32_t characters = add(Expression::Kind::characters);
+    tree_.expressions[characters].first = static_cast<std::uint32_t>(tree_.ranges.size());
+    tree_.expressions[characters].n = static_cast<std::uint32_t>(set.size());
+    tree_.ranges.insert(tree_.ranges.end(), set.begin(), set.end());
+    return characters;
+  }
+
+  // One character of a text or set, escapes resolved.
+  Result<std::uint32_t> read_character() {
+    std::uint32_t c = 0;
+    if (peek() == '\n' || !next_code_point(source_, at_, c)) return error("a text has no end");
+    if (c != '\\') return c;
+    const char escape = peek();
+    ++at_;
+    switch (escape) {
+      case 'n': return '\n';
+      case 'r': return '\r';
+      case 't': return '\t';
+      case 'x': return read_hex(2);
+      case 'u': return read_hex(4);
+      case 'U': return read_hex(8);
+      case '\\':
+      case '"':
+      case '[':
+      case ']':
+      case '-':
+      case '^': return static_cast<std::uint32_t>(escape);
+      default: --at_; return error("an unknown escape");
+    }
+  }
+
+  Result<std::uint32_t> read_hex(int n_digits) {
+    std::uint32_t value = 0;
+    for (int i = 0; i < n_digits; ++i, ++at_) {
+      const char c = peek();
+      const int digit = c >= '0' && c <= '9'   ? c - '0'
+                        : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                        : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                               : -1;
+      if (digit < 0) return error("expected a hexadecimal digit");
+      if (value > kLastCodePoint >> 4) return error("a character beyond U+10FFFF");
+      value = value << 4 | static_cast<std::uint32_t>(digit);
+    }
+    if (value > kLastCodePoint || (value >= 0xD800 && value <= 0xDFFF)) {
+      return error("no Unicode character");
+    }
+    return value;
+  }
+
+  std::string_view source_;
+  GrammarTree& tree_;
+  std::pmr::map<std::string_view, std::uint32_t> rule_ids_;
+  std::pmr::memory_resource* resource_;
+  std::size_t at_ = 0;
+};
+
+}  // namespace mixtral::detail
+// Runs a grammar's program on bytes, as an automaton whose states are made when they are reached.
+//
+// A state is all the ways in which the text so far can be read: a set of threads, each an instruction
+// that takes a byte and the calls that it will return to. Steps are remembered, as in RE2's lazy DFA
+// (Cox 2010). All memory is taken at once; when it is full, what was remembered is forgotten.
+
+#include <algorithm>
+#include <cstdint>
+#include <memory_resource>
+#include <vector>
+
+// A grammar as a program on bytes: what a regular expression's automaton is (Thompson 1968), and calls.
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <memory_resource>
+#include <vector>
+
+namespace mixtral::detail {
+
+struct GrammarProgram {
+  enum class Op : std::uint8_t {
+    bytes,  // takes a byte of set a, goes on at b
+    split,  // goes on at a and at b
+    call,   // runs rule a, then goes on at b
+    enter,  // goes on with rule a, which returns to where this one would
+    leave,  // the end of a rule
+  };
+  struct Instruction {
+    Op op;
+    std::uint32_t a;
+    std::uint32_t b;
+  };
+  using ByteSet = std::array<std::uint64_t, 4>;
+
+  explicit GrammarProgram(std::pmr::memory_resource* resource)
+      : code(resource), rules(resource), class_sets(resource) {}
+
+  std::pmr::vector<Instruction> code;
+  std::pmr::vector<std::uint32_t> rules;  // where each begins
+  std::uint32_t root = 0;                 // where the text begins
+  // Bytes that no set tells apart are of one class; sets are of classes, one bit for each.
+  std::array<std::uint8_t, 256> class_of{};
+  std::size_t n_classes = 0;
+  std::pmr::vector<ByteSet> class_sets;
+
+  bool takes(std::uint32_t set, std::size_t byte_class) const noexcept {
+    return (class_sets[set][byte_class / 64] >> (byte_class % 64) & 1) != 0;
+  }
+};
+
+class GrammarCompiler {
+ public:
+  GrammarCompiler(const GrammarTree& tree, GrammarProgram& program,
+                  std::pmr::memory_resource* resource)
+      : tree_(tree),
+        program_(program),
+        sets_(resource),
+        set_ids_(resource),
+        bytes_at_(resource),
+        flags_(resource) {}
+
+  Status compile(std::uint32_t root) {
+    MIXTRAL_RETURN_IF_ERROR(check_rules());
+    const std::uint32_t leave = add(Op::leave, 0, 0);
+    for (std::size_t r = 0; r < tree_.rules.size(); ++r) {
+      program_.rules.push_back(emit(tree_.rules[r].expression, leave));
+    }
+    if (too_large()) {
+      return Error(ErrorCode::unsupported,
+                   "the grammar is too large: more than %zu instructions; use fewer or smaller "
+                   "{counts} of long expressions",
+                   kMostInstructions);
+    }
+    program_.root = program_.rules[root];
+    find_classes();
+    return {};
+  }
+
+ private:
+  using Op = GrammarProgram::Op;
+  using Kind = Expression::Kind;
+  static constexpr std::size_t kMostInstructions = 1u << 18;
+
+  // What is known of a rule.
+  struct Flags {
+    bool nullable = false;    // can be empty
+    bool productive = false;  // can come to an end
+    std::uint8_t visit = 0;   // 1: being looked at; 2: not left recursive
+  };
+
+  bool too_large() const noexcept {
+    return program_.code.size() > kMostInstructions || work_ > 4 * kMostInstructions;
+  }
+
+  std::uint32_t add(Op op, std::uint32_t a, std::uint32_t b) {
+    program_.code.push_back({op, a, b});
+    return static_cast<std::uint32_t>(program_.code.size() - 1);
+  }
+
+  // Code that takes an expression and goes on at `next`; returns where it begins.
+  std::uint32_t emit(std::uint32_t index, std::uint32_t next) {
+    ++work_;
+    if (too_large()) return next;
+    const Expression& e = tree_.expressions[index];
+    switch (e.kind) {
+      case Kind::text:
+        for (std::uint32_t i = e.n; i > 0; --i) {
+          const auto byte = static_cast<std::uint8_t>(tree_.text[e.first + i - 1]);
+          next = add_bytes(byte, byte, next);
+        }
+        return next;
+      case Kind::characters: return emit_characters(e, next);
+      case Kind::sequence: return emit_sequence(e.first, next);
+      case Kind::choice: {
+        std::uint32_t result = emit(e.first, next);
+        for (std::uint32_t i = tree_.expressions[e.first].next; i != kNone;
+             i = tree_.expressions[i].next) {
+          const std::uint32_t other = emit(i, next);
+          if (other != result) result = add(Op::split, result, other);
+        }
+        return result;
+      }
+      case Kind::repeat: return emit_repeat(e, next);
+      case Kind::rule:
+        return program_.code[next].op == Op::leave ? add(Op::enter, e.first, 0)
+                                                   : add(Op::call, e.first, next);
+    }
+    return next;
+  }
+
+  // The last part first, since each needs to know what comes after it.
+  std::uint32_t emit_sequence(std::uint32_t first, std::uint32_t next) {
+    std::pmr::vector<std::uint32_t> parts(sets_.get_allocator());
+    for (std::uint32_t i = first; i != kNone; i = tree_.expressions[i].next) parts.push_back(i);
+    for (; !parts.empty(); parts.pop_back()) next = emit(parts.back(), next);
+    return next;
+  }
+
+  std::uint32_t emit_repeat(const Expression& e, std::uint32_t next) {
+    if (e.most == kNone) {
+      const std::uint32_t loop = add(Op::split, 0, next);
+      const std::uint32_t body = emit(e.first, loop);
+      program_.code[loop].a = body;
+      next = loop;
+    } else {
+      const std::uint32_t end = next;
+      for (std::uint32_t i = e.n; i < e.most && !too_large(); ++i) {
+        next = add(Op::split, emit(e.first, next), end);
+      }
+    }
+    for (std::uint32_t i = 0; i < e.n && !too_large(); ++i) next = emit(e.first, next);
+    return next;
+  }
+
+  std::uint32_t emit_characters(const Expression& e, std::uint32_t next) {
+    GrammarProgram::ByteSet ascii{};
+    std::uint32_t result = kNone;
+    const auto add_way = [&](std::uint32_t way) {
+      result = result == kNone ? way : add(Op::split, result, way);
+    };
+    for (std::uint32_t i = 0; i < e.n; ++i) {
+      const CodePointRange range = tree_.ranges[e.first + i];
+      for_each_utf8_range(
+          range.first, range.last,
+          [&](const std::uint8_t* from, const std::uint8_t* to, std::size_t length) {
+            if (length == 1) {
+              for (unsigned b = from[0]; b <= to[0]; ++b) {
+                ascii[b / 64] |= std::uint64_t{1} << (b % 64);
+              }
+              return;
+            }
+            std::uint32_t way = next;
+            for (std::size_t k = length; k > 0; --k) way = add_bytes(from[k - 1], to[k - 1], way);
+            add_way(way);
+          });
+    }
+    if (ascii != GrammarProgram::ByteSet{}) add_way(add_bytes(ascii, next));
+    return result;
+  }
+
+  std::uint32_t add_bytes(std::uint8_t first, std::uint8_t last, std::uint32_t next) {
+    GrammarProgram::ByteSet set{};
+    for (unsigned b = first; b <= last; ++b) set[b / 64] |= std::uint64_t{1} << (b % 64);
+    return add_bytes(set, next);
+  }
+
+  // The same set with the same next instruction is there once.
+  std::uint32_t add_bytes(const GrammarProgram::ByteSet& set, std::uint32_t next) {
+    const auto [id, is_new] = set_ids_.emplace(set, static_cast<std::uint32_t>(sets_.size()));
+    if (is_new) sets_.push_back(set);
+    const auto [place, is_new_here] = bytes_at_.emplace(std::make_pair(id->second, next), 0);
+    if (is_new_here) place->second = add(Op::bytes, id->second, next);
+    return place->second;
+  }
+
+  void find_classes() {
+    std::pmr::map<std::pmr::vector<bool>, std::uint8_t> classes(sets_.get_allocator().resource());
+    for (unsigned b = 0; b < 256; ++b) {
+      std::pmr::vector<bool> in(sets_.size(), sets_.get_allocator().resource());
+      for (std::size_t s = 0; s < sets_.size(); ++s)
+        in[s] = (sets_[s][b / 64] >> (b % 64) & 1) != 0;
+      const auto n = static_cast<std::uint8_t>(classes.size());
+      program_.class_of[b] = classes.emplace(std::move(in), n).first->second;
+    }
+    program_.n_classes = classes.size();
+    program_.class_sets.resize(sets_.size());
+    for (unsigned b = 0; b < 256; ++b) {
+      const std::size_t c = program_.class_of[b];
+      for (std::size_t s = 0; s < sets_.size(); ++s) {
+        if ((sets_[s][b / 64] >> (b % 64) & 1) == 0) continue;
+        program_.class_sets[s][c / 64] |= std::uint64_t{1} << (c % 64);
+      }
+    }
+  }
+
+  // Every rule must come to an end and must not call itself before it took a byte.
+  Status check_rules() {
+    flags_.assign(tree_.rules.size(), {});
+    for (bool changed = true; changed;) {
+      changed = false;
+      for (std::size_t r = flags_.size(); r-- > 0;) {
+        const std::uint32_t expression = tree_.rules[r].expression;
+        const bool nullable = flags_[r].nullable || is_nullable(expression);
+        const bool productive = flags_[r].productive || is_productive(expression);
+        changed = changed || nullable != flags_[r].nullable || productive != flags_[r].productive;
+        flags_[r].nullable = nullable;
+        flags_[r].productive = productive;
+      }
+    }
+    for (std::uint32_t r = 0; r < flags_.size(); ++r) {
+      const std::string_view name = tree_.rules[r].name;
+      if (!flags_[r].productive) {
+        return Error(ErrorCode::bad_format, "grammar: rule '%.*s' never comes to an end",
+                     static_cast<int>(name.size()), name.data());
+      }
+      if (is_left_recursive(r, 0)) {
+        return Error(ErrorCode::bad_format,
+                     "grammar: rule '%.*s' calls itself before it has taken a character; put what "
+                     "it begins with first (left recursion)",
+                     static_cast<int>(name.size()), name.data());
+      }
+    }
+    return {};
+  }
+
+  bool is_nullable(std::uint32_t index) const {
+    const Expression& e = tree_.expressions[index];
+    switch (e.kind) {
+      case Kind::text: return e.n == 0;
+      case Kind::characters: return false;
+      case Kind::repeat: return e.n == 0 || is_nullable(e.first);
+      case Kind::rule: return flags_[e.first].nullable;
+      case Kind::sequence:
+      case Kind::choice: break;
+    }
+    const bool all = e.kind == Kind::sequence;
+    for (std::uint32_t i = e.first; i != kNone; i = tree_.expressions[i].next) {
+      if (is_nullable(i) != all) return !all;
+    }
+    return all;
+  }
+
+  bool is_productive(std::uint32_t index) const {
+    const Expression& e = tree_.expressions[index];
+    switch (e.kind) {
+      case Kind::text:
+      case Kind::characters: return true;
+      case Kind::repeat: return e.n == 0 || is_productive(e.first);
+      case Kind::rule: return flags_[e.first].productive;
+      case Kind::sequence:
+      case Kind::choice: break;
+    }
+    const bool all = e.kind == Kind::sequence;
+    for (std::uint32_t i = e.first; i != kNone; i = tree_.expressions[i].next) {
+      if (is_productive(i) != all) return !all;
+    }
+    return all;
+  }
+
+  // As deep as rules that begin with rules may be.
+  static constexpr int kMostDepth = 2000;
+
+  bool is_left_recursive(std::uint32_t rule, int depth) {
+    if (flags_[rule].visit == 2) return false;
+    if (flags_[rule].visit == 1 || depth > kMostDepth) return true;
+    flags_[rule].visit = 1;
+    const bool result = begins_with_itself(tree_.rules[rule].expression, depth);
+    flags_[rule].visit = 2;
+    return result;
+  }
+
+  // Does an expression begin with a rule that is being looked at?
+  bool begins_with_itself(std::uint32_t index, int depth) {
+    const Expression& e = tree_.expressions[index];
+    switch (e.kind) {
+      case Kind::text:
+      case Kind::characters: return false;
+      case Kind::rule: return is_left_recursive(e.first, depth + 1);
+      case Kind::repeat: return e.most != 0 && begins_with_itself(e.first, depth);
+      case Kind::sequence:
+      case Kind::choice: break;
+    }
+    for (std::uint32_t i = e.first; i != kNone; i = tree_.expressions[i].next) {
+      if (begins_with_itself(i, depth)) return true;
+      if (e.kind == Kind::sequence && !is_nullable(i)) return false;
+    }
+    return false;
+  }
+
+  const GrammarTree& tree_;
+  GrammarProgram& program_;
+  std::pmr::vector<GrammarProgram::ByteSet> sets_;
+  std::pmr::map<GrammarProgram::ByteSet, std::uint32_t> set_ids_;
+  std::pmr::map<std::pair<std::uint32_t, std::uint32_t>, std::uint32_t> bytes_at_;
+  std::pmr::vector<Flags> flags_;
+  std::size_t work_ = 0;
+};
+
+}  // namespace mixtral::detail
+
+namespace mixtral::detail {
+
+// How much an automaton remembers.
+struct AutomatonSizes {
+  std::size_t calls = 1u << 14;
+  std::size_t threads = 1u << 16;
+  std::size_t steps = 1u << 18;  // states * byte classes
+};
+
+class GrammarAutomaton {
+ public:
+  using State = std::uint32_t;
+  static constexpr State kDead = 0;      // no way to read the text
+  static constexpr State kFull = kNone;  // too many ways for the memory there is
+
+  GrammarAutomaton(const GrammarProgram& program, const AutomatonSizes& sizes,
+                   std::pmr::memory_resource* resource)
+      : program_(program),
+        most_calls_(sizes.calls),
+        most_threads_(sizes.threads),
+        most_states_(std::max<std::size_t>(sizes.steps / program.n_classes, 4)),
+        calls_(resource),
+        old_calls_(resource),
+        moved_(resource),
+        call_table_(resource),
+        threads_(resource),
+        old_threads_(resource),
+        states_(resource),
+        old_states_(resource),
+        state_table_(resource),
+        steps_(resource),
+        seen_(resource),
+        pending_(resource),
+        found_(resource) {
+    calls_.reserve(most_calls_);
+    old_calls_.reserve(most_calls_);
+    moved_.reserve(most_calls_);
+    call_table_.resize(table_size(most_calls_));
+    threads_.reserve(most_threads_);
+    old_threads_.reserve(most_threads_);
+    states_.reserve(most_states_);
+    old_states_.reserve(most_states_);
+    state_table_.resize(table_size(most_states_));
+    steps_.reserve(most_states_ * program.n_classes);
+    seen_.resize(table_size(most_threads_ / 4));
+    pending_.reserve(std::max(most_threads_ / 4, most_calls_));
+    found_.reserve(most_threads_ / 4);
+    forget();
+  }
+
+  // Where a text begins.
+  State start() {
+    begin_closure();
+    visit({program_.root, kNoCall});
+    return finish_closure();
+  }
+
+  // The state after one more byte, or kFull. If it is not in memory, states that are not among the first
+  // n_kept of `kept` may be forgotten, and those in it get other numbers; `from` is one of them,
+  // given by its place.
+  State step(State* kept, std::size_t n_kept, std::size_t from, std::uint8_t byte) {
+    const std::size_t byte_class = program_.class_of[byte];
+    const State known = steps_[kept[from] * program_.n_classes + byte_class];
+    if (known != kUnknown) return known;
+    State next = make_step(kept[from], byte_class);
+    if (next == kFull) {
+      if (!keep(kept, n_kept)) return kFull;
+      next = make_step(kept[from], byte_class);
+      if (next == kFull) return kFull;
+    }
+    steps_[kept[from] * program_.n_classes + byte_class] = next;
+    return next;
+  }
+
+  bool accepts(State state) const noexcept { return states_[state].accepts; }
+  // Can a byte follow?
+  bool goes_on(State state) const noexcept { return states_[state].n_threads != 0; }
+
+  // Counts how often states were forgotten: numbers from before are void.
+  std::size_t generation() const noexcept { return generation_; }
+
+ private:
+  static constexpr State kUnknown = kNone - 1;
+  static constexpr std::uint32_t kNoCall = 0;
+
+  // Where a rule returns to, and what was called before it.
+  struct Call {
+    std::uint32_t instruction;
+    std::uint32_t outer;
+  };
+  struct Thread {
+    std::uint32_t instruction;
+    std::uint32_t call;
+    std::uint64_t key() const noexcept { return std::uint64_t{instruction} << 32 | call; }
+    friend bool operator<(const Thread& a, const Thread& b) noexcept { return a.key() < b.key(); }
+    friend bool operator==(const Thread& a, const Thread& b) noexcept { return a.key() == b.key(); }
+  };
+  struct StateData {
+    std::uint32_t first_thread;
+    std::uint32_t n_threads;
+    bool accepts;  // the text may end here
+  };
+  // An entry of the set of threads that the closure in progress has seen.
+  struct Seen {
+    std::uint64_t key = 0;
+    std::uint64_t closure = 0;
+  };
+
+  static std::size_t table_size(std::size_t n) {
+    std::size_t size = 16;
+    while (size < 2 * n) size *= 2;
+    return size;
+  }
+  static std::uint64_t hash(std::uint64_t key) noexcept {
+    key = (key ^ key >> 31) * 0x9E3779B97F4A7C15u;
+    return key ^ key >> 29;
+  }
+
+  void forget() {
+    ++generation_;
+    calls_.clear();
+    threads_.clear();
+    states_.clear();
+    steps_.clear();
+    std::fill(call_table_.begin(), call_table_.end(), kNone);
+    std::fill(state_table_.begin(), state_table_.end(), kNone);
+    calls_.push_back({0, 0});  // kNoCall
+    begin_closure();
+    finish_closure();  // kDead
+  }
+
+  // Forgets all states but these, which get other numbers. False if they do not fit, and all is lost.
+  bool keep(State* kept, std::size_t n_kept) {
+    calls_.swap(old_calls_);
+    threads_.swap(old_threads_);
+    states_.swap(old_states_);
+    moved_.assign(old_calls_.size(), kNone);
+    moved_[kNoCall] = kNoCall;
+    forget();
+    for (std::size_t i = 0; i < n_kept; ++i) {
+      const StateData& state = old_states_[kept[i]];
+      begin_closure();
+      accepts_ = state.accepts;
+      for (std::uint32_t t = 0; t < state.n_threads; ++t) {
+        Thread thread = old_threads_[state.first_thread + t];
+        thread.call = move_call(thread.call);
+        found_.push_back(thread);
+      }
+      kept[i] = finish_closure();
+      if (kept[i] == kFull) return false;
+    }
+    return true;
+  }
+
+  // A call that was kept, with its outer ones: those are older, so that their numbers are lower.
+  std::uint32_t move_call(std::uint32_t call) {
+    pending_.clear();
+    std::uint32_t at = call;
+    for (; moved_[at] == kNone; at = old_calls_[at].outer) pending_.push_back({at, 0});
+    std::uint32_t outer = moved_[at];
+    for (; !pending_.empty(); pending_.pop_back()) {
+      at = pending_.back().instruction;
+      outer = intern(old_calls_[at].instruction, outer);
+      moved_[at] = outer;
+    }
+    return outer;
+  }
+
+  State make_step(State from, std::size_t byte_class) {
+    begin_closure();
+    const StateData state = states_[from];
+    for (std::uint32_t t = 0; t < state.n_threads && !full_; ++t) {
+      const Thread thread = threads_[state.first_thread + t];
+      const GrammarProgram::Instruction& instruction = program_.code[thread.instruction];
+      if (program_.takes(instruction.a, byte_class)) visit({instruction.b, thread.call});
+    }
+    return finish_closure();
+  }
+
+  void begin_closure() {
+    ++closure_;
+    n_seen_ = 0;
+    found_.clear();
+    accepts_ = false;
+    full_ = false;
+  }
+
+  // Adds a thread, or those that it becomes before the next byte.
+  void visit(Thread thread) {
+    pending_.clear();
+    push(thread);
+    while (!pending_.empty() && !full_) {
+      const Thread now = pending_.back();
+      pending_.pop_back();
+      const GrammarProgram::Instruction& instruction = program_.code[now.instruction];
+      switch (instruction.op) {
+        case GrammarProgram::Op::bytes: found_.push_back(now); break;
+        case GrammarProgram::Op::split:
+          push({instruction.b, now.call});
+          push({instruction.a, now.call});
+          break;
+        case GrammarProgram::Op::call: {
+          const std::uint32_t call = intern(instruction.b, now.call);
+          if (call != kNone) push({program_.rules[instruction.a], call});
+          break;
+        }
+        case GrammarProgram::Op::enter: push({program_.rules[instruction.a], now.call}); break;
+        case GrammarProgram::Op::leave:
+          if (now.call == kNoCall) {
+            accepts_ = true;
+          } else {
+            push({calls_[now.call].instruction, calls_[now.call].outer});
+          }
+          break;
+      }
+    }
+  }
+
+  // To be visited, unless it was in this closure.
+  void push(Thread thread) {
+    const std::size_t mask = seen_.size() - 1;
+    std::size_t i = static_cast<std::size_t>(hash(thread.key())) & mask;
+    for (; seen_[i].closure == closure_; i = (i + 1) & mask) {
+      if (seen_[i].key == thread.key()) return;
+    }
+    if (++n_seen_ > most_threads_ / 4) {
+      full_ = true;
+      return;
+    }
+    seen_[i] = {thread.key(), closure_};
+    pending_.push_back(thread);
+  }
+
+  // The number of a call; kNone if there is no room.
+  std::uint32_t intern(std::uint32_t instruction, std::uint32_t outer) {
+    const std::size_t mask = call_table_.size() - 1;
+    std::size_t i = static_cast<std::size_t>(hash(std::uint64_t{instruction} << 32 | outer)) & mask;
+    for (; call_table_[i] != kNone; i = (i + 1) & mask) {
+      const Call& call = calls_[call_table_[i]];
+      if (call.instruction == instruction && call.outer == outer) return call_table_[i];
+    }
+    if (calls_.size() == most_calls_) {
+      full_ = true;
+      return kNone;
+    }
+    call_table_[i] = static_cast<std::uint32_t>(calls_.size());
+    calls_.push_back({instruction, outer});
+    return call_table_[i];
+  }
+
+  // The state of the threads that were found; kFull if there is no room.
+  State finish_closure() {
+    if (full_) return kFull;
+    std::sort(found_.begin(), found_.end());
+    std::uint64_t sum = accepts_ ? 1 : 0;
+    for (const Thread& thread : found_) sum = hash(sum ^ thread.key());
+    const std::size_t mask = state_table_.size() - 1;
+    std::size_t i = static_cast<std::size_t>(sum) & mask;
+    for (; state_table_[i] != kNone; i = (i + 1) & mask) {
+      const StateData& state = states_[state_table_[i]];
+      if (state.accepts == accepts_ && state.n_threads == found_.size() &&
+          std::equal(found_.begin(), found_.end(), threads_.begin() + state.first_thread)) {
+        return state_table_[i];
+      }
+    }
+    if (states_.size() == most_states_ || threads_.size() + found_.size() > most_threads_) {
+      return kFull;
+    }
+    const auto id = static_cast<State>(states_.size());
+    state_table_[i] = id;
+    states_.push_back({static_cast<std::uint32_t>(threads_.size()),
+                       static_cast<std::uint32_t>(found_.size()), accepts_});
+    threads_.insert(threads_.end(), found_.begin(), found_.end());
+    steps_.insert(steps_.end(), program_.n_classes, kUnknown);
+    return id;
+  }
+
+  const GrammarProgram& program_;
+  std::size_t most_calls_, most_threads_, most_states_;
+  std::pmr::vector<Call> calls_, old_calls_;
+  std::pmr::vector<std::uint32_t> moved_;  // the numbers that old calls have now
+  std::pmr::vector<std::uint32_t> call_table_;
+  std::pmr::vector<Thread> threads_, old_threads_;
+  std::pmr::vector<StateData> states_, old_states_;
+  std::pmr::vector<State> state_table_;
+  std::pmr::vector<State> steps_;  // [state][byte class]
+  std::size_t generation_ = 0;
+
+  // The closure in progress.
+  std::pmr::vector<Seen> seen_;
+  std::pmr::vector<Thread> pending_, found_;
+  std::uint64_t closure_ = 0;
+  std::size_t n_seen_ = 0;
+  bool accepts_ = false;
+  bool full_ = false;
+};
+
+}  // namespace mixtral::detail
 
 #include <cmath>
+#include <mutex>
 
+// The texts of a vocabulary's tokens as one tree, so that a grammar looks at common beginnings once.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <memory_resource>
+#include <vector>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <utility>
+
+namespace mixtral {
+
+namespace detail {
+
+// The value of a byte piece's text "<0x0A>", or -1.
+inline int byte_of_piece(std::string_view text) noexcept {
+  const auto digit = [](char c) {
+    return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+  };
+  if (text.size() != 6 || text.substr(0, 3) != "<0x" || text[5] != '>') return -1;
+  const int high = digit(text[3]);
+  const int low = digit(text[4]);
+  return high < 0 || low < 0 ? -1 : high * 16 + low;
+}
+
+}  // namespace detail
+
+Result<Tokenizer> Tokenizer::create(const Vocabulary& vocabulary,
+                                    std::pmr::memory_resource* resource) {
+  return detail::guard_memory("building the tokenizer", [&]() -> Result<Tokenizer> {
+    const auto& pieces = vocabulary.pieces;
+    // Ranks of merges are compared as float32 scores and must be exact there.
+    constexpr std::size_t kMaxPieces = std::size_t{1} << 24;
+    if (pieces.empty() || pieces.size() > kMaxPieces) {
+      return Error(ErrorCode::bad_format, "a vocabulary of %zu pieces", pieces.size());
+    }
+    Tokenizer result(resource);
+    std::size_t n_bytes = 0;
+    for (const Piece& piece : pieces) n_bytes += piece.text.size();
+    if (n_bytes > std::numeric_limits<std::uint32_t>::max()) {
+      return Error(ErrorCode::bad_format, "the vocabulary's texts have %zu bytes", n_bytes);
+    }
+    result.texts_.reserve(n_bytes);
+    result.pieces_.reserve(pieces.size());
+    result.ids_.reserve(pieces.size());
+    result.byte_ids_.fill(kNoToken);
+    for (std::size_t i = 0; i < pieces.size(); ++i) {
+      const Piece& piece = pieces[i];
+      const auto id = static_cast<Token>(i);
+      if (piece.text.empty()) {
+        return Error(ErrorCode::bad_format, "piece %zu of the vocabulary is empty", i);
+      }
+      if (std::isnan(piece.score)) {
+        return Error(ErrorCode::bad_format, "the score of piece %zu is not a number", i);
+      }
+      StoredPiece stored{};
+      stored.begin = static_cast<std::uint32_t>(result.texts_.size());
+      stored.length = static_cast<std::uint32_t>(piece.text.size());
+      stored.score = piece.score;
+      stored.type = piece.type;
+      result.texts_.insert(result.texts_.end(), piece.text.begin(), piece.text.end());
+      if (piece.type == PieceType::byte) {
+        const int value = detail::byte_of_piece(piece.text);
+        if (value < 0 || result.byte_ids_[static_cast<std::size_t>(value)] != kNoToken) {
+          return Error(
+              ErrorCode::bad_format, "byte piece %zu is '%.*s'; <0x00> to <0xFF> once each", i,
+              static_cast<int>(std::min<std::size_t>(piece.text.size(), 40)), piece.text.data());
+        }
+        stored.byte = static_cast<std::uint8_t>(value);
+        result.byte_ids_[static_cast<std::size_t>(value)] = id;
+      }
+      const bool reserved = piece.type == PieceType::unknown || piece.type == PieceType::control ||
+                            piece.type == PieceType::byte;
+      Ids& ids = reserved ? result.reserved_ids_ : result.ids_;
+      if (!ids.emplace(result.text_of(stored), id).second) {
+        return Error(ErrorCode::bad_format, "piece %zu, '%.*s', is in the vocabulary twice", i,
+                     static_cast<int>(std::min<std::size_t>(piece.text.size(), 40)),
+                     piece.text.data());
+      }
+      if (!reserved) result.longest_piece_ = std::max(result.longest_piece_, piece.text.size());
+      if (piece.type == PieceType::user_defined) {
+        result.longest_user_defined_ = std::max(result.longest_user_defined_, piece.text.size());
+      }
+      result.has_unused_ = result.has_unused_ || piece.type == PieceType::unused;
+      result.pieces_.push_back(stored);
+    }
+    const auto n_byte_pieces =
+        256 - std::count(result.byte_ids_.begin(), result.byte_ids_.end(), kNoToken);
+    if (n_byte_pieces != 0 && n_byte_pieces != 256) {
+      return Error(ErrorCode::bad_format, "the vocabulary has %d byte pieces; all 256 or none",
+                   static_cast<int>(n_byte_pieces));
+    }
+    result.byte_fallback_ = n_byte_pieces == 256;
+    result.merge_ranks_.reserve(vocabulary.merges.size());
+    for (std::size_t i = 0; i < vocabulary.merges.size(); ++i) {
+      const Merge& merge = vocabulary.merges[i];
+      std::pmr::string text(resource);
+      if (result.contains(merge.left) && result.contains(merge.right)) {
+        text.append(result.piece(merge.left).text).append(result.piece(merge.right).text);
+      }
+      if (i > kMaxPieces || result.ids_.find(text) == result.ids_.end()) {
+        return Error(ErrorCode::bad_format, "merge %zu, of pieces %d and %d, gives no piece", i,
+                     static_cast<int>(merge.left), static_cast<int>(merge.right));
+      }
+      result.merge_ranks_.emplace(merge_key(merge.left, merge.right),
+                                  static_cast<std::uint32_t>(i));
+    }
+    result.unknown_ = result.contains(vocabulary.unknown) ? vocabulary.unknown : kNoToken;
+    result.bos_ = result.contains(vocabulary.bos) ? vocabulary.bos : kNoToken;
+    result.eos_ = result.contains(vocabulary.eos) ? vocabulary.eos : kNoToken;
+    if (result.unknown_ == kNoToken && !result.byte_fallback_) {
+      return Error(ErrorCode::bad_format,
+                   "the vocabulary has neither an unknown piece nor byte pieces");
+    }
+    result.add_bos_ = vocabulary.add_bos && result.bos_ != kNoToken;
+    result.add_dummy_prefix_ = vocabulary.add_dummy_prefix;
+    result.remove_extra_whitespaces_ = vocabulary.remove_extra_whitespaces;
+    result.unknown_surface_length_ =
+        std::min(vocabulary.unknown_surface.size(), result.unknown_surface_.size());
+    std::memcpy(result.unknown_surface_.data(), vocabulary.unknown_surface.data(),
+                result.unknown_surface_length_);
+    return result;
+  });
+}
+
+Piece Tokenizer::piece(Token token) const noexcept {
+  const StoredPiece& stored = pieces_[static_cast<std::size_t>(token)];
+  return {text_of(stored), stored.score, stored.type};
+}
+
+Token Tokenizer::find(std::string_view piece) const noexcept {
+  if (const auto found = reserved_ids_.find(piece); found != reserved_ids_.end()) {
+    return found->second;
+  }
+  const auto found = ids_.find(piece);
+  return found == ids_.end() ? kNoToken : found->second;
+}
+
+// One encoding: normalised text, then the merges of bpe_model.cc (sentencepiece), in the same order.
+class Tokenizer::Encoder {
+ public:
+  Encoder(const Tokenizer& tokenizer, std::pmr::memory_resource* resource)
+      : tokenizer_(tokenizer),
+        text_(resource),
+        symbols_(resource),
+        agenda_(resource),
+        parts_(resource) {}
+
+  void run(std::string_view text, bool leading_space, std::pmr::vector<Token>& out) {
+    normalize(text, leading_space && tokenizer_.add_dummy_prefix_);
+    if (text_.empty()) return;
+    split();
+    for (std::size_t i = 1; i < symbols_.size(); ++i) consider(static_cast<int>(i) - 1);
+    while (!agenda_.empty()) {
+      std::pop_heap(agenda_.begin(), agenda_.end());
+      const Pair best = agenda_.back();
+      agenda_.pop_back();
+      Symbol& left = symbols_[static_cast<std::size_t>(best.left)];
+      if (left.length == 0 || left.next < 0) continue;
+      Symbol& right = symbols_[static_cast<std::size_t>(left.next)];
+      if (left.next != best.right || left.length + right.length != best.length) continue;
+      left.length += right.length;
+      right.length = 0;
+      left.next = right.next;
+      if (left.next >= 0) symbols_[static_cast<std::size_t>(left.next)].previous = best.left;
+      if (left.previous >= 0) consider(left.previous);
+      consider(best.left);
+    }
+    bool after_unknown = false;
+    for (int i = 0; i >= 0; i = symbols_[static_cast<std::size_t>(i)].next) {
+      const Symbol& symbol = symbols_[static_cast<std::size_t>(i)];
+      emit(view(symbol.begin, symbol.length), after_unknown, out);
+    }
+  }
+
+ private:
+  struct Symbol {
+    int previous;
+    int next;
+    std::uint32_t begin;
+    std::uint32_t length;  // 0 once merged into the symbol before
+    bool frozen;           // a user-defined piece: never merged
+  };
+  struct Pair {
+    float score;
+    int left;
+    int right;
+    std::uint32_t length;
+    // Highest score first, leftmost among equals.
+    bool operator<(const Pair& other) const noexcept {
+      return score < other.score || (score == other.score && left > other.left);
+    }
+  };
+
+  std::string_view view(std::size_t begin, std::size_t length) const noexcept {
+    return std::string_view(text_.data() + begin, length);
+  }
+
+  // normalizer.cc with the identity rule: spaces become U+2581, invalid bytes U+FFFD.
+  void normalize(std::string_view text, bool add_prefix) {
+    const bool collapse = tokenizer_.remove_extra_whitespaces_;
+    if (collapse) {
+      while (!text.empty() && text.front() == ' ') text.remove_prefix(1);
+    }
+    if (text.empty()) return;
+    text_.reserve(text.size() + text.size() / 2 + utf8::kSymbolLength);
+    if (add_prefix) text_.append(utf8::kSpaceSymbol);
+    const auto* bytes = reinterpret_cast<const std::uint8_t*>(text.data());
+    bool after_space = collapse;
+    for (std::size_t i = 0; i < text.size();) {
+      std::size_t length;
+      const auto sequence = utf8::classify(bytes + i, text.size() - i, length);
+      if (text[i] == ' ') {
+        if (!after_space) text_.append(utf8::kSpaceSymbol);
+        after_space = collapse;
+      } else {
+        if (sequence == utf8::Sequence::valid) {
+          text_.append(text.substr(i, length));
+        } else {
+          text_.append(utf8::kReplacement);
+          length = 1;
+        }
+        after_space = false;
+      }
+      i += length;
+    }
+    if (!collapse) return;
+    const std::string_view space(utf8::kSpaceSymbol);
+    while (text_.size() >= space.size() &&
+           std::string_view(text_).substr(text_.size() - space.size()) == space) {
+      text_.resize(text_.size() - space.size());
+    }
+  }
+
+  void split() {
+    symbols_.reserve(text_.size());
+    for (std::size_t i = 0; i < text_.size();) {
+      const std::size_t user_defined = match_user_defined(i);
+      const std::size_t length =
+          user_defined != 0 ? user_defined
+                            : std::min(utf8::length_from_lead(static_cast<std::uint8_t>(text_[i])),
+                                       text_.size() - i);
+      const int index = static_cast<int>(symbols_.size());
+      symbols_.push_back({index - 1, index + 1, static_cast<std::uint32_t>(i),
+                          static_cast<std::uint32_t>(length), user_defined != 0});
+      i += length;
+    }
+    symbols_.back().next = -1;
+  }
+
+  // The length of the longest user-defined piece that begins at `begin`, 0 if none does.
+  std::size_t match_user_defined(std::size_t begin) const {
+    for (std::size_t n = std::min(tokenizer_.longest_user_defined_, text_.size() - begin); n > 0;
+         --n) {
+      const auto found = tokenizer_.ids_.find(view(begin, n));
+      if (found != tokenizer_.ids_.end() && type(found->second) == PieceType::user_defined)
+        return n;
+    }
+    return 0;
+  }
+
+  PieceType type(Token token) const noexcept {
+    return tokenizer_.pieces_[static_cast<std::size_t>(token)].type;
+  }
+
+  // Puts the pair of symbol `left` and its successor on the agenda if they form a piece.
+  void consider(int left_index) {
+    const Symbol& left = symbols_[static_cast<std::size_t>(left_index)];
+    if (left.next < 0) return;
+    const Symbol& right = symbols_[static_cast<std::size_t>(left.next)];
+    if (left.frozen || right.frozen) return;
+    const std::uint32_t length = left.length + right.length;
+    if (length > tokenizer_.longest_piece_) return;
+    const std::string_view merged = view(left.begin, length);
+    const auto found = tokenizer_.ids_.find(merged);
+    if (found == tokenizer_.ids_.end()) return;
+    float score = tokenizer_.pieces_[static_cast<std::size_t>(found->second)].score;
+    if (!tokenizer_.merge_ranks_.empty() && !find_rank(left, right, score)) return;
+    agenda_.push_back({score, left_index, left.next, length});
+    std::push_heap(agenda_.begin(), agenda_.end());
+    // Unused pieces help merging but are taken apart again at the end.
+    if (tokenizer_.has_unused_ && type(found->second) == PieceType::unused) {
+      parts_[merged] = {view(left.begin, left.length), view(right.begin, right.length)};
+    }
+  }
+
+  // As a score: lower ranks come first.
+  bool find_rank(const Symbol& left, const Symbol& right, float& score) const {
+    const auto left_id = tokenizer_.ids_.find(view(left.begin, left.length));
+    const auto right_id = tokenizer_.ids_.find(view(right.begin, right.length));
+    if (left_id == tokenizer_.ids_.end() || right_id == tokenizer_.ids_.end()) return false;
+    const auto rank = tokenizer_.merge_ranks_.find(merge_key(left_id->second, right_id->second));
+    if (rank == tokenizer_.merge_ranks_.end()) return false;
+    score = -static_cast<float>(rank->second);
+    return true;
+  }
+
+  void emit(std::string_view piece, bool& after_unknown, std::pmr::vector<Token>& out) {
+    const auto found = tokenizer_.ids_.find(piece);
+    if (found != tokenizer_.ids_.end()) {
+      if (type(found->second) == PieceType::unused) {
+        if (const auto parts = parts_.find(piece); parts != parts_.end()) {
+          const auto both = parts->second;
+          emit(both.first, after_unknown, out);
+          emit(both.second, after_unknown, out);
+          return;
+        }
+      }
+      out.push_back(found->second);
+      after_unknown = false;
+    } else if (tokenizer_.byte_fallback_) {
+      for (const char c : piece) out.push_back(tokenizer_.byte_ids_[static_cast<std::uint8_t>(c)]);
+    } else {
+      if (!after_unknown) out.push_back(tokenizer_.unknown_);  // a run of unknowns is one token
+      after_unknown = true;
+    }
+  }
+
+  const Tokenizer& tokenizer_;
+  std::pmr::string text_;
+  std::pmr::vector<Symbol> symbols_;
+  std::pmr::vector<Pair> agenda_;  // a heap
+  std::pmr::unordered_map<std::string_view, std::pair<std::string_view, std::string_view>> parts_;
+};
+
+Status Tokenizer::encode(std::string_view text, EncodeOptions options,
+                         std::pmr::vector<Token>& out) const {
+  if (text.size() > (std::size_t{1} << 30)) {
+    return Error(ErrorCode::invalid_argument,
+                 "a text of %zu bytes; at most 1 GiB is encoded at once: give it in parts",
+                 text.size());
+  }
+  return detail::guard_memory("encoding text", [&]() -> Status {
+    if (options.bos && bos_ != kNoToken) out.push_back(bos_);
+    Encoder(*this, pieces_.get_allocator().resource()).run(text, options.leading_space, out);
+    return {};
+  });
+}
+
+Result<std::pmr::vector<Token>> Tokenizer::encode(std::string_view text,
+                                                  EncodeOptions options) const {
+  std::pmr::vector<Token> tokens(pieces_.get_allocator().resource());
+  MIXTRAL_RETURN_IF_ERROR(encode(text, options, tokens));
+  return tokens;
+}
+
+Result<std::pmr::string> Tokenizer::decode(Span<const Token> tokens,
+                                           bool strip_leading_space) const {
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    if (!contains(tokens[i])) {
+      return Error(ErrorCode::invalid_argument,
+                   "token %d at index %zu; the vocabulary has 0 to %zu",
+                   static_cast<int>(tokens[i]), i, pieces_.size() - 1);
+    }
+  }
+  return detail::guard_memory("decoding tokens", [&]() -> Result<std::pmr::string> {
+    std::pmr::memory_resource* resource = pieces_.get_allocator().resource();
+    std::pmr::string text(resource);
+    Detokenizer detokenizer(*this, strip_leading_space, resource);
+    for (const Token token : tokens) text.append(detokenizer.push(token));
+    text.append(detokenizer.finish());
+    return text;
+  });
+}
+
+Detokenizer::Detokenizer(const Tokenizer& tokenizer, bool strip_leading_space,
+                         std::pmr::memory_resource* resource)
+    : tokenizer_(&tokenizer),
+      text_(resource),
+      at_begin_(strip_leading_space &&
+                (tokenizer.add_dummy_prefix_ || tokenizer.remove_extra_whitespaces_)) {
+  std::size_t longest = tokenizer.unknown_surface_length_;
+  for (const auto& piece : tokenizer.pieces_)
+    longest = std::max<std::size_t>(longest, piece.length);
+  longest_text_ = longest + pending_.size() * utf8::kSymbolLength;
+  text_.reserve(longest_text_);
+}
+
+// Moves finished characters from pending_ to text_; at the end of a run of bytes, all of it.
+void Detokenizer::flush_bytes(bool at_end) {
+  std::size_t begin = 0;
+  while (begin < n_pending_) {
+    std::size_t length;
+    const auto sequence = utf8::classify(pending_.data() + begin, n_pending_ - begin, length);
+    if (sequence == utf8::Sequence::valid) {
+      text_.append(reinterpret_cast<const char*>(pending_.data()) + begin, length);
+    } else if (sequence == utf8::Sequence::incomplete && !at_end) {
+      break;
+    } else {
+      text_.append(utf8::kReplacement);
+      length = 1;
+    }
+    begin += length;
+  }
+  std::memmove(pending_.data(), pending_.data() + begin, n_pending_ - begin);
+  n_pending_ -= begin;
+}
+
+std::string_view Detokenizer::push(Token token) {
+  text_.clear();
+  if (!tokenizer_->contains(token)) return text_;
+  const auto& piece = tokenizer_->pieces_[static_cast<std::size_t>(token)];
+  if (piece.type == PieceType::byte) {
+    pending_[n_pending_++] = piece.byte;
+    flush_bytes(false);
+    produced_text_ = produced_text_ || !text_.empty();
+    return text_;
+  }
+  flush_bytes(true);
+  // The rule of sentencepiece_processor.cc: the space of the first piece that is not special goes.
+  if (took_space_ || produced_text_ || !text_.empty()) at_begin_ = false;
+  took_space_ = false;
+  if (piece.type == PieceType::unknown) {
+    text_.append(tokenizer_->unknown_surface_.data(), tokenizer_->unknown_surface_length_);
+  } else if (piece.type != PieceType::control) {
+    std::string_view rest = tokenizer_->text_of(piece);
+    const std::string_view space(utf8::kSpaceSymbol);
+    if (at_begin_ && rest.substr(0, space.size()) == space) {
+      rest.remove_prefix(space.size());
+      took_space_ = !tokenizer_->remove_extra_whitespaces_;
+    }
+    for (;;) {
+      const std::size_t at = rest.find(space);
+      text_.append(rest.substr(0, at));
+      if (at == std::string_view::npos) break;
+      text_.push_back(' ');
+      rest.remove_prefix(at + space.size());
+    }
+  }
+  produced_text_ = produced_text_ || !text_.empty();
+  return text_;
+}
+
+std::string_view Detokenizer::finish() {
+  text_.clear();
+  flush_bytes(true);
+  return text_;
+}
+
+}  // namespace mixtral
+
+namespace mixtral::detail {
+
+// Nodes are one byte each, a node before those that go on from it.
+class TokenTrie {
+ public:
+  struct Node {
+    std::uint32_t end;          // the node after all that go on from this one
+    std::uint32_t first_token;  // in tokens(): up to the next node's are those that end here
+    std::uint16_t depth;        // 1 for a first byte
+    std::uint8_t byte;
+  };
+
+  // Tokens with a text of their own that is valid UTF-8, and single bytes.
+  TokenTrie(const Tokenizer& tokenizer, std::pmr::memory_resource* resource)
+      : nodes_(resource), tokens_(resource), begins_(resource), bytes_(resource) {
+    const std::size_t size = tokenizer.size();
+    begins_.reserve(size + 1);
+    for (std::size_t i = 0; i < size; ++i) {
+      begins_.push_back(static_cast<std::uint32_t>(bytes_.size()));
+      append_text(tokenizer.piece(static_cast<Token>(i)));
+      const std::size_t length = bytes_.size() - begins_.back();
+      if (length > kLongest) bytes_.resize(begins_.back());
+      if (length > 0 && length <= kLongest) tokens_.push_back(static_cast<Token>(i));
+    }
+    begins_.push_back(static_cast<std::uint32_t>(bytes_.size()));
+    std::sort(tokens_.begin(), tokens_.end(), [&](Token a, Token b) {
+      const int order = text(a).compare(text(b));
+      return order < 0 || (order == 0 && a < b);
+    });
+    build();
+  }
+
+  Span<const Node> nodes() const noexcept { return {nodes_.data(), nodes_.size() - 1}; }
+  // Those that end at node i.
+  Span<const Token> tokens(std::size_t i) const noexcept {
+    return {tokens_.data() + nodes_[i].first_token,
+            nodes_[i + 1].first_token - nodes_[i].first_token};
+  }
+  // The bytes that a token adds to the text, empty if it has none of its own.
+  std::string_view text(Token token) const noexcept {
+    const auto t = static_cast<std::size_t>(token);
+    return {bytes_.data() + begins_[t], begins_[t + 1] - begins_[t]};
+  }
+  std::size_t longest() const noexcept { return longest_; }
+
+ private:
+  static constexpr std::size_t kLongest = 1000;
+
+  void append_text(const Piece& piece) {
+    if (piece.type == PieceType::byte) {
+      bytes_.push_back(static_cast<char>(byte_of_piece(piece.text)));
+      return;
+    }
+    if (piece.type != PieceType::normal && piece.type != PieceType::user_defined) return;
+    const auto* from = reinterpret_cast<const std::uint8_t*>(piece.text.data());
+    const std::size_t begin = bytes_.size();
+    for (std::size_t i = 0, length; i < piece.text.size(); i += length) {
+      const std::size_t left = piece.text.size() - i;
+      if (utf8::classify(from + i, left, length) != utf8::Sequence::valid) {
+        bytes_.resize(begin);
+        return;
+      }
+      if (piece.text.substr(i, length) == utf8::kSpaceSymbol) {
+        bytes_.push_back(' ');
+      } else {
+        bytes_.insert(bytes_.end(), piece.text.begin() + static_cast<std::ptrdiff_t>(i),
+                      piece.text.begin() + static_cast<std::ptrdiff_t>(i + length));
+      }
+    }
+  }
+
+  void build() {
+    std::pmr::vector<std::uint32_t> path(nodes_.get_allocator());  // nodes of the last text
+    std::string_view last;
+    for (std::size_t i = 0; i < tokens_.size(); ++i) {
+      const std::string_view now = text(tokens_[i]);
+      const auto differ = std::mismatch(last.begin(), last.end(), now.begin(), now.end()).first;
+      const auto common = static_cast<std::size_t>(differ - last.begin());
+      close(path, common);
+      for (std::size_t d = common; d < now.size(); ++d) {
+        path.push_back(static_cast<std::uint32_t>(nodes_.size()));
+        nodes_.push_back({0, static_cast<std::uint32_t>(i), static_cast<std::uint16_t>(d + 1),
+                          static_cast<std::uint8_t>(now[d])});
+      }
+      longest_ = std::max(longest_, now.size());
+      last = now;
+    }
+    close(path, 0);
+    // A token ends at the last node of its text: nodes on the way there begin with it, and have none.
+    nodes_.push_back({0, static_cast<std::uint32_t>(tokens_.size()), 0, 0});
+  }
+
+  void close(std::pmr::vector<std::uint32_t>& path, std::size_t depth) {
+    for (; path.size() > depth; path.pop_back()) {
+      nodes_[path.back()].end = static_cast<std::uint32_t>(nodes_.size());
+    }
+  }
+
+  std::pmr::vector<Node> nodes_;            // and one after the last
+  std::pmr::vector<Token> tokens_;          // by text
+  std::pmr::vector<std::uint32_t> begins_;  // of each token's text in bytes_
+  std::pmr::vector<char> bytes_;
+  std::size_t longest_ = 0;
+};
+
+}  // namespace mixtral::detail
 // Tensors by role, checked for shape once; after that no check is needed.
 
 #include <memory_resource>
@@ -5540,6 +7371,17 @@ struct ModelData {
   const simd::Kernels* kernels = nullptr;
   Weights weights;
   std::pmr::vector<double> rope_frequencies;  // [head_size / 2], radians a position
+
+  // Made when a grammar first needs it.
+  const TokenTrie& token_trie() const {
+    const std::lock_guard<std::mutex> lock(trie_mutex_);
+    if (!trie_) trie_.emplace(*tokenizer, resource);
+    return *trie_;
+  }
+
+ private:
+  mutable std::mutex trie_mutex_;
+  mutable std::optional<TokenTrie> trie_;
 };
 
 }  // namespace detail
@@ -5620,6 +7462,666 @@ std::uint64_t Model::weight_bytes() const noexcept { return data_->weights.bytes
 const char* Model::simd_target() const noexcept { return data_->kernels->target; }
 
 }  // namespace mixtral
+// Regular expressions (ECMA-262, section 22.2.1) as GBNF, which has nearly the same operators.
+
+#include <cstdio>
+#include <memory_resource>
+#include <string>
+#include <string_view>
+
+namespace mixtral::detail {
+
+// Appends one character of a literal or set of GBNF.
+inline void append_gbnf_character(std::uint32_t c, std::pmr::string& out) {
+  char escape[16];
+  if (c < 0x20 || c == 0x7F) {
+    std::snprintf(escape, sizeof escape, "\\x%02X", static_cast<unsigned>(c));
+    out += escape;
+    return;
+  }
+  if (c == '\\' || c == '"' || c == '[' || c == ']' || c == '-' || c == '^') out += '\\';
+  append_utf8(c, out);
+}
+
+class RegexTranslator {
+ public:
+  RegexTranslator(std::string_view pattern, RegexScope scope, std::pmr::string& out,
+                  std::pmr::memory_resource* resource)
+      : pattern_(pattern),
+        in_json_(scope == RegexScope::json_string),
+        out_(out),
+        resource_(resource) {}
+
+  Status translate() {
+    out_ += '(';
+    MIXTRAL_RETURN_IF_ERROR(begin_alternative());
+    while (at_ < pattern_.size()) MIXTRAL_RETURN_IF_ERROR(translate_next());
+    if (depth_ != 0) return error("a group has no end");
+    end_alternative();
+    out_ += ')';
+    return {};
+  }
+
+ private:
+  Error error(const char* what, ErrorCode code = ErrorCode::bad_format) const {
+    const std::string_view rest = pattern_.substr(std::min(at_, pattern_.size()), 20);
+    return Error(code, "regular expression, character %zu: %s%s%.*s%s", at_ + 1, what,
+                 rest.empty() ? " at the end" : " at '", static_cast<int>(rest.size()), rest.data(),
+                 rest.empty() ? "" : "'");
+  }
+  Error unsupported(const char* what) const { return error(what, ErrorCode::unsupported); }
+
+  bool at(std::string_view text) const noexcept {
+    return pattern_.substr(at_, text.size()) == text;
+  }
+  char peek() const noexcept { return at_ < pattern_.size() ? pattern_[at_] : '\0'; }
+
+  // A pattern that is searched for may have anything before and after it.
+  Status begin_alternative() {
+    anchored_at_end_ = false;
+    repeatable_ = false;
+    if (depth_ != 0) return {};
+    if (at("^")) {
+      ++at_;
+    } else if (in_json_) {
+      CodePoints any(resource_);
+      any.push_back({0, kLastCodePoint});
+      append_set(any);
+      out_ += '*';
+      repeatable_ = false;
+    }
+    return {};
+  }
+  void end_alternative() {
+    if (depth_ != 0 || anchored_at_end_ || !in_json_) return;
+    CodePoints any(resource_);
+    any.push_back({0, kLastCodePoint});
+    append_set(any);
+    out_ += '*';
+  }
+
+  Status translate_next() {
+    if (anchored_at_end_ && peek() != '|') return unsupported("$ before the end is not supported,");
+    switch (peek()) {
+      case '|':
+        end_alternative();
+        ++at_;
+        out_ += " | ";
+        return begin_alternative();
+      case '(': return open_group();
+      case ')':
+        if (depth_ == 0) return error("a group ends that did not begin");
+        ++at_;
+        --depth_;
+        out_ += ')';
+        repeatable_ = true;
+        return {};
+      case '*':
+      case '+':
+      case '?':
+      case '{': return translate_repeat();
+      case '^': return unsupported("^ after the beginning is not supported,");
+      case '$':
+        if (depth_ != 0) return unsupported("$ in a group is not supported,");
+        ++at_;
+        anchored_at_end_ = true;
+        return {};
+      case '[': return translate_set();
+      case '.': {
+        ++at_;
+        CodePoints set = line_ends();
+        normalize(set);
+        append_set(complement(set));
+        return {};
+      }
+      default: break;
+    }
+    CodePoints set(resource_);
+    std::uint32_t c = 0;
+    MIXTRAL_RETURN_IF_ERROR(read_atom(false, set, c));
+    normalize(set);
+    append_set(set);
+    return {};
+  }
+
+  Status open_group() {
+    constexpr int kMostNested = 150;
+    if (depth_ == kMostNested) return unsupported("groups are nested too deep");
+    if (at("(?:")) {
+      at_ += 3;
+    } else if (at("(?=") || at("(?!") || at("(?<=") || at("(?<!")) {
+      return unsupported("lookaround is not supported,");
+    } else if (at("(?<")) {
+      const std::size_t end = pattern_.find('>', at_);
+      if (end == std::string_view::npos) return error("a group's name has no end");
+      at_ = end + 1;
+    } else if (at("(?")) {
+      return unsupported("flags are not supported,");
+    } else {
+      ++at_;
+    }
+    ++depth_;
+    out_ += '(';
+    return begin_alternative();
+  }
+
+  // The same in GBNF. That less is preferred, as by *?, makes no difference to what matches.
+  Status translate_repeat() {
+    if (!repeatable_) return error("nothing to repeat");
+    repeatable_ = false;
+    const char c = peek();
+    if (c == '{') {
+      const std::size_t end = pattern_.find('}', at_);
+      const std::string_view bounds =
+          pattern_.substr(at_, end == std::string_view::npos ? end : end + 1 - at_);
+      const std::size_t digits = bounds.find_first_not_of("0123456789", 1);
+      if (end == std::string_view::npos || digits == 1 ||
+          bounds.find_first_not_of("0123456789", digits + (bounds[digits] == ',' ? 1 : 0)) !=
+              bounds.size() - 1) {
+        return error("expected {n}, {n,} or {n,m}, or \\{,");
+      }
+      out_ += bounds;
+      at_ += bounds.size();
+    } else {
+      out_ += c;
+      ++at_;
+    }
+    if (peek() == '?') ++at_;
+    return {};
+  }
+
+  CodePoints line_ends() const {
+    CodePoints set(resource_);
+    set.push_back({'\n', '\n'});
+    set.push_back({'\r', '\r'});
+    set.push_back({0x2028, 0x2029});
+    return set;
+  }
+
+  void add_class(char name, CodePoints& out) const {
+    CodePoints set(resource_);
+    switch (name) {
+      case 'd':
+      case 'D': set.push_back({'0', '9'}); break;
+      case 'w':
+      case 'W':
+        set.push_back({'0', '9'});
+        set.push_back({'A', 'Z'});
+        set.push_back({'_', '_'});
+        set.push_back({'a', 'z'});
+        break;
+      default:  // sections 12.2 and 12.3: white space and line terminators
+        set = line_ends();
+        for (const std::uint32_t c :
+             {0x09u, 0x0Bu, 0x0Cu, 0x20u, 0xA0u, 0x1680u, 0x202Fu, 0x205Fu, 0x3000u, 0xFEFFu}) {
+          set.push_back({c, c});
+        }
+        set.push_back({0x2000, 0x200A});
+    }
+    normalize(set);
+    if (name == 'D' || name == 'W' || name == 'S') set = complement(set);
+    out.insert(out.end(), set.begin(), set.end());
+  }
+
+  Status translate_set() {
+    ++at_;
+    const bool negated = peek() == '^';
+    if (negated) ++at_;
+    CodePoints set(resource_);
+    while (peek() != ']') {
+      if (at_ >= pattern_.size()) return error("a set has no end");
+      std::uint32_t first = 0, last = 0;
+      MIXTRAL_RETURN_IF_ERROR(read_atom(true, set, first));
+      if (peek() != '-' || pattern_.substr(at_ + 1, 1) == "]") continue;
+      ++at_;
+      if (at_ >= pattern_.size()) return error("a set has no end");
+      MIXTRAL_RETURN_IF_ERROR(read_atom(true, set, last));
+      if (first == kNone || last == kNone) return error("a range from or to a class before");
+      if (last < first) return error("a range ends before it begins,");
+      set.push_back({first, last});
+    }
+    ++at_;
+    normalize(set);
+    if (negated) set = complement(set);
+    if (set.empty()) return error("a set of no characters before");
+    append_set(set);
+    return {};
+  }
+
+  // One character or class; `c` is the character, kNone for a class.
+  Status read_atom(bool in_set, CodePoints& set, std::uint32_t& c) {
+    const std::size_t begin = at_;
+    if (!next_code_point(pattern_, at_, c)) return error("it is not UTF-8");
+    if (c == '\\') {
+      if (at_ >= pattern_.size()) return error("nothing follows \\");
+      const char escape = peek();
+      const auto fail = [&](const char* what, bool known) {
+        at_ = begin;
+        return known ? unsupported(what) : error(what);
+      };
+      ++at_;
+      switch (escape) {
+        case 'd':
+        case 'D':
+        case 'w':
+        case 'W':
+        case 's':
+        case 'S':
+          add_class(escape, set);
+          c = kNone;
+          return {};
+        case 'n': c = '\n'; break;
+        case 'r': c = '\r'; break;
+        case 't': c = '\t'; break;
+        case 'f': c = '\f'; break;
+        case 'v': c = '\v'; break;
+        case '0': c = 0; break;
+        case 'x': MIXTRAL_RETURN_IF_ERROR(read_hex(2, c)); break;
+        case 'u':
+          if (peek() == '{') {
+            ++at_;
+            MIXTRAL_RETURN_IF_ERROR(read_hex(0, c));
+          } else {
+            MIXTRAL_RETURN_IF_ERROR(read_hex(4, c));
+            if (c >= 0xD800 && c <= 0xDBFF && at("\\u")) {  // a pair of surrogates
+              at_ += 2;
+              std::uint32_t low = 0;
+              MIXTRAL_RETURN_IF_ERROR(read_hex(4, low));
+              if (low < 0xDC00 || low > 0xDFFF) return error("half a pair of surrogates before");
+              c = 0x10000 + ((c - 0xD800) << 10) + (low - 0xDC00);
+            }
+          }
+          if (c > kLastCodePoint || (c >= 0xD800 && c <= 0xDFFF)) {
+            return error("no Unicode character before");
+          }
+          break;
+        case 'b':
+          if (!in_set) return fail("\\b is not supported,", true);
+          c = '\b';
+          break;
+        case 'B': return fail("\\B is not supported,", true);
+        case 'p':
+        case 'P': return fail("\\p is not supported,", true);
+        case 'k': return fail("references are not supported,", true);
+        case 'c': return fail("\\c is not supported,", true);
+        default:
+          if (escape >= '1' && escape <= '9') return fail("references are not supported,", true);
+          --at_;
+          if (!next_code_point(pattern_, at_, c)) return error("it is not UTF-8");
+          if ((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z')) {
+            return fail("an unknown escape", false);
+          }
+      }
+    }
+    set.push_back({c, c});
+    return {};
+  }
+
+  // n hexadecimal digits; of 0, any number of them and }.
+  Status read_hex(int n, std::uint32_t& value) {
+    value = 0;
+    for (int i = 0; n == 0 || i < n; ++i, ++at_) {
+      const char c = peek();
+      if (n == 0 && i > 0 && c == '}') {
+        ++at_;
+        return {};
+      }
+      const int digit = c >= '0' && c <= '9'   ? c - '0'
+                        : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                        : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                               : -1;
+      if (digit < 0) return error("expected a hexadecimal digit");
+      if (value > kLastCodePoint) return error("no Unicode character before");
+      value = value << 4 | static_cast<std::uint32_t>(digit);
+    }
+    return {};
+  }
+
+  // A set as GBNF. In a JSON string, some characters have to be escaped (RFC 8259, section 7).
+  void append_set(const CodePoints& set) {
+    repeatable_ = true;
+    if (!in_json_) return append_plain_set(set);
+    CodePoints plain(resource_);
+    const auto contains = [&](std::uint32_t c) {
+      for (const CodePointRange& range : set) {
+        if (c >= range.first && c <= range.last) return true;
+      }
+      return false;
+    };
+    out_ += '(';
+    for (const CodePointRange& range : set) {
+      std::uint32_t first = std::max(range.first, 0x20u);
+      for (const std::uint32_t special : {std::uint32_t{'"'}, std::uint32_t{'\\'}}) {
+        if (first > special || range.last < special) continue;
+        if (first < special) plain.push_back({first, special - 1});
+        first = special + 1;
+      }
+      if (first <= range.last) plain.push_back({first, range.last});
+    }
+    const char* separator = "";
+    if (!plain.empty()) {
+      append_plain_set(plain);
+      separator = " | ";
+    }
+    struct Escape {
+      std::uint32_t c;
+      const char* gbnf;
+    };
+    for (const Escape& escape :
+         {Escape{'"', "\\\""}, Escape{'\\', "\\\\"}, Escape{'\b', "b"}, Escape{'\f', "f"},
+          Escape{'\n', "n"}, Escape{'\r', "r"}, Escape{'\t', "t"}}) {
+      if (!contains(escape.c)) continue;
+      out_.append(separator).append("\"\\\\").append(escape.gbnf).append("\"");
+      separator = " | ";
+    }
+    for (std::uint32_t c = 0; c < 0x20; ++c) {
+      if (!contains(c) || (c >= 8 && c <= 13 && c != 11)) continue;
+      char text[24];
+      std::snprintf(text, sizeof text, "\"\\\\u00%02x\"", static_cast<unsigned>(c));
+      out_.append(separator).append(text);
+      separator = " | ";
+    }
+    out_ += ')';
+  }
+
+  void append_plain_set(const CodePoints& set) {
+    if (set.size() == 1 && set[0].first == set[0].last) {
+      out_ += '"';
+      append_gbnf_character(set[0].first, out_);
+      out_ += '"';
+      return;
+    }
+    out_ += '[';
+    for (const CodePointRange& range : set) {
+      append_gbnf_character(range.first, out_);
+      if (range.last == range.first) continue;
+      if (range.last > range.first + 1) out_ += '-';
+      append_gbnf_character(range.last, out_);
+    }
+    out_ += ']';
+  }
+
+  std::string_view pattern_;
+  bool in_json_;
+  std::pmr::string& out_;
+  std::pmr::memory_resource* resource_;
+  std::size_t at_ = 0;
+  int depth_ = 0;
+  bool repeatable_ = false;       // what was translated last
+  bool anchored_at_end_ = false;  // $ was found
+};
+
+}  // namespace mixtral::detail
+
+namespace mixtral {
+
+Result<Grammar> Grammar::from_gbnf(std::string_view text, std::pmr::memory_resource* resource) {
+  constexpr std::size_t kLongest = std::size_t{1} << 26;
+  if (text.size() > kLongest) {
+    return Error(ErrorCode::unsupported, "a grammar of %zu bytes; %zu are the most", text.size(),
+                 kLongest);
+  }
+  return detail::guard_memory("compiling a grammar", [&]() -> Result<Grammar> {
+    detail::GrammarTree tree(resource);
+    detail::GbnfReader reader(text, tree, resource);
+    MIXTRAL_RETURN_IF_ERROR(reader.read());
+    auto program = std::allocate_shared<detail::GrammarProgram>(
+        std::pmr::polymorphic_allocator<detail::GrammarProgram>(resource), resource);
+    detail::GrammarCompiler compiler(tree, *program, resource);
+    MIXTRAL_RETURN_IF_ERROR(compiler.compile(reader.find("root")));
+    return Grammar(std::move(program));
+  });
+}
+
+Result<Grammar> Grammar::from_regex(std::string_view pattern, std::pmr::memory_resource* resource) {
+  const auto gbnf = regex_to_gbnf(pattern, RegexScope::whole, resource);
+  MIXTRAL_RETURN_IF_ERROR(gbnf);
+  return detail::guard_memory("compiling a regular expression", [&]() -> Result<Grammar> {
+    return from_gbnf(std::pmr::string("root ::= ", resource) + *gbnf, resource);
+  });
+}
+
+Result<Grammar> Grammar::from_choices(Span<const std::string_view> choices,
+                                      std::pmr::memory_resource* resource) {
+  if (choices.empty()) {
+    return Error(ErrorCode::invalid_argument, "a grammar of no choices: give one at least");
+  }
+  return detail::guard_memory("compiling choices", [&]() -> Result<Grammar> {
+    std::pmr::string gbnf("root ::= ", resource);
+    for (std::size_t i = 0; i < choices.size(); ++i) {
+      const auto literal = literal_to_gbnf(choices[i], resource);
+      MIXTRAL_RETURN_IF_ERROR(literal);
+      gbnf.append(i == 0 ? "" : " | ").append(*literal);
+    }
+    return from_gbnf(gbnf, resource);
+  });
+}
+
+Result<std::pmr::string> regex_to_gbnf(std::string_view pattern, RegexScope scope,
+                                       std::pmr::memory_resource* resource) {
+  return detail::guard_memory("translating a regular expression",
+                              [&]() -> Result<std::pmr::string> {
+                                std::pmr::string out(resource);
+                                detail::RegexTranslator translator(pattern, scope, out, resource);
+                                MIXTRAL_RETURN_IF_ERROR(translator.translate());
+                                return out;
+                              });
+}
+
+Result<std::pmr::string> literal_to_gbnf(std::string_view text,
+                                         std::pmr::memory_resource* resource) {
+  return detail::guard_memory("writing a literal", [&]() -> Result<std::pmr::string> {
+    std::pmr::string out("\"", resource);
+    for (std::size_t at = 0; at < text.size();) {
+      std::uint32_t c = 0;
+      if (!detail::next_code_point(text, at, c)) {
+        return Error(ErrorCode::bad_format, "a text that is not UTF-8 at byte %zu", at);
+      }
+      detail::append_gbnf_character(c, out);
+    }
+    out += '"';
+    return out;
+  });
+}
+
+struct GrammarMatcher::Impl {
+  using Automaton = detail::GrammarAutomaton;
+  static constexpr std::size_t kMasks = 32;  // of states, remembered
+
+  Impl(const Grammar& from, const Model& of, const detail::TokenTrie& tokens, bool begins_text,
+       const detail::AutomatonSizes& sizes, std::pmr::memory_resource* resource)
+      : grammar(from),
+        model(of),
+        trie(tokens),
+        automaton(*from.program_, sizes, resource),
+        path(trie.longest() + 1, Automaton::kDead, resource),
+        mask_words((of.tokenizer().size() + 63) / 64),
+        masks(kMasks * mask_words, resource),
+        mask_states(kMasks, Automaton::kFull, resource) {
+    const Tokenizer& tokenizer = of.tokenizer();
+    drops_space =
+        begins_text && (tokenizer.add_dummy_prefix() || tokenizer.remove_extra_whitespaces());
+    path.resize(std::max<std::size_t>(path.size(), 2));
+    path[0] = automaton.start();
+    failed = path[0] == Automaton::kFull;
+  }
+
+  Grammar grammar;
+  Model model;
+  const detail::TokenTrie& trie;
+  Automaton automaton;
+  std::pmr::vector<Automaton::State> path;  // the state, then those while looking for others
+  bool drops_space;  // of the next token, if it begins with the vocabulary's space
+  bool failed;
+
+  std::size_t mask_words;
+  std::pmr::vector<std::uint64_t> masks;           // [kMasks][mask_words]
+  std::pmr::vector<Automaton::State> mask_states;  // whose they are
+  std::size_t mask_generation = 0;
+  std::size_t next_mask = 0;
+
+  Error too_ambiguous() const {
+    return Error(
+        ErrorCode::unsupported,
+        "the text can be read in too many ways, or is nested too deep, for the memory of a "
+        "grammar; make its rules tell their alternatives apart earlier");
+  }
+
+  // Puts the state after a token into path[1]; false if memory is full.
+  bool walk(Token token) {
+    std::string_view text = trie.text(token);
+    path[1] = text.empty() ? Automaton::kDead : path[0];
+    if (drops_space) {
+      const Piece piece = model.tokenizer().piece(token);
+      const std::string_view space(utf8::kSpaceSymbol);
+      if (piece.type != PieceType::byte && piece.text.substr(0, space.size()) == space) {
+        text.remove_prefix(1);
+        // A space alone leaves nothing, and further ones would be dropped, too, without end.
+        if (text.empty() && model.tokenizer().remove_extra_whitespaces()) {
+          path[1] = Automaton::kDead;
+        }
+      }
+    }
+    for (const char c : text) {
+      if (path[1] == Automaton::kDead) break;
+      const auto next = automaton.step(path.data(), 2, 1, static_cast<std::uint8_t>(c));
+      if (next == Automaton::kFull) return false;
+      path[1] = next;
+    }
+    return true;
+  }
+
+  static void allow(std::uint64_t* mask, Token token) noexcept {
+    const auto t = static_cast<std::size_t>(token);
+    mask[t / 64] |= std::uint64_t{1} << (t % 64);
+  }
+
+  bool fill(std::uint64_t* mask) {
+    std::fill_n(mask, mask_words, std::uint64_t{0});
+    if (drops_space) {
+      for (std::size_t t = 0; t < model.tokenizer().size(); ++t) {
+        if (!walk(static_cast<Token>(t))) return false;
+        if (path[1] != Automaton::kDead) allow(mask, static_cast<Token>(t));
+      }
+    } else {
+      const auto nodes = trie.nodes();
+      for (std::size_t i = 0; i < nodes.size();) {
+        const detail::TokenTrie::Node& node = nodes[i];
+        const std::size_t depth = node.depth;
+        const auto next = automaton.step(path.data(), depth, depth - 1, node.byte);
+        if (next == Automaton::kFull) return false;
+        if (next == Automaton::kDead) {
+          i = node.end;
+          continue;
+        }
+        path[depth] = next;
+        for (const Token token : trie.tokens(i)) allow(mask, token);
+        ++i;
+      }
+    }
+    const Token eos = model.tokenizer().eos();
+    if (eos != kNoToken && automaton.accepts(path[0])) allow(mask, eos);
+    return true;
+  }
+
+  Result<Span<const std::uint64_t>> allowed() {
+    if (failed) return too_ambiguous();
+    if (mask_generation != automaton.generation()) {
+      std::fill(mask_states.begin(), mask_states.end(), Automaton::kFull);
+    }
+    std::size_t slot = next_mask;
+    if (!drops_space) {
+      const auto found = std::find(mask_states.begin(), mask_states.end(), path[0]);
+      if (found != mask_states.end()) {
+        return mask(static_cast<std::size_t>(found - mask_states.begin()));
+      }
+    }
+    if (!fill(masks.data() + slot * mask_words)) {
+      failed = true;
+      return too_ambiguous();
+    }
+    // Numbers of states may have changed on the way.
+    if (mask_generation != automaton.generation()) {
+      std::fill(mask_states.begin(), mask_states.end(), Automaton::kFull);
+      mask_generation = automaton.generation();
+    }
+    mask_states[slot] = drops_space ? Automaton::kFull : path[0];
+    next_mask = (next_mask + 1) % kMasks;
+    return mask(slot);
+  }
+
+  Result<Span<const std::uint64_t>> mask(std::size_t slot) const {
+    const Span<const std::uint64_t> words(masks.data() + slot * mask_words, mask_words);
+    for (const std::uint64_t word : words) {
+      if (word != 0) return words;
+    }
+    return Error(ErrorCode::unsupported,
+                 "the vocabulary has no token that goes on with the grammar: it lacks a character "
+                 "that has to come");
+  }
+};
+
+GrammarMatcher::GrammarMatcher(detail::ResourcePtr<Impl> impl) noexcept : impl_(std::move(impl)) {}
+GrammarMatcher::GrammarMatcher(GrammarMatcher&&) noexcept = default;
+GrammarMatcher& GrammarMatcher::operator=(GrammarMatcher&&) noexcept = default;
+GrammarMatcher::~GrammarMatcher() = default;
+
+Result<GrammarMatcher> GrammarMatcher::create(const Grammar& grammar, const Model& model,
+                                              bool begins_text) {
+  if (!grammar) return Error(ErrorCode::invalid_argument, "matching with a grammar that is none");
+  return detail::guard_memory("following a grammar", [&]() -> Result<GrammarMatcher> {
+    std::pmr::memory_resource* resource = model.data_->resource;
+    return GrammarMatcher(detail::make_resource_ptr<Impl>(resource, grammar, model,
+                                                          model.data_->token_trie(), begins_text,
+                                                          detail::AutomatonSizes(), resource));
+  });
+}
+
+Result<Span<const std::uint64_t>> GrammarMatcher::allowed() { return impl_->allowed(); }
+
+Status GrammarMatcher::accept(Token token) {
+  if (impl_->failed) return impl_->too_ambiguous();
+  const Tokenizer& tokenizer = impl_->model.tokenizer();
+  if (token == tokenizer.eos() && can_end()) return {};
+  const bool known = tokenizer.contains(token);
+  if (known && !impl_->walk(token)) {
+    impl_->failed = true;
+    return impl_->too_ambiguous();
+  }
+  if (!known || impl_->path[1] == Impl::Automaton::kDead) {
+    return Error(ErrorCode::invalid_argument, "token %d does not go on with the grammar",
+                 static_cast<int>(token));
+  }
+  impl_->path[0] = impl_->path[1];
+  impl_->drops_space = false;
+  return {};
+}
+
+bool GrammarMatcher::can_end() const noexcept {
+  return !impl_->failed && impl_->automaton.accepts(impl_->path[0]);
+}
+bool GrammarMatcher::must_end() const noexcept {
+  return can_end() && !impl_->automaton.goes_on(impl_->path[0]);
+}
+
+}  // namespace mixtral
+
+#include <algorithm>
+
+// The format of saved sessions, version 1, little-endian:
+//
+//   SnapshotHeader, as it lies in memory; `checksum` is that of what comes before it
+//   tokens           int32[n_tokens]
+//   turns            uint8[n_tokens]
+//   pages            for each page of 64 positions from first_page on: its first rows, as many as are
+//                    in use, [layer][keys, values][kv head][position][head_size] in kv_format
+//   logits           float32[vocab_size], if has_logits
+//   checksum         uint64, of everything after the header: of the tokens, the turns, each run of rows
+//                    of one head and the logits, each filled up with zeros to whole 64-bit words
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
 
 namespace mixtral::detail {
 
@@ -7707,7 +10209,10 @@ struct Generation::Impl {
         detokenizer(owner.tokenizer(), answers, owner.resource()),
         stop_strings(Span<const std::string>(options.stop.data(), options.stop.size()),
                      detokenizer.longest_text(), owner.resource()),
-        stop_tokens(options.stop_tokens.begin(), options.stop_tokens.end(), owner.resource()) {}
+        stop_tokens(options.stop_tokens.begin(), options.stop_tokens.end(), owner.resource()),
+        allowed(owner.resource()) {
+    if (options.grammar) allowed.resize((owner.tokenizer().size() + 63) / 64);
+  }
 
   Session::Impl& session;
   std::uint32_t max_tokens;
@@ -7716,8 +10221,35 @@ struct Generation::Impl {
   Detokenizer detokenizer;
   StopStrings stop_strings;
   std::pmr::vector<Token> stop_tokens;
+  std::optional<GrammarMatcher> matcher;
+  std::pmr::vector<std::uint64_t> allowed;  // with a matcher and stop tokens
   Token token = kNoToken;
   double log_probability = 0.0;
+
+  bool is_stop_token(Token t) const noexcept {
+    return std::find(stop_tokens.begin(), stop_tokens.end(), t) != stop_tokens.end();
+  }
+
+  // Which tokens may be chosen; empty if all.
+  Result<Span<const std::uint64_t>> find_allowed() {
+    if (!matcher) return Span<const std::uint64_t>();
+    const auto by_grammar = matcher->allowed();
+    if (stop_tokens.empty()) return by_grammar;
+    // Stop tokens may come only where the text may end.
+    std::fill(allowed.begin(), allowed.end(), std::uint64_t{0});
+    if (by_grammar) std::copy(by_grammar->begin(), by_grammar->end(), allowed.begin());
+    for (const Token stop : stop_tokens) {
+      const std::uint64_t bit = std::uint64_t{1} << (static_cast<std::size_t>(stop) % 64);
+      std::uint64_t& word = allowed[static_cast<std::size_t>(stop) / 64];
+      word = matcher->can_end() ? word | bit : word & ~bit;
+    }
+    for (const std::uint64_t word : allowed) {
+      if (word != 0) return Span<const std::uint64_t>(allowed.data(), allowed.size());
+    }
+    if (!by_grammar) return by_grammar;
+    return Error(ErrorCode::unsupported,
+                 "all tokens that go on with the grammar are stop tokens; leave some of them out");
+  }
 };
 
 const char* stop_reason_name(StopReason reason) noexcept {
@@ -7726,6 +10258,7 @@ const char* stop_reason_name(StopReason reason) noexcept {
     case StopReason::end_of_text: return "end_of_text";
     case StopReason::stop_token: return "stop_token";
     case StopReason::stop_string: return "stop_string";
+    case StopReason::grammar_end: return "grammar_end";
     case StopReason::max_tokens: return "max_tokens";
     case StopReason::context_full: return "context_full";
     case StopReason::cancelled: return "cancelled";
@@ -7759,6 +10292,11 @@ Generation Session::generate(const GenerateOptions& options) {
     const bool answers = impl_->turn() == Turn::answer && impl_->answer_begins();
     generation.impl_ = detail::make_resource_ptr<Generation::Impl>(resource, *impl_, options,
                                                                    *std::move(sampler), answers);
+    if (options.grammar) {
+      Result<GrammarMatcher> matcher = GrammarMatcher::create(options.grammar, model(), answers);
+      MIXTRAL_RETURN_IF_ERROR(matcher);
+      generation.impl_->matcher.emplace(*std::move(matcher));
+    }
     return {};
   });
   if (!made) {
@@ -7786,6 +10324,7 @@ Generation::Step Generation::step(const std::chrono::nanoseconds* budget) {
     return Step::stopped;
   };
   Session::Impl& session = impl_->session;
+  if (impl_->matcher && impl_->matcher->must_end()) return stop(StopReason::grammar_end);
   if (impl_->n_generated == impl_->max_tokens) return stop(StopReason::max_tokens);
   if (!session.has_logits()) {
     using Clock = detail::Workspace::Clock;
@@ -7804,13 +10343,21 @@ Generation::Step Generation::step(const std::chrono::nanoseconds* budget) {
     }
   }
   const Span<const float> logits = session.logits();
-  const Token token = impl_->sampler.sample(logits, session.tokens());
+  const auto allowed = impl_->find_allowed();
+  if (!allowed) {
+    error_ = allowed.error();
+    return stop(StopReason::error);
+  }
+  const Token token = impl_->sampler.sample(logits, session.tokens(), *allowed);
   impl_->token = token;
   impl_->log_probability = mixtral::log_probability(logits, token);
   if (token == session.tokenizer().eos()) return stop(StopReason::end_of_text);
-  if (std::find(impl_->stop_tokens.begin(), impl_->stop_tokens.end(), token) !=
-      impl_->stop_tokens.end()) {
-    return stop(StopReason::stop_token);
+  if (impl_->is_stop_token(token)) return stop(StopReason::stop_token);
+  if (impl_->matcher) {
+    if (const Status accepted = impl_->matcher->accept(token); !accepted) {
+      error_ = accepted.error();
+      return stop(StopReason::error);
+    }
   }
   if (!session.append(Span<const Token>(&token, 1))) return stop(StopReason::context_full);
   ++impl_->n_generated;
@@ -8875,7 +11422,8 @@ void Sampler::keep_min_p() {
   candidates_.resize(n);
 }
 
-Token Sampler::sample(Span<const float> logits, Span<const Token> history) {
+Token Sampler::sample(Span<const float> logits, Span<const Token> history,
+                      Span<const std::uint64_t> allowed) {
   constexpr float kMax = std::numeric_limits<float>::max();
   candidates_.clear();
   for (std::size_t i = 0; i < logits.size(); ++i) {
@@ -8888,6 +11436,14 @@ Token Sampler::sample(Span<const float> logits, Span<const Token> history) {
     if (std::isnan(logit)) logit = -std::numeric_limits<float>::infinity();
   }
   apply_penalties(history);
+  if (!allowed.empty()) {
+    const auto is_forbidden = [&](const Candidate& candidate) {
+      const auto t = static_cast<std::size_t>(candidate.token);
+      return (allowed[t / 64] >> (t % 64) & 1) == 0;
+    };
+    candidates_.erase(std::remove_if(candidates_.begin(), candidates_.end(), is_forbidden),
+                      candidates_.end());
+  }
   const auto best =
       std::max_element(candidates_.begin(), candidates_.end(),
                        [](const Candidate& a, const Candidate& b) { return a.logit < b.logit; });
@@ -9233,497 +11789,6 @@ void ThreadPool::run(std::size_t n, Chunks chunks) {
 }
 
 std::size_t ThreadPool::concurrency() const noexcept { return impl_->n_threads; }
-
-}  // namespace mixtral
-
-#include <algorithm>
-#include <cmath>
-#include <cstring>
-#include <limits>
-#include <utility>
-
-// UTF-8 as the sentencepiece library reads it (RFC 3629; util.cc, DecodeUTF8).
-
-#include <cstddef>
-#include <cstdint>
-
-namespace mixtral::utf8 {
-
-constexpr char kReplacement[] = "\xEF\xBF\xBD";  // U+FFFD
-constexpr char kSpaceSymbol[] = "\xE2\x96\x81";  // U+2581, which stands for a space in pieces
-constexpr std::size_t kSymbolLength = 3;         // of both
-
-enum class Sequence { valid, incomplete, invalid };
-
-// Looks at the character that begins at `bytes`. On `valid`, `length` is its length in bytes.
-// `incomplete` means that more bytes could still make it valid.
-inline Sequence classify(const std::uint8_t* bytes, std::size_t size,
-                         std::size_t& length) noexcept {
-  length = 1;
-  if (size == 0) return Sequence::incomplete;
-  const std::uint8_t lead = bytes[0];
-  if (lead < 0x80) return Sequence::valid;
-  std::size_t needed;
-  std::uint8_t low = 0x80;  // the range of the second byte
-  std::uint8_t high = 0xBF;
-  if (lead >= 0xC2 && lead <= 0xDF) {
-    needed = 2;
-  } else if (lead >= 0xE0 && lead <= 0xEF) {
-    needed = 3;
-    if (lead == 0xE0) low = 0xA0;   // no overlong forms
-    if (lead == 0xED) high = 0x9F;  // no surrogates
-  } else if (lead >= 0xF0 && lead <= 0xF4) {
-    needed = 4;
-    if (lead == 0xF0) low = 0x90;
-    if (lead == 0xF4) high = 0x8F;  // nothing above U+10FFFF
-  } else {
-    return Sequence::invalid;
-  }
-  for (std::size_t i = 1; i < needed; ++i) {
-    if (i >= size) return Sequence::incomplete;
-    if (bytes[i] < low || bytes[i] > high) return Sequence::invalid;
-    low = 0x80;
-    high = 0xBF;
-  }
-  length = needed;
-  return Sequence::valid;
-}
-
-// The length of a character of valid UTF-8 from its first byte.
-inline std::size_t length_from_lead(std::uint8_t lead) noexcept {
-  return lead < 0xC0 ? 1 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
-}
-
-}  // namespace mixtral::utf8
-
-namespace mixtral {
-
-namespace detail {
-
-// The value of a byte piece's text "<0x0A>", or -1.
-inline int byte_of_piece(std::string_view text) noexcept {
-  const auto digit = [](char c) {
-    return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
-  };
-  if (text.size() != 6 || text.substr(0, 3) != "<0x" || text[5] != '>') return -1;
-  const int high = digit(text[3]);
-  const int low = digit(text[4]);
-  return high < 0 || low < 0 ? -1 : high * 16 + low;
-}
-
-}  // namespace detail
-
-Result<Tokenizer> Tokenizer::create(const Vocabulary& vocabulary,
-                                    std::pmr::memory_resource* resource) {
-  return detail::guard_memory("building the tokenizer", [&]() -> Result<Tokenizer> {
-    const auto& pieces = vocabulary.pieces;
-    // Ranks of merges are compared as float32 scores and must be exact there.
-    constexpr std::size_t kMaxPieces = std::size_t{1} << 24;
-    if (pieces.empty() || pieces.size() > kMaxPieces) {
-      return Error(ErrorCode::bad_format, "a vocabulary of %zu pieces", pieces.size());
-    }
-    Tokenizer result(resource);
-    std::size_t n_bytes = 0;
-    for (const Piece& piece : pieces) n_bytes += piece.text.size();
-    if (n_bytes > std::numeric_limits<std::uint32_t>::max()) {
-      return Error(ErrorCode::bad_format, "the vocabulary's texts have %zu bytes", n_bytes);
-    }
-    result.texts_.reserve(n_bytes);
-    result.pieces_.reserve(pieces.size());
-    result.ids_.reserve(pieces.size());
-    result.byte_ids_.fill(kNoToken);
-    for (std::size_t i = 0; i < pieces.size(); ++i) {
-      const Piece& piece = pieces[i];
-      const auto id = static_cast<Token>(i);
-      if (piece.text.empty()) {
-        return Error(ErrorCode::bad_format, "piece %zu of the vocabulary is empty", i);
-      }
-      if (std::isnan(piece.score)) {
-        return Error(ErrorCode::bad_format, "the score of piece %zu is not a number", i);
-      }
-      StoredPiece stored{};
-      stored.begin = static_cast<std::uint32_t>(result.texts_.size());
-      stored.length = static_cast<std::uint32_t>(piece.text.size());
-      stored.score = piece.score;
-      stored.type = piece.type;
-      result.texts_.insert(result.texts_.end(), piece.text.begin(), piece.text.end());
-      if (piece.type == PieceType::byte) {
-        const int value = detail::byte_of_piece(piece.text);
-        if (value < 0 || result.byte_ids_[static_cast<std::size_t>(value)] != kNoToken) {
-          return Error(
-              ErrorCode::bad_format, "byte piece %zu is '%.*s'; <0x00> to <0xFF> once each", i,
-              static_cast<int>(std::min<std::size_t>(piece.text.size(), 40)), piece.text.data());
-        }
-        stored.byte = static_cast<std::uint8_t>(value);
-        result.byte_ids_[static_cast<std::size_t>(value)] = id;
-      }
-      const bool reserved = piece.type == PieceType::unknown || piece.type == PieceType::control ||
-                            piece.type == PieceType::byte;
-      Ids& ids = reserved ? result.reserved_ids_ : result.ids_;
-      if (!ids.emplace(result.text_of(stored), id).second) {
-        return Error(ErrorCode::bad_format, "piece %zu, '%.*s', is in the vocabulary twice", i,
-                     static_cast<int>(std::min<std::size_t>(piece.text.size(), 40)),
-                     piece.text.data());
-      }
-      if (!reserved) result.longest_piece_ = std::max(result.longest_piece_, piece.text.size());
-      if (piece.type == PieceType::user_defined) {
-        result.longest_user_defined_ = std::max(result.longest_user_defined_, piece.text.size());
-      }
-      result.has_unused_ = result.has_unused_ || piece.type == PieceType::unused;
-      result.pieces_.push_back(stored);
-    }
-    const auto n_byte_pieces =
-        256 - std::count(result.byte_ids_.begin(), result.byte_ids_.end(), kNoToken);
-    if (n_byte_pieces != 0 && n_byte_pieces != 256) {
-      return Error(ErrorCode::bad_format, "the vocabulary has %d byte pieces; all 256 or none",
-                   static_cast<int>(n_byte_pieces));
-    }
-    result.byte_fallback_ = n_byte_pieces == 256;
-    result.merge_ranks_.reserve(vocabulary.merges.size());
-    for (std::size_t i = 0; i < vocabulary.merges.size(); ++i) {
-      const Merge& merge = vocabulary.merges[i];
-      std::pmr::string text(resource);
-      if (result.contains(merge.left) && result.contains(merge.right)) {
-        text.append(result.piece(merge.left).text).append(result.piece(merge.right).text);
-      }
-      if (i > kMaxPieces || result.ids_.find(text) == result.ids_.end()) {
-        return Error(ErrorCode::bad_format, "merge %zu, of pieces %d and %d, gives no piece", i,
-                     static_cast<int>(merge.left), static_cast<int>(merge.right));
-      }
-      result.merge_ranks_.emplace(merge_key(merge.left, merge.right),
-                                  static_cast<std::uint32_t>(i));
-    }
-    result.unknown_ = result.contains(vocabulary.unknown) ? vocabulary.unknown : kNoToken;
-    result.bos_ = result.contains(vocabulary.bos) ? vocabulary.bos : kNoToken;
-    result.eos_ = result.contains(vocabulary.eos) ? vocabulary.eos : kNoToken;
-    if (result.unknown_ == kNoToken && !result.byte_fallback_) {
-      return Error(ErrorCode::bad_format,
-                   "the vocabulary has neither an unknown piece nor byte pieces");
-    }
-    result.add_bos_ = vocabulary.add_bos && result.bos_ != kNoToken;
-    result.add_dummy_prefix_ = vocabulary.add_dummy_prefix;
-    result.remove_extra_whitespaces_ = vocabulary.remove_extra_whitespaces;
-    result.unknown_surface_length_ =
-        std::min(vocabulary.unknown_surface.size(), result.unknown_surface_.size());
-    std::memcpy(result.unknown_surface_.data(), vocabulary.unknown_surface.data(),
-                result.unknown_surface_length_);
-    return result;
-  });
-}
-
-Piece Tokenizer::piece(Token token) const noexcept {
-  const StoredPiece& stored = pieces_[static_cast<std::size_t>(token)];
-  return {text_of(stored), stored.score, stored.type};
-}
-
-Token Tokenizer::find(std::string_view piece) const noexcept {
-  if (const auto found = reserved_ids_.find(piece); found != reserved_ids_.end()) {
-    return found->second;
-  }
-  const auto found = ids_.find(piece);
-  return found == ids_.end() ? kNoToken : found->second;
-}
-
-// One encoding: normalised text, then the merges of bpe_model.cc (sentencepiece), in the same order.
-class Tokenizer::Encoder {
- public:
-  Encoder(const Tokenizer& tokenizer, std::pmr::memory_resource* resource)
-      : tokenizer_(tokenizer),
-        text_(resource),
-        symbols_(resource),
-        agenda_(resource),
-        parts_(resource) {}
-
-  void run(std::string_view text, bool leading_space, std::pmr::vector<Token>& out) {
-    normalize(text, leading_space && tokenizer_.add_dummy_prefix_);
-    if (text_.empty()) return;
-    split();
-    for (std::size_t i = 1; i < symbols_.size(); ++i) consider(static_cast<int>(i) - 1);
-    while (!agenda_.empty()) {
-      std::pop_heap(agenda_.begin(), agenda_.end());
-      const Pair best = agenda_.back();
-      agenda_.pop_back();
-      Symbol& left = symbols_[static_cast<std::size_t>(best.left)];
-      if (left.length == 0 || left.next < 0) continue;
-      Symbol& right = symbols_[static_cast<std::size_t>(left.next)];
-      if (left.next != best.right || left.length + right.length != best.length) continue;
-      left.length += right.length;
-      right.length = 0;
-      left.next = right.next;
-      if (left.next >= 0) symbols_[static_cast<std::size_t>(left.next)].previous = best.left;
-      if (left.previous >= 0) consider(left.previous);
-      consider(best.left);
-    }
-    bool after_unknown = false;
-    for (int i = 0; i >= 0; i = symbols_[static_cast<std::size_t>(i)].next) {
-      const Symbol& symbol = symbols_[static_cast<std::size_t>(i)];
-      emit(view(symbol.begin, symbol.length), after_unknown, out);
-    }
-  }
-
- private:
-  struct Symbol {
-    int previous;
-    int next;
-    std::uint32_t begin;
-    std::uint32_t length;  // 0 once merged into the symbol before
-    bool frozen;           // a user-defined piece: never merged
-  };
-  struct Pair {
-    float score;
-    int left;
-    int right;
-    std::uint32_t length;
-    // Highest score first, leftmost among equals.
-    bool operator<(const Pair& other) const noexcept {
-      return score < other.score || (score == other.score && left > other.left);
-    }
-  };
-
-  std::string_view view(std::size_t begin, std::size_t length) const noexcept {
-    return std::string_view(text_.data() + begin, length);
-  }
-
-  // normalizer.cc with the identity rule: spaces become U+2581, invalid bytes U+FFFD.
-  void normalize(std::string_view text, bool add_prefix) {
-    const bool collapse = tokenizer_.remove_extra_whitespaces_;
-    if (collapse) {
-      while (!text.empty() && text.front() == ' ') text.remove_prefix(1);
-    }
-    if (text.empty()) return;
-    text_.reserve(text.size() + text.size() / 2 + utf8::kSymbolLength);
-    if (add_prefix) text_.append(utf8::kSpaceSymbol);
-    const auto* bytes = reinterpret_cast<const std::uint8_t*>(text.data());
-    bool after_space = collapse;
-    for (std::size_t i = 0; i < text.size();) {
-      std::size_t length;
-      const auto sequence = utf8::classify(bytes + i, text.size() - i, length);
-      if (text[i] == ' ') {
-        if (!after_space) text_.append(utf8::kSpaceSymbol);
-        after_space = collapse;
-      } else {
-        if (sequence == utf8::Sequence::valid) {
-          text_.append(text.substr(i, length));
-        } else {
-          text_.append(utf8::kReplacement);
-          length = 1;
-        }
-        after_space = false;
-      }
-      i += length;
-    }
-    if (!collapse) return;
-    const std::string_view space(utf8::kSpaceSymbol);
-    while (text_.size() >= space.size() &&
-           std::string_view(text_).substr(text_.size() - space.size()) == space) {
-      text_.resize(text_.size() - space.size());
-    }
-  }
-
-  void split() {
-    symbols_.reserve(text_.size());
-    for (std::size_t i = 0; i < text_.size();) {
-      const std::size_t user_defined = match_user_defined(i);
-      const std::size_t length =
-          user_defined != 0 ? user_defined
-                            : std::min(utf8::length_from_lead(static_cast<std::uint8_t>(text_[i])),
-                                       text_.size() - i);
-      const int index = static_cast<int>(symbols_.size());
-      symbols_.push_back({index - 1, index + 1, static_cast<std::uint32_t>(i),
-                          static_cast<std::uint32_t>(length), user_defined != 0});
-      i += length;
-    }
-    symbols_.back().next = -1;
-  }
-
-  // The length of the longest user-defined piece that begins at `begin`, 0 if none does.
-  std::size_t match_user_defined(std::size_t begin) const {
-    for (std::size_t n = std::min(tokenizer_.longest_user_defined_, text_.size() - begin); n > 0;
-         --n) {
-      const auto found = tokenizer_.ids_.find(view(begin, n));
-      if (found != tokenizer_.ids_.end() && type(found->second) == PieceType::user_defined)
-        return n;
-    }
-    return 0;
-  }
-
-  PieceType type(Token token) const noexcept {
-    return tokenizer_.pieces_[static_cast<std::size_t>(token)].type;
-  }
-
-  // Puts the pair of symbol `left` and its successor on the agenda if they form a piece.
-  void consider(int left_index) {
-    const Symbol& left = symbols_[static_cast<std::size_t>(left_index)];
-    if (left.next < 0) return;
-    const Symbol& right = symbols_[static_cast<std::size_t>(left.next)];
-    if (left.frozen || right.frozen) return;
-    const std::uint32_t length = left.length + right.length;
-    if (length > tokenizer_.longest_piece_) return;
-    const std::string_view merged = view(left.begin, length);
-    const auto found = tokenizer_.ids_.find(merged);
-    if (found == tokenizer_.ids_.end()) return;
-    float score = tokenizer_.pieces_[static_cast<std::size_t>(found->second)].score;
-    if (!tokenizer_.merge_ranks_.empty() && !find_rank(left, right, score)) return;
-    agenda_.push_back({score, left_index, left.next, length});
-    std::push_heap(agenda_.begin(), agenda_.end());
-    // Unused pieces help merging but are taken apart again at the end.
-    if (tokenizer_.has_unused_ && type(found->second) == PieceType::unused) {
-      parts_[merged] = {view(left.begin, left.length), view(right.begin, right.length)};
-    }
-  }
-
-  // As a score: lower ranks come first.
-  bool find_rank(const Symbol& left, const Symbol& right, float& score) const {
-    const auto left_id = tokenizer_.ids_.find(view(left.begin, left.length));
-    const auto right_id = tokenizer_.ids_.find(view(right.begin, right.length));
-    if (left_id == tokenizer_.ids_.end() || right_id == tokenizer_.ids_.end()) return false;
-    const auto rank = tokenizer_.merge_ranks_.find(merge_key(left_id->second, right_id->second));
-    if (rank == tokenizer_.merge_ranks_.end()) return false;
-    score = -static_cast<float>(rank->second);
-    return true;
-  }
-
-  void emit(std::string_view piece, bool& after_unknown, std::pmr::vector<Token>& out) {
-    const auto found = tokenizer_.ids_.find(piece);
-    if (found != tokenizer_.ids_.end()) {
-      if (type(found->second) == PieceType::unused) {
-        if (const auto parts = parts_.find(piece); parts != parts_.end()) {
-          const auto both = parts->second;
-          emit(both.first, after_unknown, out);
-          emit(both.second, after_unknown, out);
-          return;
-        }
-      }
-      out.push_back(found->second);
-      after_unknown = false;
-    } else if (tokenizer_.byte_fallback_) {
-      for (const char c : piece) out.push_back(tokenizer_.byte_ids_[static_cast<std::uint8_t>(c)]);
-    } else {
-      if (!after_unknown) out.push_back(tokenizer_.unknown_);  // a run of unknowns is one token
-      after_unknown = true;
-    }
-  }
-
-  const Tokenizer& tokenizer_;
-  std::pmr::string text_;
-  std::pmr::vector<Symbol> symbols_;
-  std::pmr::vector<Pair> agenda_;  // a heap
-  std::pmr::unordered_map<std::string_view, std::pair<std::string_view, std::string_view>> parts_;
-};
-
-Status Tokenizer::encode(std::string_view text, EncodeOptions options,
-                         std::pmr::vector<Token>& out) const {
-  if (text.size() > (std::size_t{1} << 30)) {
-    return Error(ErrorCode::invalid_argument,
-                 "a text of %zu bytes; at most 1 GiB is encoded at once: give it in parts",
-                 text.size());
-  }
-  return detail::guard_memory("encoding text", [&]() -> Status {
-    if (options.bos && bos_ != kNoToken) out.push_back(bos_);
-    Encoder(*this, pieces_.get_allocator().resource()).run(text, options.leading_space, out);
-    return {};
-  });
-}
-
-Result<std::pmr::vector<Token>> Tokenizer::encode(std::string_view text,
-                                                  EncodeOptions options) const {
-  std::pmr::vector<Token> tokens(pieces_.get_allocator().resource());
-  MIXTRAL_RETURN_IF_ERROR(encode(text, options, tokens));
-  return tokens;
-}
-
-Result<std::pmr::string> Tokenizer::decode(Span<const Token> tokens,
-                                           bool strip_leading_space) const {
-  for (std::size_t i = 0; i < tokens.size(); ++i) {
-    if (!contains(tokens[i])) {
-      return Error(ErrorCode::invalid_argument,
-                   "token %d at index %zu; the vocabulary has 0 to %zu",
-                   static_cast<int>(tokens[i]), i, pieces_.size() - 1);
-    }
-  }
-  return detail::guard_memory("decoding tokens", [&]() -> Result<std::pmr::string> {
-    std::pmr::memory_resource* resource = pieces_.get_allocator().resource();
-    std::pmr::string text(resource);
-    Detokenizer detokenizer(*this, strip_leading_space, resource);
-    for (const Token token : tokens) text.append(detokenizer.push(token));
-    text.append(detokenizer.finish());
-    return text;
-  });
-}
-
-Detokenizer::Detokenizer(const Tokenizer& tokenizer, bool strip_leading_space,
-                         std::pmr::memory_resource* resource)
-    : tokenizer_(&tokenizer),
-      text_(resource),
-      at_begin_(strip_leading_space &&
-                (tokenizer.add_dummy_prefix_ || tokenizer.remove_extra_whitespaces_)) {
-  std::size_t longest = tokenizer.unknown_surface_length_;
-  for (const auto& piece : tokenizer.pieces_)
-    longest = std::max<std::size_t>(longest, piece.length);
-  longest_text_ = longest + pending_.size() * utf8::kSymbolLength;
-  text_.reserve(longest_text_);
-}
-
-// Moves finished characters from pending_ to text_; at the end of a run of bytes, all of it.
-void Detokenizer::flush_bytes(bool at_end) {
-  std::size_t begin = 0;
-  while (begin < n_pending_) {
-    std::size_t length;
-    const auto sequence = utf8::classify(pending_.data() + begin, n_pending_ - begin, length);
-    if (sequence == utf8::Sequence::valid) {
-      text_.append(reinterpret_cast<const char*>(pending_.data()) + begin, length);
-    } else if (sequence == utf8::Sequence::incomplete && !at_end) {
-      break;
-    } else {
-      text_.append(utf8::kReplacement);
-      length = 1;
-    }
-    begin += length;
-  }
-  std::memmove(pending_.data(), pending_.data() + begin, n_pending_ - begin);
-  n_pending_ -= begin;
-}
-
-std::string_view Detokenizer::push(Token token) {
-  text_.clear();
-  if (!tokenizer_->contains(token)) return text_;
-  const auto& piece = tokenizer_->pieces_[static_cast<std::size_t>(token)];
-  if (piece.type == PieceType::byte) {
-    pending_[n_pending_++] = piece.byte;
-    flush_bytes(false);
-    produced_text_ = produced_text_ || !text_.empty();
-    return text_;
-  }
-  flush_bytes(true);
-  // The rule of sentencepiece_processor.cc: the space of the first piece that is not special goes.
-  if (took_space_ || produced_text_ || !text_.empty()) at_begin_ = false;
-  took_space_ = false;
-  if (piece.type == PieceType::unknown) {
-    text_.append(tokenizer_->unknown_surface_.data(), tokenizer_->unknown_surface_length_);
-  } else if (piece.type != PieceType::control) {
-    std::string_view rest = tokenizer_->text_of(piece);
-    const std::string_view space(utf8::kSpaceSymbol);
-    if (at_begin_ && rest.substr(0, space.size()) == space) {
-      rest.remove_prefix(space.size());
-      took_space_ = !tokenizer_->remove_extra_whitespaces_;
-    }
-    for (;;) {
-      const std::size_t at = rest.find(space);
-      text_.append(rest.substr(0, at));
-      if (at == std::string_view::npos) break;
-      text_.push_back(' ');
-      rest.remove_prefix(at + space.size());
-    }
-  }
-  produced_text_ = produced_text_ || !text_.empty();
-  return text_;
-}
-
-std::string_view Detokenizer::finish() {
-  text_.clear();
-  flush_bytes(true);
-  return text_;
-}
 
 }  // namespace mixtral
 

@@ -11,7 +11,7 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 INCLUDE = ROOT / "include"
 OUTPUT = ROOT / "single_include"
-OPTIONAL = ["checkpoints", "quantize", "tools"]
+OPTIONAL = ["checkpoints", "json_schema", "quantize", "tools"]
 PER_TARGET = "mixtral/simd/one_target-inl.hpp"
 OWN_INCLUDE = re.compile(r'#include "(mixtral/[^"]+)"')
 

@@ -162,6 +162,38 @@ class Complete(Case):
                                "--max-tokens", 30)
         self.assertNotEqual(another["tokens"], expected["tokens"])
 
+    def test_rules_for_what_is_generated(self):
+        def text_of(*rules, code=0, seed=1):
+            return self.json_of("complete", "--prompt", "Once upon a time", "--seed", seed, *rules,
+                                code=code)["text"]
+        for seed in range(5):
+            self.assertIn(text_of("--choice", " yes", "--choice", " no", seed=seed),
+                          (" yes", " no"))
+            self.assertRegex(text_of("--regex", " [a-z]{3}-[0-9]{2}", seed=seed),
+                             r"^ [a-z]{3}-[0-9]{2}$")
+            grammar = self.file("list.gbnf", b'root ::= item ("," item){2}\nitem ::= " cat" | " dog"\n')
+            self.assertRegex(text_of("--grammar", grammar, seed=seed),
+                             "^( cat| dog)(,( cat| dog)){2}$")
+            schema = self.file("schema.json", json.dumps({
+                "type": "object", "required": ["name", "age"], "additionalProperties": False,
+                "properties": {"name": {"type": "string", "maxLength": 12},
+                               "age": {"type": "integer", "minimum": 3, "maximum": 12}}}).encode())
+            made = json.loads(text_of("--json-schema", schema, seed=seed))
+            self.assertEqual(set(made), {"name", "age"})
+            self.assertTrue(3 <= made["age"] <= 12 and len(made["name"]) <= 12, made)
+        fixed = ["complete", "--prompt", "a"]
+        self.assertIn("line 1", self.error_of(*fixed, "--grammar", self.file("bad", b"root ::= (")))
+        self.assertIn("uniqueItems", self.error_of(
+            *fixed, "--json-schema", self.file("u", b'{"uniqueItems": true}')))
+        self.assertIn("references", self.error_of(*fixed, "--regex", r"(a)\1"))
+        self.assertIn("no/such", self.error_of(*fixed, "--grammar", "no/such"))
+        self.run_program(*fixed, "--regex", "a", "--choice", "b", code=2)
+        answers = self.run_program("chat", "--choice", "Yes.", "--choice", "No.", "--json",
+                                   text=b"Is it?\nReally?\n").stdout.splitlines()
+        for answer in answers:
+            self.assertIn(json.loads(answer)["text"], ("Yes.", "No."))
+        self.assertEqual(len(answers), 2)
+
     def test_random_seed_is_told_and_repeats(self):
         first = self.json_of("complete", "--prompt", "Once", "--max-tokens", 20)
         again = self.json_of("complete", "--prompt", "Once", "--max-tokens", 20, "--seed",

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "mixtral/error.hpp"
+#include "mixtral/grammar.hpp"
 #include "mixtral/resource_ptr.hpp"
 #include "mixtral/sampling.hpp"
 #include "mixtral/tokenizer.hpp"
@@ -34,6 +35,10 @@ struct GenerateOptions {
   std::vector<std::string> stop;
   // Generation ends when one of these is chosen; EOS always ends it.
   std::vector<Token> stop_tokens;
+  // The text generated is one of the grammar's, and generation ends when that must end; EOS and stop
+  // tokens come only where it can. Other reasons to stop can leave a part of one. Stop strings and
+  // logit_bias apply as well.
+  Grammar grammar;
 };
 
 enum class StopReason {
@@ -41,6 +46,7 @@ enum class StopReason {
   end_of_text,  // the model chose EOS
   stop_token,
   stop_string,
+  grammar_end,  // nothing more can follow under GenerateOptions::grammar
   max_tokens,
   context_full,  // the session holds no more tokens
   cancelled,     // Session::cancel(); generate() again to go on

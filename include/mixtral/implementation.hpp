@@ -10,6 +10,7 @@
 #include "mixtral/impl/generation.hpp"
 #include "mixtral/impl/gguf.hpp"
 #include "mixtral/impl/gguf_checkpoint.hpp"
+#include "mixtral/impl/grammar.hpp"
 #include "mixtral/impl/model.hpp"
 #include "mixtral/impl/sampling.hpp"
 #include "mixtral/impl/sentencepiece.hpp"

@@ -25,6 +25,7 @@
 // text
 #include "mixtral/chat.hpp"
 #include "mixtral/generation.hpp"
+#include "mixtral/grammar.hpp"
 #include "mixtral/tokenizer.hpp"
 
 #define MIXTRAL_VERSION_MAJOR 0

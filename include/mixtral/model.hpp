@@ -57,6 +57,7 @@ class Model {
 
  private:
   friend class Session;
+  friend class GrammarMatcher;
   explicit Model(std::shared_ptr<const detail::ModelData> data) noexcept;
   std::shared_ptr<const detail::ModelData> data_;
 };

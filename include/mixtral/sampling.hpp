@@ -22,6 +22,7 @@ namespace mixtral {
 //                           there `count` times:
 //       repetition          logit > 0 ? logit / r : logit * r (Keskar et al. 2019, CTRL, section 4.1)
 //       frequency, presence logit -= frequency * count + presence (OpenAI API reference)
+//     allowed               other tokens go, as the grammar of a generation has it.
 //  3. temperature == 0      greedy: the largest logit, the lowest id among equals; nothing below.
 //  4. top_k                 the k largest logits (Fan et al. 2018).
 //  5. typical_p             the tokens whose surprise is nearest to the entropy, until their
@@ -55,7 +56,10 @@ class Sampler {
                                 std::pmr::memory_resource* resource);
 
   // `logits` has vocab_size elements; `history` are the tokens so far. NaN counts as minus infinity.
-  Token sample(Span<const float> logits, Span<const Token> history);
+  // Of `allowed`, bit t % 64 of word t / 64 lets token t be chosen; one is set at least. Empty means
+  // all.
+  Token sample(Span<const float> logits, Span<const Token> history,
+               Span<const std::uint64_t> allowed = {});
 
  private:
   struct Candidate {

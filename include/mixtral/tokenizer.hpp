@@ -97,6 +97,8 @@ class Tokenizer {
   Token eos() const noexcept { return eos_; }
   Token unknown() const noexcept { return unknown_; }
   bool add_bos() const noexcept { return add_bos_; }
+  bool add_dummy_prefix() const noexcept { return add_dummy_prefix_; }
+  bool remove_extra_whitespaces() const noexcept { return remove_extra_whitespaces_; }
 
   bool contains(Token token) const noexcept {
     return token >= 0 && static_cast<std::size_t>(token) < pieces_.size();

@@ -15,7 +15,7 @@ target_compile_options(fuzz_targets PRIVATE -fsanitize=fuzzer-no-link,address,un
                        -fno-sanitize-recover=all -O1 -g1)
 
 add_custom_target(fuzz_run)
-foreach(target gguf encode safetensors torch_file json_config sentencepiece tokenizer_json)
+foreach(target gguf encode safetensors torch_file json_config sentencepiece tokenizer_json grammar)
   add_executable(fuzz_${target} EXCLUDE_FROM_ALL tests/fuzz/entry.cpp)
   target_compile_definitions(fuzz_${target} PRIVATE FUZZ_TARGET=${target})
   target_link_libraries(fuzz_${target} PRIVATE fuzz_targets)

@@ -2,6 +2,7 @@
 // used. Compiled once; entry.cpp makes a program of each.
 #define MIXTRAL_IMPLEMENTATION
 #include <mixtral/checkpoints.hpp>
+#include <mixtral/json_schema.hpp>
 #include <mixtral/mixtral.hpp>
 #include <mixtral/quantize.hpp>
 
@@ -124,6 +125,78 @@ int tokenizer_json(const std::uint8_t* data, std::size_t size) {
   std::pmr::memory_resource* resource = std::pmr::get_default_resource();
   const auto vocabulary = mixtral::read_tokenizer_json({data, size}, resource);
   if (vocabulary) use(mixtral::Tokenizer::create(*vocabulary, resource));
+  return 0;
+}
+
+namespace {
+
+// A model of zeros whose tokens are single bytes, for what needs a vocabulary.
+mixtral::Model model_of_bytes() {
+  static char names[256][8];
+  static const float zeros[259 * 2] = {};
+  mixtral::Checkpoint checkpoint(std::pmr::get_default_resource());
+  auto& pieces = checkpoint.vocabulary.pieces;
+  pieces.push_back({"<unk>", 0.0f, mixtral::PieceType::unknown});
+  pieces.push_back({"<s>", 0.0f, mixtral::PieceType::control});
+  pieces.push_back({"</s>", 0.0f, mixtral::PieceType::control});
+  for (unsigned b = 0; b < 256; ++b) {
+    std::snprintf(names[b], sizeof names[b], "<0x%02X>", b);
+    pieces.push_back({names[b], 0.0f, mixtral::PieceType::byte});
+  }
+  mixtral::Config& config = checkpoint.config;
+  config.dim = config.hidden_dim = config.head_size = 2;
+  config.n_layers = config.n_heads = config.n_kv_heads = 1;
+  config.vocab_size = 259;
+  config.context_length = 256;
+  using mixtral::Role;
+  for (const Role role :
+       {Role::token_embedding, Role::output, Role::output_norm, Role::attention_norm, Role::wq,
+        Role::wk, Role::wv, Role::wo, Role::ffn_norm, Role::w1, Role::w2, Role::w3}) {
+    const bool is_vector =
+        role == Role::output_norm || role == Role::attention_norm || role == Role::ffn_norm;
+    const bool is_of_words = role == Role::token_embedding || role == Role::output;
+    mixtral::NamedTensor tensor{role, 0, 0, {}, "zeros"};
+    tensor.matrix.data = reinterpret_cast<const std::uint8_t*>(zeros);
+    tensor.matrix.rows = is_vector ? 1 : is_of_words ? 259 : 2;
+    tensor.matrix.cols = 2;
+    tensor.matrix.row_bytes = 2 * sizeof(float);
+    checkpoint.tensors.push_back(tensor);
+  }
+  auto model = mixtral::Model::from_checkpoint(std::move(checkpoint));
+  if (!model) std::abort();
+  return *std::move(model);
+}
+
+}  // namespace
+
+// One byte that says in which language, the text of a grammar up to NUL, and bytes to go on with:
+// those that are allowed must be accepted, and no others.
+int grammar(const std::uint8_t* data, std::size_t size) {
+  static const mixtral::Model model = model_of_bytes();
+  if (size < 2) return 0;
+  const std::string_view all(reinterpret_cast<const char*>(data) + 1, size - 1);
+  const std::string_view text = all.substr(0, all.find('\0'));
+  const auto made = data[0] % 3 == 0   ? mixtral::Grammar::from_gbnf(text)
+                    : data[0] % 3 == 1 ? mixtral::Grammar::from_regex(text)
+                                       : mixtral::json_schema_grammar(text);
+  if (!made) return 0;
+  auto matcher = mixtral::GrammarMatcher::create(*made, model);
+  if (!matcher) std::abort();
+  for (std::size_t i = text.size(); i < all.size() && i < text.size() + 200; ++i) {
+    const auto allowed = matcher->allowed();
+    if (!allowed) return 0;
+    // Half of the bytes choose among what is allowed.
+    std::size_t token = 3 + static_cast<std::uint8_t>(all[i]);
+    const auto is_allowed = [&] { return ((*allowed)[token / 64] >> (token % 64) & 1) != 0; };
+    for (int k = 0; i % 2 == 0 && k < 256 && !is_allowed(); ++k) token = 3 + (token - 2) % 256;
+    const bool expected = is_allowed();
+    const auto accepted = matcher->accept(static_cast<mixtral::Token>(token));
+    if (static_cast<bool>(accepted) != expected &&
+        accepted.error().code() != mixtral::ErrorCode::unsupported) {
+      std::abort();
+    }
+    if (matcher->must_end() && !matcher->can_end()) std::abort();
+  }
   return 0;
 }
 

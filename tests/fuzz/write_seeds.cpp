@@ -122,4 +122,19 @@ int main(int argc, char** argv) {
   json["normalizer"] = nullptr;
   json["pre_tokenizer"] = {{"type", "Metaspace"}, {"split", false}};
   write(argv[1], "tokenizer_json", "newer", text(json.dump()));
+  const auto grammar = [&](const char* name, char language, const std::string& source,
+                           const std::string& sample) {
+    write(argv[1], "grammar", name, text(language + source + '\0' + sample));
+  };
+  grammar("gbnf", 0,
+          "root ::= item (\",\" item){0,3} | [^a-z\\x41]+ # list\nitem ::= [0-9]+ | \"<\" root "
+          "\">\" | .?\n",
+          "1,<22>");
+  grammar("regex", 1, "^(?:a|\\d{2,3}|[^\\w-]*?)+\\u00e9.$", "a12\xC3\xA9x");
+  grammar("schema", 2,
+          R"({"type": "object", "properties": {"a": {"enum": [1, "b"]}, "c": {"type": "array",
+          "items": {"$ref": "#"}, "maxItems": 2}, "d": {"type": "number", "minimum": -1.5},
+          "e": {"type": "string", "pattern": "^x+$"}}, "required": ["a"], "additionalProperties":
+          {"anyOf": [{"type": "string", "maxLength": 3}, {"format": "date"}]}})",
+          "{\"a\":1,\"c\":[{\"a\":\"b\"}]}");
 }

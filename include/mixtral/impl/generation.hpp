@@ -2,8 +2,10 @@
 #define MIXTRAL_IMPL_GENERATION_HPP_
 
 #include <algorithm>
+#include <optional>
 
 #include "mixtral/generation.hpp"
+#include "mixtral/impl/grammar.hpp"
 #include "mixtral/impl/session.hpp"
 #include "mixtral/stop_strings.hpp"
 
@@ -18,7 +20,10 @@ struct Generation::Impl {
         detokenizer(owner.tokenizer(), answers, owner.resource()),
         stop_strings(Span<const std::string>(options.stop.data(), options.stop.size()),
                      detokenizer.longest_text(), owner.resource()),
-        stop_tokens(options.stop_tokens.begin(), options.stop_tokens.end(), owner.resource()) {}
+        stop_tokens(options.stop_tokens.begin(), options.stop_tokens.end(), owner.resource()),
+        allowed(owner.resource()) {
+    if (options.grammar) allowed.resize((owner.tokenizer().size() + 63) / 64);
+  }
 
   Session::Impl& session;
   std::uint32_t max_tokens;
@@ -27,8 +32,35 @@ struct Generation::Impl {
   Detokenizer detokenizer;
   StopStrings stop_strings;
   std::pmr::vector<Token> stop_tokens;
+  std::optional<GrammarMatcher> matcher;
+  std::pmr::vector<std::uint64_t> allowed;  // with a matcher and stop tokens
   Token token = kNoToken;
   double log_probability = 0.0;
+
+  bool is_stop_token(Token t) const noexcept {
+    return std::find(stop_tokens.begin(), stop_tokens.end(), t) != stop_tokens.end();
+  }
+
+  // Which tokens may be chosen; empty if all.
+  Result<Span<const std::uint64_t>> find_allowed() {
+    if (!matcher) return Span<const std::uint64_t>();
+    const auto by_grammar = matcher->allowed();
+    if (stop_tokens.empty()) return by_grammar;
+    // Stop tokens may come only where the text may end.
+    std::fill(allowed.begin(), allowed.end(), std::uint64_t{0});
+    if (by_grammar) std::copy(by_grammar->begin(), by_grammar->end(), allowed.begin());
+    for (const Token stop : stop_tokens) {
+      const std::uint64_t bit = std::uint64_t{1} << (static_cast<std::size_t>(stop) % 64);
+      std::uint64_t& word = allowed[static_cast<std::size_t>(stop) / 64];
+      word = matcher->can_end() ? word | bit : word & ~bit;
+    }
+    for (const std::uint64_t word : allowed) {
+      if (word != 0) return Span<const std::uint64_t>(allowed.data(), allowed.size());
+    }
+    if (!by_grammar) return by_grammar;
+    return Error(ErrorCode::unsupported,
+                 "all tokens that go on with the grammar are stop tokens; leave some of them out");
+  }
 };
 
 const char* stop_reason_name(StopReason reason) noexcept {
@@ -37,6 +69,7 @@ const char* stop_reason_name(StopReason reason) noexcept {
     case StopReason::end_of_text: return "end_of_text";
     case StopReason::stop_token: return "stop_token";
     case StopReason::stop_string: return "stop_string";
+    case StopReason::grammar_end: return "grammar_end";
     case StopReason::max_tokens: return "max_tokens";
     case StopReason::context_full: return "context_full";
     case StopReason::cancelled: return "cancelled";
@@ -70,6 +103,11 @@ Generation Session::generate(const GenerateOptions& options) {
     const bool answers = impl_->turn() == Turn::answer && impl_->answer_begins();
     generation.impl_ = detail::make_resource_ptr<Generation::Impl>(resource, *impl_, options,
                                                                    *std::move(sampler), answers);
+    if (options.grammar) {
+      Result<GrammarMatcher> matcher = GrammarMatcher::create(options.grammar, model(), answers);
+      MIXTRAL_RETURN_IF_ERROR(matcher);
+      generation.impl_->matcher.emplace(*std::move(matcher));
+    }
     return {};
   });
   if (!made) {
@@ -97,6 +135,7 @@ Generation::Step Generation::step(const std::chrono::nanoseconds* budget) {
     return Step::stopped;
   };
   Session::Impl& session = impl_->session;
+  if (impl_->matcher && impl_->matcher->must_end()) return stop(StopReason::grammar_end);
   if (impl_->n_generated == impl_->max_tokens) return stop(StopReason::max_tokens);
   if (!session.has_logits()) {
     using Clock = detail::Workspace::Clock;
@@ -115,13 +154,21 @@ Generation::Step Generation::step(const std::chrono::nanoseconds* budget) {
     }
   }
   const Span<const float> logits = session.logits();
-  const Token token = impl_->sampler.sample(logits, session.tokens());
+  const auto allowed = impl_->find_allowed();
+  if (!allowed) {
+    error_ = allowed.error();
+    return stop(StopReason::error);
+  }
+  const Token token = impl_->sampler.sample(logits, session.tokens(), *allowed);
   impl_->token = token;
   impl_->log_probability = mixtral::log_probability(logits, token);
   if (token == session.tokenizer().eos()) return stop(StopReason::end_of_text);
-  if (std::find(impl_->stop_tokens.begin(), impl_->stop_tokens.end(), token) !=
-      impl_->stop_tokens.end()) {
-    return stop(StopReason::stop_token);
+  if (impl_->is_stop_token(token)) return stop(StopReason::stop_token);
+  if (impl_->matcher) {
+    if (const Status accepted = impl_->matcher->accept(token); !accepted) {
+      error_ = accepted.error();
+      return stop(StopReason::error);
+    }
   }
   if (!session.append(Span<const Token>(&token, 1))) return stop(StopReason::context_full);
   ++impl_->n_generated;

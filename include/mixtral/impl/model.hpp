@@ -2,9 +2,11 @@
 #define MIXTRAL_IMPL_MODEL_HPP_
 
 #include <cmath>
+#include <mutex>
 
 #include "mixtral/checkpoint.hpp"
 #include "mixtral/impl/checkpoint.hpp"
+#include "mixtral/impl/token_trie.hpp"
 #include "mixtral/model.hpp"
 #include "mixtral/weights.hpp"
 
@@ -24,6 +26,17 @@ struct ModelData {
   const simd::Kernels* kernels = nullptr;
   Weights weights;
   std::pmr::vector<double> rope_frequencies;  // [head_size / 2], radians a position
+
+  // Made when a grammar first needs it.
+  const TokenTrie& token_trie() const {
+    const std::lock_guard<std::mutex> lock(trie_mutex_);
+    if (!trie_) trie_.emplace(*tokenizer, resource);
+    return *trie_;
+  }
+
+ private:
+  mutable std::mutex trie_mutex_;
+  mutable std::optional<TokenTrie> trie_;
 };
 
 }  // namespace detail

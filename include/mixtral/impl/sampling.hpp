@@ -143,7 +143,8 @@ void Sampler::keep_min_p() {
   candidates_.resize(n);
 }
 
-Token Sampler::sample(Span<const float> logits, Span<const Token> history) {
+Token Sampler::sample(Span<const float> logits, Span<const Token> history,
+                      Span<const std::uint64_t> allowed) {
   constexpr float kMax = std::numeric_limits<float>::max();
   candidates_.clear();
   for (std::size_t i = 0; i < logits.size(); ++i) {
@@ -156,6 +157,14 @@ Token Sampler::sample(Span<const float> logits, Span<const Token> history) {
     if (std::isnan(logit)) logit = -std::numeric_limits<float>::infinity();
   }
   apply_penalties(history);
+  if (!allowed.empty()) {
+    const auto is_forbidden = [&](const Candidate& candidate) {
+      const auto t = static_cast<std::size_t>(candidate.token);
+      return (allowed[t / 64] >> (t % 64) & 1) == 0;
+    };
+    candidates_.erase(std::remove_if(candidates_.begin(), candidates_.end(), is_forbidden),
+                      candidates_.end());
+  }
   const auto best =
       std::max_element(candidates_.begin(), candidates_.end(),
                        [](const Candidate& a, const Candidate& b) { return a.logit < b.logit; });

@@ -1,0 +1,378 @@
+// Reads GBNF into a tree of expressions.
+#ifndef MIXTRAL_IMPL_GBNF_HPP_
+#define MIXTRAL_IMPL_GBNF_HPP_
+
+#include <cstdint>
+#include <map>
+#include <memory_resource>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "mixtral/error.hpp"
+#include "mixtral/impl/code_points.hpp"
+
+namespace mixtral::detail {
+
+constexpr std::uint32_t kNone = 0xFFFFFFFF;
+
+// One expression; what it is made of are further ones, linked by `next`.
+struct Expression {
+  enum class Kind : std::uint8_t { text, characters, sequence, choice, repeat, rule };
+  Kind kind;
+  std::uint32_t next = kNone;   // after it, in the expression that it is part of
+  std::uint32_t first = kNone;  // sequence, choice, repeat: the first part; rule: its number;
+                                // text, characters: where they begin
+  std::uint32_t n = 0;          // text: bytes; characters: ranges; repeat: how often at least
+  std::uint32_t most = kNone;   // repeat: how often at most; kNone: any number
+};
+
+struct Rule {
+  std::string_view name;
+  std::uint32_t expression = kNone;
+  int line = 0;  // where it is used first
+};
+
+struct GrammarTree {
+  explicit GrammarTree(std::pmr::memory_resource* resource)
+      : expressions(resource), rules(resource), text(resource), ranges(resource) {}
+
+  std::pmr::vector<Expression> expressions;
+  std::pmr::vector<Rule> rules;  // names point into the source
+  std::pmr::string text;
+  CodePoints ranges;
+};
+
+class GbnfReader {
+ public:
+  GbnfReader(std::string_view source, GrammarTree& tree, std::pmr::memory_resource* resource)
+      : source_(source), tree_(tree), rule_ids_(resource), resource_(resource) {}
+
+  Status read() {
+    for (std::size_t at = 0; at < source_.size();) {
+      std::uint32_t c;
+      if (!next_code_point(source_, at, c)) {
+        return Error(ErrorCode::bad_format, "grammar: byte %zu is not UTF-8", at);
+      }
+    }
+    for (skip_space(true); at_ < source_.size(); skip_space(true)) {
+      MIXTRAL_RETURN_IF_ERROR(read_rule());
+    }
+    for (const Rule& rule : tree_.rules) {
+      if (rule.expression != kNone) continue;
+      return Error(ErrorCode::bad_format, "grammar, line %d: rule '%.*s' is used but not defined",
+                   rule.line, static_cast<int>(rule.name.size()), rule.name.data());
+    }
+    if (rule_ids_.find("root") == rule_ids_.end()) {
+      return Error(ErrorCode::bad_format, "grammar: it has no rule 'root'");
+    }
+    return {};
+  }
+
+  // Of the rule of this name.
+  std::uint32_t find(std::string_view name) const { return rule_ids_.find(name)->second; }
+
+ private:
+  static constexpr int kMostNested = 200;
+  static constexpr std::size_t kMostRules = 1u << 14;
+
+  static bool is_name(char c) noexcept {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' ||
+           c == '_';
+  }
+
+  char peek() const noexcept { return at_ < source_.size() ? source_[at_] : '\0'; }
+  bool at(std::string_view text) const noexcept { return source_.substr(at_, text.size()) == text; }
+
+  int line() const noexcept {
+    const std::string_view before = source_.substr(0, at_);
+    return 1 + static_cast<int>(std::count(before.begin(), before.end(), '\n'));
+  }
+
+  Error error(const char* what) const {
+    const std::string_view rest = source_.substr(at_, 20);
+    return Error(ErrorCode::bad_format, "grammar, line %d: %s%s%.*s%s", line(), what,
+                 rest.empty() ? " at the end" : " at '", static_cast<int>(rest.size()), rest.data(),
+                 rest.empty() ? "" : "'");
+  }
+
+  // Spaces and comments, with the ends of lines only if the expression goes on after them.
+  void skip_space(bool lines) noexcept {
+    while (at_ < source_.size()) {
+      const char c = source_[at_];
+      if (c == '#') {
+        at_ = std::min(source_.find('\n', at_), source_.size());
+      } else if (c == ' ' || c == '\t' || (lines && (c == '\n' || c == '\r'))) {
+        ++at_;
+      } else {
+        return;
+      }
+    }
+  }
+
+  std::string_view read_name() noexcept {
+    const std::size_t begin = at_;
+    while (is_name(peek())) ++at_;
+    return source_.substr(begin, at_ - begin);
+  }
+
+  Result<std::uint32_t> rule_id(std::string_view name) {
+    const auto [entry, is_new] =
+        rule_ids_.emplace(name, static_cast<std::uint32_t>(tree_.rules.size()));
+    if (is_new) {
+      if (tree_.rules.size() == kMostRules) {
+        return Error(ErrorCode::unsupported, "grammar: more than %zu rules", kMostRules);
+      }
+      tree_.rules.push_back({name, kNone, line()});
+    }
+    return entry->second;
+  }
+
+  Status read_rule() {
+    const std::string_view name = read_name();
+    if (name.empty()) return error("expected the name of a rule");
+    const Result<std::uint32_t> id = rule_id(name);
+    MIXTRAL_RETURN_IF_ERROR(id);
+    if (tree_.rules[*id].expression != kNone) return error("a rule is defined twice, again");
+    skip_space(false);
+    if (!at("::=")) return error("expected ::=");
+    at_ += 3;
+    skip_space(true);
+    const Result<std::uint32_t> expression = read_choice(0);
+    MIXTRAL_RETURN_IF_ERROR(expression);
+    tree_.rules[*id].expression = *expression;
+    if (peek() == '\r') ++at_;
+    if (at_ < source_.size() && peek() != '\n') return error("expected the end of the rule");
+    return {};
+  }
+
+  std::uint32_t add(Expression::Kind kind) {
+    Expression expression{};
+    expression.kind = kind;
+    tree_.expressions.push_back(expression);
+    return static_cast<std::uint32_t>(tree_.expressions.size() - 1);
+  }
+
+  // Alternatives up to the end of a rule or group.
+  Result<std::uint32_t> read_choice(int depth) {
+    if (depth > kMostNested) return error("parentheses are nested too deep");
+    const std::uint32_t choice = add(Expression::Kind::choice);
+    std::uint32_t last = kNone;
+    for (;;) {
+      const Result<std::uint32_t> part = read_sequence(depth);
+      MIXTRAL_RETURN_IF_ERROR(part);
+      link(choice, last, *part);
+      last = *part;
+      // The next alternative may stand on a line of its own.
+      const std::size_t end = at_;
+      skip_space(true);
+      if (peek() != '|') {
+        at_ = end;
+        return choice;
+      }
+      ++at_;
+      skip_space(true);
+    }
+  }
+
+  void link(std::uint32_t whole, std::uint32_t last, std::uint32_t part) {
+    (last == kNone ? tree_.expressions[whole].first : tree_.expressions[last].next) = part;
+  }
+
+  Result<std::uint32_t> read_sequence(int depth) {
+    const std::uint32_t sequence = add(Expression::Kind::sequence);
+    std::uint32_t last = kNone;
+    for (;;) {
+      const char c = peek();
+      const bool begins = c == '"' || c == '[' || c == '(' || c == '.' || is_name(c);
+      if (!begins) {
+        if (c == '<' || c == '!') return error("tokens in grammars are not supported,");
+        return sequence;
+      }
+      Result<std::uint32_t> part = c == '"'   ? read_text()
+                                   : c == '[' ? read_characters()
+                                   : c == '(' ? read_group(depth)
+                                   : c == '.' ? read_any()
+                                              : read_reference();
+      MIXTRAL_RETURN_IF_ERROR(part);
+      skip_space(depth > 0);
+      MIXTRAL_RETURN_IF_ERROR(read_repeats(depth, *part));
+      link(sequence, last, *part);
+      last = *part;
+    }
+  }
+
+  // What follows `part` makes it a repetition, or several, one of the other.
+  Status read_repeats(int depth, std::uint32_t& part) {
+    for (int n = 0;; ++n) {
+      const char c = peek();
+      if (c != '*' && c != '+' && c != '?' && c != '{') return {};
+      if (n == 10) return error("too many repetitions of one another");
+      ++at_;
+      std::uint32_t least = c == '+' ? 1 : 0;
+      std::uint32_t most = c == '?' ? 1 : kNone;
+      if (c == '{') MIXTRAL_RETURN_IF_ERROR(read_bounds(least, most));
+      const std::uint32_t repeat = add(Expression::Kind::repeat);
+      Expression& expression = tree_.expressions[repeat];
+      expression.first = part;
+      expression.n = least;
+      expression.most = most;
+      part = repeat;
+      skip_space(depth > 0);
+    }
+  }
+
+  // After '{': n} or n,} or n,m} or ,m}
+  Status read_bounds(std::uint32_t& least, std::uint32_t& most) {
+    const auto number = [&](std::uint32_t& value) {
+      skip_space(false);
+      bool found = false;
+      for (value = 0; peek() >= '0' && peek() <= '9' && value < 100000; ++at_) {
+        value = value * 10 + static_cast<std::uint32_t>(peek() - '0');
+        found = true;
+      }
+      skip_space(false);
+      return found;
+    };
+    const bool has_least = number(least);
+    if (peek() == ',') {
+      ++at_;
+      if (!number(most)) most = kNone;
+      if (!has_least && most == kNone) return error("expected a number");
+    } else if (has_least) {
+      most = least;
+    } else {
+      return error("expected a number");
+    }
+    if (peek() != '}') return error("expected } after a number below 100000");
+    if (most < least) return error("a repetition at least so often is more than at most so often");
+    ++at_;
+    return {};
+  }
+
+  Result<std::uint32_t> read_group(int depth) {
+    ++at_;
+    skip_space(true);
+    Result<std::uint32_t> choice = read_choice(depth + 1);
+    MIXTRAL_RETURN_IF_ERROR(choice);
+    skip_space(true);
+    if (peek() != ')') return error("expected )");
+    ++at_;
+    return choice;
+  }
+
+  Result<std::uint32_t> read_reference() {
+    const Result<std::uint32_t> id = rule_id(read_name());
+    MIXTRAL_RETURN_IF_ERROR(id);
+    const std::uint32_t reference = add(Expression::Kind::rule);
+    tree_.expressions[reference].first = *id;
+    return reference;
+  }
+
+  Result<std::uint32_t> read_text() {
+    ++at_;
+    const std::uint32_t text = add(Expression::Kind::text);
+    tree_.expressions[text].first = static_cast<std::uint32_t>(tree_.text.size());
+    while (peek() != '"') {
+      const Result<std::uint32_t> c = read_character();
+      MIXTRAL_RETURN_IF_ERROR(c);
+      append_utf8(*c, tree_.text);
+    }
+    ++at_;
+    tree_.expressions[text].n =
+        static_cast<std::uint32_t>(tree_.text.size()) - tree_.expressions[text].first;
+    return text;
+  }
+
+  Result<std::uint32_t> read_any() {
+    ++at_;
+    CodePoints all(resource_);
+    all.push_back({0, kLastCodePoint});
+    return add_characters(all, false);
+  }
+
+  Result<std::uint32_t> read_characters() {
+    ++at_;
+    const bool negated = peek() == '^';
+    if (negated) ++at_;
+    CodePoints set(resource_);
+    while (peek() != ']') {
+      const Result<std::uint32_t> first = read_character();
+      MIXTRAL_RETURN_IF_ERROR(first);
+      std::uint32_t last = *first;
+      if (peek() == '-' && source_.substr(at_ + 1, 1) != "]") {
+        ++at_;
+        const Result<std::uint32_t> end = read_character();
+        MIXTRAL_RETURN_IF_ERROR(end);
+        last = *end;
+        if (last < *first) return error("a range of characters ends before it begins,");
+      }
+      set.push_back({*first, last});
+    }
+    ++at_;
+    return add_characters(set, negated);
+  }
+
+  Result<std::uint32_t> add_characters(CodePoints& set, bool negated) {
+    normalize(set);
+    if (negated) set = complement(set);
+    if (set.empty()) return error("a set of no characters before");
+    const std::uint32_t characters = add(Expression::Kind::characters);
+    tree_.expressions[characters].first = static_cast<std::uint32_t>(tree_.ranges.size());
+    tree_.expressions[characters].n = static_cast<std::uint32_t>(set.size());
+    tree_.ranges.insert(tree_.ranges.end(), set.begin(), set.end());
+    return characters;
+  }
+
+  // One character of a text or set, escapes resolved.
+  Result<std::uint32_t> read_character() {
+    std::uint32_t c = 0;
+    if (peek() == '\n' || !next_code_point(source_, at_, c)) return error("a text has no end");
+    if (c != '\\') return c;
+    const char escape = peek();
+    ++at_;
+    switch (escape) {
+      case 'n': return '\n';
+      case 'r': return '\r';
+      case 't': return '\t';
+      case 'x': return read_hex(2);
+      case 'u': return read_hex(4);
+      case 'U': return read_hex(8);
+      case '\\':
+      case '"':
+      case '[':
+      case ']':
+      case '-':
+      case '^': return static_cast<std::uint32_t>(escape);
+      default: --at_; return error("an unknown escape");
+    }
+  }
+
+  Result<std::uint32_t> read_hex(int n_digits) {
+    std::uint32_t value = 0;
+    for (int i = 0; i < n_digits; ++i, ++at_) {
+      const char c = peek();
+      const int digit = c >= '0' && c <= '9'   ? c - '0'
+                        : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                        : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                               : -1;
+      if (digit < 0) return error("expected a hexadecimal digit");
+      if (value > kLastCodePoint >> 4) return error("a character beyond U+10FFFF");
+      value = value << 4 | static_cast<std::uint32_t>(digit);
+    }
+    if (value > kLastCodePoint || (value >= 0xD800 && value <= 0xDFFF)) {
+      return error("no Unicode character");
+    }
+    return value;
+  }
+
+  std::string_view source_;
+  GrammarTree& tree_;
+  std::pmr::map<std::string_view, std::uint32_t> rule_ids_;
+  std::pmr::memory_resource* resource_;
+  std::size_t at_ = 0;
+};
+
+}  // namespace mixtral::detail
+
+#endif  // MIXTRAL_IMPL_GBNF_HPP_

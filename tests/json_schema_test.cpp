@@ -1,0 +1,386 @@
+// JSON schemas: what is generated parses and is valid; what is not understood is refused by name.
+#include "support.hpp"
+
+#include <mixtral/json_schema.hpp>
+
+#include <regex>
+
+using namespace support;
+using mixtral::ErrorCode;
+using mixtral::Grammar;
+using mixtral::GrammarMatcher;
+using mixtral::Token;
+using Json = nlohmann::ordered_json;
+
+namespace {
+
+// Draws texts with random logits, in which ends of all kinds are likely.
+class Drawer {
+ public:
+  std::string draw(const Grammar& grammar, std::uint32_t seed) {
+    mixtral::SamplingOptions options;
+    options.temperature = 1.0f;
+    options.seed = seed;
+    const mixtral::Tokenizer& tokenizer = model_.tokenizer();
+    const std::size_t n = tokenizer.size();
+    auto sampler = value(mixtral::Sampler::create(options, n, std::pmr::get_default_resource()));
+    GrammarMatcher matcher = value(GrammarMatcher::create(grammar, model_, true));
+    std::mt19937 random(seed);
+    std::vector<float> logits(n);
+    std::vector<Token> tokens;
+    while (!matcher.must_end()) {
+      for (float& logit : logits) logit = static_cast<float>(random() % 1000) * 0.007f;
+      for (const char* piece : {"\"", "}", "]", ".", "e", "1", "\\", "u", "<0x22>", "<0x7D>"}) {
+        const Token token = tokenizer.find(piece);
+        if (token != mixtral::kNoToken && random() % 2 == 0) {
+          logits[static_cast<std::size_t>(token)] = 13.0f;
+        }
+      }
+      logits[static_cast<std::size_t>(tokenizer.eos())] = 30.0f;
+      const Token token =
+          sampler.sample({logits.data(), n}, span(tokens), value(matcher.allowed()));
+      REQUIRE(matcher.accept(token));
+      if (token == tokenizer.eos()) break;
+      tokens.push_back(token);
+      REQUIRE(tokens.size() < 5000);
+    }
+    return std::string(value(tokenizer.decode(span(tokens))));
+  }
+
+  // Is this text one of the grammar's?
+  bool takes(const Grammar& grammar, const std::string& text) {
+    GrammarMatcher matcher = value(GrammarMatcher::create(grammar, model_));
+    for (const char c : text) {
+      char piece[8];
+      std::snprintf(piece, sizeof piece, "<0x%02X>",
+                    static_cast<unsigned>(static_cast<unsigned char>(c)));
+      if (!matcher.accept(model_.tokenizer().find(piece))) return false;
+    }
+    return matcher.can_end();
+  }
+
+ private:
+  mixtral::Model model_ = open(bundled_model());
+};
+
+std::size_t length(const std::string& utf8) {
+  std::size_t n = 0;
+  for (const char c : utf8) n += (static_cast<unsigned char>(c) & 0xC0) != 0x80 ? 1 : 0;
+  return n;
+}
+
+}  // namespace
+
+TEST_CASE("json_schema: all that is drawn parses and is valid") {
+  struct Case {
+    const char* schema;
+    std::function<bool(const Json&)> valid;
+    std::vector<const char*> takes, refuses;
+  };
+  const auto keys_in = [](const Json& json, const std::string& all) {
+    for (const auto& member : json.items()) {
+      if (all.find("," + member.key() + ",") == std::string::npos) return false;
+    }
+    return true;
+  };
+  const std::vector<Case> cases = {
+      {"{}",
+       [](const Json&) { return true; },
+       {"1", "{\"a\": [1, {}]}", "[]", "\"\\u00e9\\ud83d\\ude00\"", "-0.5e+3", "null"},
+       {"", "{", "01", "\"\\ud83d\"", "\"\\ude00\"", "'a'", "1.", "[1,]", "\"\n\"", "nul"}},
+      {"true", [](const Json&) { return true; }, {"[]"}, {}},
+      {R"({"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"},
+          "tall": {"type": "boolean"}}, "required": ["name"]})",
+       [&](const Json& j) {
+         return j.is_object() && j.contains("name") && j["name"].is_string() &&
+                keys_in(j, ",name,age,tall,") &&
+                (!j.contains("age") || j["age"].is_number_integer()) &&
+                (!j.contains("tall") || j["tall"].is_boolean());
+       },
+       {R"({"name":"x"})", R"({ "name" : "" , "tall":false })",
+        R"({"name":"","age":-3,"tall":true})"},
+       {R"({})", R"({"age":1})", R"({"name":1})", R"({"name":"x",})", R"({"name":"x","b":1})",
+        R"({"age":1,"name":"x"})"}},
+      {R"({"properties": {"a": {"type": "null"}, "b": {"const": 2}, "c": {}}, "required": ["b", "d"],
+          "additionalProperties": {"type": "integer"}})",
+       [](const Json& j) {
+         for (const auto& m : j.items()) {
+           if (m.key() == "a" && !m.value().is_null()) return false;
+           if (m.key() != "a" && m.key() != "b" && m.key() != "c" && !m.value().is_number_integer())
+             return false;
+         }
+         return j["b"] == 2 && j["d"].is_number_integer();
+       },
+       {R"({"b":2,"d":5})", R"({"a":null,"b":2,"d":5,"e":1,"aa":2,"":3})"},
+       {R"({"b":2})", R"({"b":2,"d":5,"a":1})", R"({"b":2,"d":5,"e":"x"})", R"({"b":3,"d":5})",
+        R"({"b":2,"d":5,"b":1})"}},
+      {R"({"additionalProperties": {"enum": ["x", 1, null, {"k": [1.5]}]}})",
+       [](const Json& j) {
+         for (const auto& m : j.items()) {
+           const Json& v = m.value();
+           if (v != "x" && v != 1 && !v.is_null() && v != Json{{"k", {1.5}}}) return false;
+         }
+         return j.is_object();
+       },
+       {"{}", R"({"a":"x","b":{"k":[1.5]}})"},
+       {R"({"a":2})", "[]"}},
+      {R"({"properties": {"ab": {}, "a": {}, "\u00e9": {}}, "additionalProperties": true})",
+       [](const Json& j) { return j.is_object(); },
+       {R"({"b":1})", R"({"abc":1,"ac":2,"":3})"},
+       {R"({"x":1,"ab":1})", R"({"x":1,"a":1})", "{\"x\":1,\"\xC3\xA9\":2}"}},
+      {R"({"type": "array", "items": {"type": ["integer", "null"]}, "minItems": 2, "maxItems": 4})",
+       [](const Json& j) {
+         for (const Json& v : j) {
+           if (!v.is_number_integer() && !v.is_null()) return false;
+         }
+         return j.is_array() && j.size() >= 2 && j.size() <= 4;
+       },
+       {"[1,null]", "[ 1 , 2, 3,4]"},
+       {"[]", "[1]", "[1,2,3,4,5]", "[1,\"a\"]"}},
+      {R"({"prefixItems": [{"type": "string"}, {"type": "number"}], "items": {"type": "boolean"},
+          "minItems": 1, "maxItems": 3})",
+       [](const Json& j) {
+         return j.is_array() && !j.empty() && j.size() <= 3 && j[0].is_string() &&
+                (j.size() < 2 || j[1].is_number()) && (j.size() < 3 || j[2].is_boolean());
+       },
+       {"[\"a\"]", "[\"a\",1.5,true]"},
+       {"[]", "[1]", "[\"a\",true]", "[\"a\",1,true,true]"}},
+      {R"({"items": [{"const": "a"}, {"const": "b"}]})",
+       [](const Json& j) { return j.size() <= 2; },
+       {"[]", "[\"a\"]", "[\"a\",\"b\"]"},
+       {"[\"b\"]", "[\"a\",\"b\",1]"}},
+      {R"({"type": "array", "maxItems": 0})",
+       [](const Json& j) { return j.empty(); },
+       {"[ ]"},
+       {"[1]"}},
+      {R"({"type": "string", "minLength": 2, "maxLength": 5})",
+       [](const Json& j) {
+         const auto n = length(j.get<std::string>());
+         return n >= 2 && n <= 5;
+       },
+       {"\"ab\"", "\"\\n\\u0041\"", "\"\xC3\xA9\\ud83d\\ude00\""},
+       {"\"a\"", "\"abcdef\""}},
+      {R"({"pattern": "^[a-z\"\\\\]{2,4}$"})",
+       [](const Json& j) {
+         return std::regex_match(j.get<std::string>(), std::regex("[a-z\"\\\\]{2,4}"));
+       },
+       {R"("ab")", R"("\"\\")"},
+       {R"("a")", R"("AB")", R"(""")"}},
+      {R"({"type": "string", "pattern": "b+|^x"})",
+       [](const Json& j) { return std::regex_search(j.get<std::string>(), std::regex("b+|^x")); },
+       {R"("abc")", R"("x\n")", R"("b")"},
+       {R"("ax")", R"("")"}},
+      {R"({"format": "date-time"})",
+       [](const Json& j) {
+         return std::regex_match(
+             j.get<std::string>(),
+             std::regex("\\d{4}-[01]\\d-[0-3]\\dT[0-2]\\d:[0-5]\\d:[0-5]\\d.*"));
+       },
+       {R"("2026-11-25T21:00:00Z")", R"("2026-02-28T00:00:00.5+01:00")"},
+       {R"("2026-13-25T21:00:00Z")", R"("2026-02-30T21:00:00Z")", R"("2026-11-25T24:00:00Z")"}},
+      {R"({"type": "string", "format": "uuid"})",
+       [](const Json& j) { return j.get<std::string>().size() == 36; },
+       {R"("123e4567-e89b-12d3-a456-426614174000")"},
+       {R"("123e4567e89b-12d3-a456-426614174000")"}},
+      {R"({"format": "ipv4"})",
+       [](const Json& j) { return j.is_string(); },
+       {R"("192.168.0.255")"},
+       {R"("256.1.1.1")", R"("1.1.1")"}},
+      {R"({"format": "email"})",
+       [](const Json& j) { return j.is_string(); },
+       {R"("a.b@example.org")"},
+       {R"("a@b")", R"("a b@c.d")"}},
+      {R"({"format": "hostname"})",
+       [](const Json& j) { return j.is_string(); },
+       {R"("example.org")", R"("x")"},
+       {R"("-a")", R"("a..b")"}},
+      {R"({"format": "date"})",
+       [](const Json& j) { return j.is_string(); },
+       {R"("2024-02-28")"},
+       {R"("2024-00-28")", R"("2024-04-31")"}},
+      {R"({"format": "time"})",
+       [](const Json& j) { return j.is_string(); },
+       {R"("09:05:59Z")"},
+       {R"("9:05:59Z")", R"("09:05:59")"}},
+      {R"({"type": "integer", "minimum": -17, "exclusiveMaximum": 1234})",
+       [](const Json& j) { return j.is_number_integer() && j >= -17 && j < 1234; },
+       {"-17", "-1", "0", "9", "999", "1233"},
+       {"-18", "-20", "1234", "2000", "-0", "1.0", "00"}},
+      {R"({"type": "integer", "minimum": 1})",
+       [](const Json& j) { return j.is_number_integer() && j >= 1; },
+       {"1", "10", "123456"},
+       {"0", "-1"}},
+      {R"({"maximum": 1.124})", [](const Json& j) { return j <= 1.124; }, {"1.124", "-5"}, {"1.2"}},
+      {R"({"minimum": -0.123456})",
+       [](const Json& j) { return j >= -0.123456; },
+       {"-0.123456", "1000000000000.000000", "999999999999.999999"},
+       {"-0.123457", "-1", "1000000000000.000001"}},
+      {R"({"minimum": -99999999999.5})",
+       [](const Json& j) { return j >= -99999999999.5; },
+       {"-99999999999.5", "-99999999999"},
+       {"-99999999999.6"}},
+      {R"({"type": "integer", "maximum": -5.5})",
+       [](const Json& j) { return j.is_number_integer() && j <= -6; },
+       {"-6", "-100"},
+       {"-5", "5"}},
+      {R"({"minimum": 0, "maximum": 1})",
+       [](const Json& j) { return j.is_number() && j >= 0.0 && j <= 1.0; },
+       {"0", "1", "0.5", "1.000", "0.125"},
+       {"1.001", "-0.1", "2", "1.1"}},
+      {R"({"type": "number", "exclusiveMinimum": 0, "maximum": 99.5})",
+       [](const Json& j) { return j.is_number() && j > 0.0 && j <= 99.5; },
+       {"0.001", "99.5", "1", "99", "42.25"},
+       {"0", "0.000", "99.51", "100", "-1"}},
+      {R"({"type": "number", "minimum": -0.25, "exclusiveMaximum": 0.5})",
+       [](const Json& j) { return j.is_number() && j >= -0.25 && j < 0.5; },
+       {"-0.25", "-0.1", "0", "0.49", "0.49999"},
+       {"0.5", "-0.26", "-1", "1"}},
+      {R"({"enum": ["red", "green", 3, null, true, [1, 2], {"a": "b\"c"}]})",
+       [](const Json& j) {
+         return j == "red" || j == "green" || j == 3 || j.is_null() || j == true ||
+                j == Json{1, 2} || j == Json{{"a", "b\"c"}};
+       },
+       {"\"red\"", "3", "[1,2]", R"({"a":"b\"c"})"},
+       {"\"blue\"", "red"}},
+      {R"({"type": "string", "enum": ["a", 1, "b"]})",
+       [](const Json& j) { return j == "a" || j == "b"; },
+       {"\"a\""},
+       {"1"}},
+      {R"({"anyOf": [{"type": "string", "maxLength": 3}, {"type": "array", "items": {"const": 0}}]})",
+       [](const Json& j) { return j.is_array() || length(j.get<std::string>()) <= 3; },
+       {"\"abc\"", "[0,0]"},
+       {"1", "\"abcd\""}},
+      {R"({"oneOf": [{"type": "object", "properties": {"k": {"const": "a"}, "x": {"type": "integer"}},
+          "required": ["k", "x"]}, {"type": "object", "properties": {"k": {"const": "b"},
+          "y": {"type": "string"}}, "required": ["k", "y"]}]})",
+       [](const Json& j) { return j["k"] == "a" ? j["x"].is_number() : j["y"].is_string(); },
+       {R"({"k":"a","x":1})", R"({"k":"b","y":""})"},
+       {R"({"k":"a","y":""})"}},
+      {R"({"oneOf": [{"type": "integer"}, {"enum": ["none"]}, {"type": "null"}]})",
+       [](const Json& j) { return j.is_number_integer() || j == "none" || j.is_null(); },
+       {"1", "\"none\""},
+       {"\"some\""}},
+      {R"({"allOf": [{"$ref": "#/$defs/a~1b"}], "$defs": {"a/b": {"type": "boolean"}}})",
+       [](const Json& j) { return j.is_boolean(); },
+       {"true"},
+       {"1"}},
+      {R"({"$ref": "#/definitions/tree", "definitions": {"tree": {"type": "object", "properties": {
+          "v": {"type": "integer", "minimum": 0, "maximum": 9}, "kids": {"type": "array",
+          "items": {"$ref": "#/definitions/tree"}, "maxItems": 2}}, "required": ["v"]}}})",
+       [](const Json& j) {
+         const std::function<bool(const Json&)> tree = [&](const Json& t) {
+           if (!t.is_object() || !t["v"].is_number_integer() || t["v"] > 9) return false;
+           if (!t.contains("kids")) return true;
+           for (const Json& kid : t["kids"]) {
+             if (!tree(kid)) return false;
+           }
+           return t["kids"].size() <= 2;
+         };
+         return tree(j);
+       },
+       {R"({"v":1,"kids":[{"v":2},{"v":3,"kids":[]}]})"},
+       {R"({"v":1,"kids":[{}]})"}},
+      {R"({"type": "array", "items": {"$ref": "#"}})",
+       [](const Json& j) { return j.is_array(); },
+       {"[[],[[]]]"},
+       {"[1]"}},
+      {R"({"title": "t", "description": "d", "default": 1, "examples": [], "$schema": "s",
+          "type": "object", "properties": {}, "additionalProperties": false})",
+       [](const Json& j) { return j.is_object() && j.empty(); },
+       {"{}", "{ }"},
+       {"{\"a\":1}"}},
+  };
+  Drawer drawer;
+  for (const Case& one : cases) {
+    CAPTURE(one.schema);
+    const Grammar grammar = value(mixtral::json_schema_grammar(one.schema));
+    for (const char* text : one.takes) {
+      CAPTURE(text);
+      CHECK(drawer.takes(grammar, text));
+      const Json json = Json::parse(text, nullptr, false);
+      REQUIRE(!json.is_discarded());
+      CHECK(one.valid(json));
+    }
+    for (const char* text : one.refuses) {
+      CAPTURE(text);
+      CHECK(!drawer.takes(grammar, text));
+    }
+    for (std::uint32_t seed = 0; seed < 60; ++seed) {
+      const std::string text = drawer.draw(grammar, seed);
+      CAPTURE(text);
+      const Json json = Json::parse(text, nullptr, false);
+      REQUIRE(!json.is_discarded());
+      CHECK(one.valid(json));
+    }
+  }
+}
+
+TEST_CASE("json_schema: what is not understood is refused by name") {
+  const auto refused = [](const std::string& schema, const char* part,
+                          ErrorCode code = ErrorCode::unsupported) {
+    CAPTURE(schema);
+    const auto grammar = mixtral::json_schema_grammar(schema);
+    REQUIRE(!grammar);
+    CAPTURE(grammar.error().message());
+    CHECK(grammar.error().code() == code);
+    CHECK(std::string(grammar.error().message()).find(part) != std::string::npos);
+  };
+  refused(R"({"type": "integer", "multipleOf": 3})", "multipleOf");
+  refused(R"({"not": {}})", "not");
+  refused(R"({"if": {}, "then": {}})", "if");
+  refused(R"({"type": "object", "patternProperties": {}})", "patternProperties");
+  refused(R"({"type": "object", "propertyNames": {}})", "propertyNames");
+  refused(R"({"type": "object", "maxProperties": 3})", "maxProperties");
+  refused(R"({"type": "object", "minProperties": 3})", "minProperties");
+  refused(R"({"type": "object", "dependentRequired": {}})", "dependentRequired");
+  refused(R"({"type": "array", "uniqueItems": true})", "uniqueItems");
+  refused(R"({"type": "array", "contains": {}})", "contains");
+  refused(R"({"properties": {"a": {"nonsense": 1}}})", "nonsense");
+  refused(R"({"format": "iri"})", "iri");
+  refused(R"({"format": "date", "pattern": "a"})", "pattern");
+  refused(R"({"pattern": "a", "maxLength": 3})", "length");
+  refused(R"_({"pattern": "a(?=b)"})_", "lookaround");
+  refused(R"_({"pattern": "("})_", "no end", ErrorCode::bad_format);
+  refused(R"({"oneOf": [{"type": "integer"}, {"type": "number"}]})", "oneOf");
+  refused(R"({"oneOf": [{"enum": [1, 2]}, {"const": 2}]})", "oneOf");
+  refused(R"({"allOf": [{}, {}]})", "allOf");
+  refused(R"({"anyOf": [{}], "type": "object"})", "\"type\"");
+  refused(R"({"$ref": "http://example.org/x"})", "http://example.org/x");
+  refused(R"({"$ref": "#/$defs/x", "minimum": 1})", "minimum");
+  refused(R"({"enum": [1], "minimum": 1})", "minimum");
+  refused(R"({"minimum": 1e15})", "minimum");
+  refused(R"({"minimum": 1e-9})", "minimum");
+  refused(R"({"maximum": 0.12345678})", "maximum");
+  refused(R"({"maxLength": 100000000})", "maxLength");
+
+  refused("", "no JSON", ErrorCode::bad_format);
+  refused("{", "no JSON", ErrorCode::bad_format);
+  refused("\"a\"", "object", ErrorCode::bad_format);
+  refused("false", "false", ErrorCode::bad_format);
+  refused(R"({"type": "strange"})", "strange", ErrorCode::bad_format);
+  refused(R"({"type": 5})", "type", ErrorCode::bad_format);
+  refused(R"({"type": []})", "type", ErrorCode::bad_format);
+  refused(R"({"$ref": "#/$defs/x"})", "nowhere", ErrorCode::bad_format);
+  refused(R"({"$ref": 1})", "$ref", ErrorCode::bad_format);
+  refused(R"({"$ref": "#"})", "never comes", ErrorCode::bad_format);
+  refused(R"({"properties": {"a": {"$ref": "#"}}, "required": ["a"]})", "never comes to an end",
+          ErrorCode::bad_format);
+  refused(R"({"enum": []})", "enum", ErrorCode::bad_format);
+  refused(R"({"enum": 1})", "enum", ErrorCode::bad_format);
+  refused(R"({"type": "null", "const": 1})", "const", ErrorCode::bad_format);
+  refused(R"({"minLength": 3, "maxLength": 2})", "minLength", ErrorCode::bad_format);
+  refused(R"({"minLength": -1})", "minLength", ErrorCode::bad_format);
+  refused(R"({"minItems": 2, "prefixItems": [{}]})", "minItems", ErrorCode::bad_format);
+  refused(R"({"minimum": 3, "maximum": 2})", "between", ErrorCode::bad_format);
+  refused(R"({"minimum": "x"})", "minimum", ErrorCode::bad_format);
+  refused(R"({"required": ["a"], "additionalProperties": false})", "not allowed",
+          ErrorCode::bad_format);
+  refused(R"({"required": [1]})", "required", ErrorCode::bad_format);
+  refused(R"({"properties": []})", "properties", ErrorCode::bad_format);
+  refused(R"({"anyOf": []})", "anyOf", ErrorCode::bad_format);
+  refused(R"({"pattern": 1})", "pattern", ErrorCode::bad_format);
+  refused(std::string(100000, '['), "deep");
+  std::string deep = "true";
+  for (int i = 0; i < 99; ++i) deep = R"({"items":)" + deep + "}";
+  CHECK(mixtral::json_schema_grammar(deep));
+}
