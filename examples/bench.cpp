@@ -1,5 +1,6 @@
 // How fast a model runs on this machine, and how near to what the machine can do.
 #include <algorithm>
+#include <chrono>
 #include <optional>
 #include <random>
 
@@ -64,6 +65,8 @@ Work work_of(const mixtral::Checkpoint& checkpoint) {
 
 struct Plan {
   std::uint32_t prompt = 512, generate = 32, depth = 0, repeat = 5;
+  double slice_ms = 0.0;
+  std::uint32_t sessions = 1;
 };
 
 class Runner {
@@ -72,18 +75,36 @@ class Runner {
 
   // Seconds for n tokens, all at once or one after the other.
   double run(std::uint32_t n, bool at_once, mixtral::Observer* observer = nullptr) {
-    std::uniform_int_distribution<Token> any(
-        3, static_cast<Token>(session_.model().config().vocab_size) - 1);
-    std::vector<Token> tokens(n);
-    for (Token& token : tokens) token = any(random_);
-    const program::Stopwatch time;
-    for (std::size_t i = 0; i < n;) {
-      const std::size_t count = at_once ? n : 1;
-      program::check(session_.append(mixtral::Span<const Token>(tokens.data() + i, count)));
-      program::check(session_.evaluate(observer));
-      i += count;
+    return timed(n, at_once, [&] { program::check(session_.evaluate(observer)); });
+  }
+
+  // The same in slices of time; those that each took are added to `slices`.
+  double run_in_slices(std::uint32_t n, bool at_once, std::vector<double>& slices) {
+    const std::chrono::nanoseconds budget(std::llround(plan_.slice_ms * 1e6));
+    return timed(n, at_once, [&] {
+      for (auto progress = mixtral::Progress::working; progress == mixtral::Progress::working;) {
+        const program::Stopwatch time;
+        progress = program::value(session_.advance(budget));
+        slices.push_back(time.seconds());
+      }
+    });
+  }
+
+  // Tokens a second of several sessions that decode n tokens each, together.
+  double run_together(std::uint32_t n) {
+    std::vector<mixtral::Session> forks;
+    std::vector<mixtral::Session*> sessions = {&session_};
+    forks.reserve(plan_.sessions);
+    while (sessions.size() < plan_.sessions) {
+      forks.push_back(program::value(session_.fork()));
+      sessions.push_back(&forks.back());
     }
-    return time.seconds();
+    const program::Stopwatch time;
+    for (std::uint32_t i = 0; i < n; ++i) {
+      for (mixtral::Session* session : sessions) program::check(session->append(any_token()));
+      program::check(mixtral::Session::evaluate_all({sessions.data(), sessions.size()}));
+    }
+    return n * plan_.sessions / time.seconds();
   }
 
   // To where the next measurement begins: an empty session, or one that is at its depth and stays.
@@ -93,15 +114,52 @@ class Runner {
   }
 
  private:
+  Token any_token() {
+    std::uniform_int_distribution<Token> any(
+        3, static_cast<Token>(session_.model().config().vocab_size) - 1);
+    return any(random_);
+  }
+
+  template <class Evaluate>
+  double timed(std::uint32_t n, bool at_once, Evaluate evaluate) {
+    std::vector<Token> tokens(n);
+    for (Token& token : tokens) token = any_token();
+    const program::Stopwatch time;
+    for (std::size_t i = 0; i < n;) {
+      const std::size_t count = at_once ? n : 1;
+      program::check(session_.append(mixtral::Span<const Token>(tokens.data() + i, count)));
+      evaluate();
+      i += count;
+    }
+    return time.seconds();
+  }
+
   mixtral::Session& session_;
   const Plan& plan_;
   std::mt19937 random_{1};
 };
 
-json summary(std::vector<double> rates) {
-  std::sort(rates.begin(), rates.end());
-  const double median = (rates[(rates.size() - 1) / 2] + rates[rates.size() / 2]) / 2.0;
-  return {{"tokens_per_second", median}, {"least", rates.front()}, {"most", rates.back()}};
+// How well slices of time were kept to, and what they cost.
+json slice_summary(std::vector<double> slices, double budget, json ratios) {
+  std::sort(slices.begin(), slices.end());
+  const auto late = std::upper_bound(slices.begin(), slices.end(), budget * 1.25);
+  const double n = static_cast<double>(slices.size());
+  return {{"budget_seconds", budget},
+          {"slices", slices.size()},
+          {"within_125_percent", static_cast<double>(late - slices.begin()) / n},
+          {"p99_seconds", slices[static_cast<std::size_t>(0.99 * (n - 1.0))]},
+          {"longest_seconds", slices.back()},
+          {"speed_of_unsliced", std::move(ratios)}};
+}
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return (values[(values.size() - 1) / 2] + values[values.size() / 2]) / 2.0;
+}
+
+json summary(const std::vector<double>& rates) {
+  const auto [least, most] = std::minmax_element(rates.begin(), rates.end());
+  return {{"tokens_per_second", median(rates)}, {"least", *least}, {"most", *most}};
 }
 
 void write(const mixtral::Checkpoint& checkpoint, const mixtral::Quantization& type,
@@ -139,6 +197,25 @@ void print(const json& report) {
     for (const auto& item : figures["profile"].items()) {
       std::printf("          %5.1f %%  %s\n", number(item.value()) * 100.0, item.key().c_str());
     }
+  }
+  if (report.contains("slices")) {
+    const json& slices = report["slices"];
+    std::printf(
+        "slices    %zu of %.2f ms: %.2f %% within 1.25 of that, 99 %% within %.2f ms, the "
+        "longest %.2f ms",
+        slices["slices"].get<std::size_t>(), number(slices["budget_seconds"]) * 1e3,
+        number(slices["within_125_percent"]) * 100.0, number(slices["p99_seconds"]) * 1e3,
+        number(slices["longest_seconds"]) * 1e3);
+    for (const auto& item : slices["speed_of_unsliced"].items()) {
+      std::printf("; %s at %.1f %% of its speed", item.key().c_str(), number(item.value()) * 100.0);
+    }
+    std::printf("\n");
+  }
+  if (report.contains("sessions")) {
+    const json& sessions = report["sessions"];
+    std::printf("together  %u sessions: %.2f tokens/s (%.2f to %.2f), %.2f times one\n",
+                sessions["sessions"].get<unsigned>(), number(sessions["tokens_per_second"]),
+                number(sessions["least"]), number(sessions["most"]), number(sessions["ratio"]));
   }
 }
 
@@ -182,6 +259,10 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
   program::add_kv_format(app, kv_format);
+  app.add_option("--slice-ms", plan.slice_ms, "Also run in slices of so many milliseconds")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--sessions", plan.sessions, "Also decode with so many sessions together")
+      ->check(CLI::Range(2, 4096));
   app.add_flag("--profile", profile, "Tell the share of each part, in a run of its own");
   app.add_flag("--json", as_json, "Print one JSON object");
 
@@ -207,7 +288,12 @@ int main(int argc, char** argv) {
     options.executor = pool;
     options.kv_format = kv_format;
     const std::uint32_t runs = plan.depth == 0 ? 1 : plan.repeat + (profile ? 1 : 0);
-    options.context = plan.depth + runs * (plan.prompt + plan.generate) + 1;
+    const std::uint32_t each = (plan.slice_ms > 0.0 ? 2 : 1) * (plan.prompt + plan.generate) +
+                               (plan.sessions > 1 ? plan.generate : 0);
+    options.context = plan.depth + runs * each + 1;
+    options.branches = plan.sessions;
+    // The forks' own tokens, and the beginning that they share.
+    options.kv_tokens = options.context + plan.sessions * (plan.generate + 64);
     auto session = program::value(mixtral::Session::open(model, options));
     const double load_seconds = load.seconds();
 
@@ -216,6 +302,7 @@ int main(int argc, char** argv) {
     session.clear();
     if (plan.depth != 0) runner.run(plan.depth, true);
     std::vector<double> prompts, decodes;
+    std::vector<double> slices, prompt_ratios, decode_ratios, together, together_ratios;
     Profile of_prompt, of_decode;
     for (std::uint32_t i = 0; i < plan.repeat + (profile ? 1 : 0); ++i) {
       const bool profiled = i == plan.repeat;
@@ -223,11 +310,24 @@ int main(int argc, char** argv) {
       if (plan.prompt != 0) {
         const double seconds = runner.run(plan.prompt, true, profiled ? &of_prompt : nullptr);
         if (!profiled) prompts.push_back(plan.prompt / seconds);
+        if (!profiled && plan.slice_ms > 0.0) {
+          runner.prepare();
+          prompt_ratios.push_back(seconds / runner.run_in_slices(plan.prompt, true, slices));
+        }
       }
       runner.prepare();
       if (plan.generate != 0) {
         const double seconds = runner.run(plan.generate, false, profiled ? &of_decode : nullptr);
         if (!profiled) decodes.push_back(plan.generate / seconds);
+        if (!profiled && plan.slice_ms > 0.0) {
+          runner.prepare();
+          decode_ratios.push_back(seconds / runner.run_in_slices(plan.generate, false, slices));
+        }
+        if (!profiled && plan.sessions > 1) {
+          runner.prepare();
+          together.push_back(runner.run_together(plan.generate));
+          together_ratios.push_back(together.back() / decodes.back());
+        }
       }
     }
     const std::uint64_t memory = program::peak_memory();
@@ -265,6 +365,18 @@ int main(int argc, char** argv) {
                                      figures["tokens_per_second"].get<double>() / limits.read_bytes;
       if (profile) figures["profile"] = of_decode.shares();
       report["decode"] = figures;
+    }
+    if (!slices.empty()) {
+      json ratios = json::object();
+      if (!prompt_ratios.empty()) ratios["prompt"] = median(prompt_ratios);
+      if (!decode_ratios.empty()) ratios["decode"] = median(decode_ratios);
+      report["slices"] = slice_summary(slices, plan.slice_ms * 1e-3, ratios);
+    }
+    if (!together.empty()) {
+      json figures = summary(together);
+      figures["sessions"] = plan.sessions;
+      figures["ratio"] = median(together_ratios);
+      report["sessions"] = figures;
     }
     if (as_json) {
       std::cout << program::dump(report, 2) << '\n';
