@@ -29,7 +29,7 @@
 
 // Optional: JSON schemas as grammars, so that what a model generates is JSON that they allow.
 //
-// Needs nlohmann-json where it is included.
+// Needs nlohmann-json in the file that defines MIXTRAL_IMPLEMENTATION, where it has to be included, too.
 //
 //   auto grammar = mixtral::json_schema_grammar(R"({"type": "object", "properties": {
 //       "mood": {"enum": ["calm", "angry"]}, "says": {"type": "string", "maxLength": 80}},
@@ -53,6 +53,24 @@
 // additionalProperties says so, after the others; keys of those have no escapes; members and elements
 // are separated by at most one space, or a new line and spaces.
 
+#include <memory_resource>
+#include <string>
+#include <string_view>
+
+namespace mixtral {
+
+// The grammar, in GBNF, of JSON texts that are valid under a schema.
+// Errors: bad_format, unsupported, naming what.
+Result<std::string> json_schema_to_gbnf(std::string_view schema);
+
+// The same as a Grammar. Errors: also those of Grammar::from_gbnf.
+Result<Grammar> json_schema_grammar(std::string_view schema, std::pmr::memory_resource* resource =
+                                                                 std::pmr::get_default_resource());
+
+}  // namespace mixtral
+
+#ifdef MIXTRAL_IMPLEMENTATION
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -60,8 +78,6 @@
 #include <initializer_list>
 #include <map>
 #include <nlohmann/json.hpp>
-#include <string>
-#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -779,21 +795,18 @@ ws ::= (" " | "\n" " "{0,20})?
 
 }  // namespace detail
 
-// The grammar, in GBNF, of JSON texts that are valid under a schema.
-// Errors: bad_format, unsupported, naming what.
-inline Result<std::string> json_schema_to_gbnf(std::string_view schema) {
-  return detail::JsonSchemaCompiler().compile(schema);
+Result<std::string> json_schema_to_gbnf(std::string_view schema) {
+  return detail::guard_memory("translating a JSON schema",
+                              [&] { return detail::JsonSchemaCompiler().compile(schema); });
 }
 
-// The same as a Grammar. Errors: also those of Grammar::from_gbnf.
-inline Result<Grammar> json_schema_grammar(
-    std::string_view schema,
-    std::pmr::memory_resource* resource = std::pmr::get_default_resource()) {
+Result<Grammar> json_schema_grammar(std::string_view schema, std::pmr::memory_resource* resource) {
   const Result<std::string> gbnf = json_schema_to_gbnf(schema);
   MIXTRAL_RETURN_IF_ERROR(gbnf);
   return Grammar::from_gbnf(*gbnf, resource);
 }
 
 }  // namespace mixtral
+#endif
 
 #endif  // MIXTRAL_SINGLE_INCLUDE_JSON_SCHEMA_HPP_

@@ -3,6 +3,7 @@
 #include "written_files.hpp"
 
 #include <regex>
+#include <thread>
 
 using namespace support;
 using mixtral::ErrorCode;
@@ -486,6 +487,30 @@ TEST_CASE("grammar: generation gives what the grammar takes, whole or in slices"
   for (const std::string_view piece : generation) text += piece;
   CHECK(text == " dog");
   CHECK(generation.stop_reason() == mixtral::StopReason::stop_token);
+}
+
+TEST_CASE("grammar: many threads share one") {
+  const mixtral::Model model = tiny();
+  const Grammar grammar = value(Grammar::from_regex(" [a-z]{2,9}( [a-z]{2,9}){3}\\."));
+  std::vector<std::string> texts(6);
+  std::vector<std::thread> threads;
+  for (std::size_t i = 0; i < texts.size(); ++i) {
+    threads.emplace_back([&, i] {
+      mixtral::Session s = *mixtral::Session::open(model);
+      mixtral::GenerateOptions options;
+      options.grammar = grammar;
+      options.sampling.temperature = 1.0f;
+      options.sampling.seed = i / 2;
+      if (!s.append("Once")) return;
+      auto generation = s.generate(options);
+      for (const std::string_view piece : generation) texts[i] += piece;
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (std::size_t i = 0; i < texts.size(); ++i) {
+    CHECK(std::regex_match(texts[i], std::regex(" [a-z]{2,9}( [a-z]{2,9}){3}\\.")));
+    CHECK(texts[i] == texts[i / 2 * 2]);
+  }
 }
 
 TEST_CASE("grammar: what cannot go on is told, not made up") {

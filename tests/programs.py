@@ -20,7 +20,8 @@ MODEL = ROOT / "examples" / "models" / "tiny-mixtral-Q8_0.gguf"
 SHARED = ROOT.parent / "shared"
 GOLDEN = {entry["name"]: entry
           for entry in json.loads((ROOT / "tests" / "data" / "golden.json").read_text())}
-PROGRAMS = ["complete", "chat", "tokenize", "inspect", "score", "quantize", "bench"]
+PROGRAMS = ["complete", "chat", "tokenize", "inspect", "score", "quantize", "bench", "batch_serve",
+            "editor_complete", "npc", "job_system"]
 
 
 class Case(unittest.TestCase):
@@ -68,7 +69,8 @@ class EveryProgram(Case):
         needed = {"complete": ["--prompt", "a"], "chat": [], "tokenize": ["--model", MODEL],
                   "inspect": ["--model", MODEL], "score": ["--model", MODEL, "--file", MODEL],
                   "quantize": ["--input", MODEL, "--output", "x", "--type", "Q4_0"],
-                  "bench": ["--model", MODEL]}
+                  "bench": ["--model", MODEL], "batch_serve": [], "editor_complete": [], "npc": [],
+                  "job_system": []}
         for name in PROGRAMS:
             with self.subTest(name):
                 result = self.run_program(name, *needed[name], "--no-such-option", code=2)
@@ -92,7 +94,10 @@ class EveryProgram(Case):
                            "--expert-type", "Q4_K_M"],
                           ["bench"], ["bench", "--model", MODEL, "--synthetic", "8x7b"],
                           ["bench", "--synthetic", "9x9b"], ["bench", "--model", MODEL, "--type", "Q2_K"],
-                          ["bench", "--synthetic", "8x7b", "--type", "Q9"]):
+                          ["bench", "--synthetic", "8x7b", "--type", "Q9"],
+                          ["bench", "--model", MODEL, "--slice-ms", "0"],
+                          ["batch_serve", "--parallel", "0"], ["npc", "--think-ms", "17"],
+                          ["npc", "--seconds", "-1"], ["editor_complete", "--context", "0"]):
             with self.subTest(arguments):
                 result = self.run_program(*arguments, code=2)
                 self.assertNotEqual(result.stderr, b"")
@@ -625,6 +630,22 @@ class Bench(Case):
         self.assertNotIn("decode", text)
         self.assertIn("context", self.error_of("bench", "--model", MODEL, "--depth", 40000))
 
+    def test_slices_and_sessions(self):
+        fixed = ["bench", "--model", MODEL, "--prompt", 30, "--generate", 8, "--repeat", 2,
+                 "--slice-ms", 0.5, "--sessions", 5]
+        report = self.json_of(*fixed)
+        slices = report["slices"]
+        self.assertEqual(slices["budget_seconds"], 0.0005)
+        self.assertGreater(slices["slices"], 2 * 9)
+        self.assertLessEqual(slices["p99_seconds"], slices["longest_seconds"])
+        self.assertEqual(set(slices["speed_of_unsliced"]), {"prompt", "decode"})
+        together = report["sessions"]
+        self.assertEqual(together["sessions"], 5)
+        self.assertGreater(together["tokens_per_second"], 0)
+        text = self.run_program(*fixed).stdout.decode()
+        self.assertIn("slices", text)
+        self.assertIn("5 sessions", text)
+
     def test_synthetic_model_is_a_file_for_others(self):
         path = self.folder / "synthetic.gguf"
         self.run_program("bench", "--synthetic", "mistral-7b", "--layers", 1, "--type", "Q2_K",
@@ -638,6 +659,111 @@ class Bench(Case):
         self.assertEqual(kinds["output.weight"], "Q6_K")
         self.assertIn("decode", self.json_of("bench", "--model", path, "--prompt", 0,
                                              "--generate", 2, "--repeat", 1))
+
+
+class BatchServe(Case):
+    def answers(self, requests, *arguments):
+        lines = [r if isinstance(r, str) else json.dumps(r) for r in requests]
+        result = self.run_program("batch_serve", *arguments, text="\n".join(lines).encode())
+        return [json.loads(line) for line in result.stdout.splitlines()]
+
+    def test_each_gets_what_it_gets_alone(self):
+        requests = [{"id": i, "prompt": prompt, "seed": i, "max_tokens": 5 + i}
+                    for i, prompt in enumerate(["Once upon a time", "A dog", "The sun was", "Lily",
+                                                "One day, a", "There was a", "Tim and"])]
+        together = self.answers(requests, "--parallel", 4, "--threads", 2)
+        self.assertEqual(sorted(a["id"] for a in together), list(range(7)))
+        for answer in together:
+            self.assertEqual(answer, self.answers([requests[answer["id"]]], "--threads", 1)[0])
+            self.assertLessEqual(answer["generated_tokens"], 5 + answer["id"])
+
+    def test_prefix_rules_and_chats(self):
+        answers = {a["id"]: a for a in self.answers(
+            [{"id": "a", "prompt": " little dog", "temperature": 0, "max_tokens": 4},
+             {"id": "b", "user": "Is it?", "choices": ["yes", "no"]},
+             {"id": "c", "prompt": " cat", "regex": " [a-z]{3}\\."},
+             {"id": "d", "prompt": " cat", "grammar": 'root ::= " a"{3}'},
+             {"id": "e", "prompt": " cat", "json_schema": {"type": "integer", "minimum": 5}},
+             {"id": "f", "prompt": " cat", "temperature": 0, "max_tokens": 50, "stop": ["."]}],
+            "--prefix", "Once upon a time there was a")}
+        self.assertEqual(len(answers), 6)
+        expected = self.json_of("complete", "--temperature", 0, "--max-tokens", 4, "--prompt",
+                                "Once upon a time there was a little dog")
+        self.assertEqual(answers["a"]["text"], expected["text"])
+        self.assertEqual(answers["a"]["prompt_tokens"], 2)
+        self.assertIn(answers["b"]["text"], ("yes", "no"))
+        self.assertRegex(answers["c"]["text"], r"^ [a-z]{3}\.$")
+        self.assertEqual(answers["d"]["text"], " a a a")
+        self.assertEqual(answers["d"]["stop_reason"], "grammar_end")
+        self.assertGreaterEqual(int(answers["e"]["text"]), 5)
+        self.assertNotIn(".", answers["f"]["text"])
+
+    def test_bad_requests_harm_no_other(self):
+        answers = self.answers(["nonsense", {"id": 1}, "[]", {"id": 2, "prompt": "a", "user": "b"},
+                                {"id": 3, "prompt": "a", "regex": "("}, {"id": 4, "prompt": 5},
+                                {"id": 5, "prompt": "a " * 2000}, {"id": 6, "prompt": "a",
+                                                                   "temperature": -1},
+                                {"id": 7, "prompt": "Once", "max_tokens": 3}, ""],
+                               "--context", 100)
+        self.assertEqual(len(answers), 9)
+        self.assertEqual([a["id"] for a in answers if "error" not in a], [7])
+        for answer in answers:
+            if answer["id"] in (1, 2, 3, 4, 5, 6):
+                self.assertTrue(answer["error"])
+
+
+class EditorComplete(Case):
+    def typed(self, text, *arguments):
+        return json.loads(self.run_program("editor_complete", "--json", *arguments,
+                                           text=text).stdout)
+
+    def test_suggests_for_the_last_text(self):
+        text = "Once upon a time there was a little"
+        expected = self.json_of("complete", "--temperature", 0, "--max-tokens", 16, "--stop", "\n",
+                                "--prompt", text)["text"]
+        for pause in (0, 1, 5):
+            report = self.typed(text.encode(), "--typing-ms", pause)
+            self.assertEqual(report["text"], text)
+            self.assertEqual(report["suggestion"], expected)
+            self.assertEqual(report["edits"], len(text))
+            self.assertLessEqual(report["cancelled"], report["begun"])
+        # At leisure, most of the text before is kept.
+        report = self.typed(text.encode(), "--typing-ms", 30)
+        self.assertGreater(report["prompt_tokens_kept"], report["prompt_tokens"] // 2)
+
+    def test_edits(self):
+        report = self.typed("Onkk\b\bce upon \u00e9\b\ba".encode(), "--typing-ms", 2)
+        self.assertEqual(report["text"], "Once upona")
+        self.assertEqual(self.typed(b"")["suggestion"], "")
+        full = self.typed(b"one two three four five six seven", "--context", 5, "--typing-ms", 0)
+        self.assertEqual((full["suggestion"], full["failed"] > 0), ("", True))
+
+
+class JobSystem(Case):
+    def test_stories(self):
+        for workers in (1, 2, 7):
+            result = self.run_program("job_system", "--workers", workers, "--stories", 5,
+                                      "--max-tokens", 12)
+            self.assertEqual(result.stdout.count(b"Once upon a time"), 5)
+            self.assertIn(b"5 stories among 500 jobs", result.stderr)
+
+
+class Npc(Case):
+    def test_frames_and_answers(self):
+        report = json.loads(self.run_program("npc", "--seconds", 3, "--json").stdout)
+        self.assertEqual(report["frames"], 180)
+        self.assertGreater(report["answers"], 0)
+        self.assertLessEqual(report["median_ms"], report["longest_ms"])
+        self.assertTrue(report["words"])
+        for words in report["words"]:
+            self.assertRegex(words, "^(Lily|Ben|Mia): [A-Z][a-z ,]{3,40}[.!?]$")
+        text = self.run_program("npc", "--seconds", 0.2).stdout.decode()
+        self.assertIn("12 frames", text)
+
+    def test_examples_are_short(self):
+        for name in ("npc", "editor_complete", "batch_serve", "job_system"):
+            lines = (ROOT / "examples" / f"{name}.cpp").read_text().splitlines()
+            self.assertLess(len(lines), 250, name)
 
 
 class OtherFormats(Case):
