@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <filesystem>
 
-#include "program.hpp"
+#include "router_stats.hpp"
 
 namespace {
 
@@ -150,6 +150,28 @@ Recorder evaluate(const mixtral::Model& model, const std::vector<mixtral::Token>
   return recorder;
 }
 
+// Routes a whole text, in windows of the context.
+program::RouterStats route(const mixtral::Model& model, const std::string& text,
+                           mixtral::BlockFormat kv_format) {
+  program::RouterStats stats(model.config());
+  const auto tokens = program::value(model.tokenizer().encode(text));
+  auto pool = program::value(mixtral::ThreadPool::create());
+  mixtral::SessionOptions options;
+  options.kv_format = kv_format;
+  options.executor = pool;
+  auto session = program::value(mixtral::Session::open(model, options));
+  const mixtral::Token bos = model.tokenizer().bos();
+  for (std::size_t at = 0; at < tokens.size();) {
+    session.clear();
+    if (bos != mixtral::kNoToken) program::check(session.append(bos));
+    const auto n = std::min<std::size_t>(session.remaining(), tokens.size() - at);
+    program::check(session.append({tokens.data() + at, n}));
+    program::check(session.evaluate(&stats));
+    at += n;
+  }
+  return stats;
+}
+
 std::string little_endian(const std::vector<float>& values) {
   std::string bytes;
   bytes.reserve(values.size() * 4);
@@ -201,7 +223,7 @@ void print_table(const json& report) {
 
 int main(int argc, char** argv) {
   CLI::App app{"Shows what a model file holds and what it needs.", "inspect"};
-  std::string path, logits_path, router_path;
+  std::string path, logits_path, router_path, stats_path, text_path;
   std::vector<mixtral::Token> tokens;
   std::uint32_t context = 0;
   mixtral::BlockFormat kv_format = mixtral::BlockFormat::f16;
@@ -218,6 +240,10 @@ int main(int argc, char** argv) {
   app.add_option("--router", router_path,
                  "Write the experts chosen for each layer and token, with their weights, as JSON")
       ->needs(with_tokens);
+  CLI::Option* with_text = app.add_option("--text", text_path, "A text for --router-stats");
+  app.add_option("--router-stats", stats_path,
+                 "Draw, as SVG, how the text's tokens use the experts of each layer, and keep them")
+      ->needs(with_text);
   app.add_flag("--json", as_json, "Print one JSON object");
 
   return program::run(app, argc, argv, [&] {
@@ -234,6 +260,11 @@ int main(int argc, char** argv) {
       if (!router_path.empty())
         program::write_file(router_path, program::dump(recorder.router) + '\n');
       report["tokens"] = std::move(recorder.next);
+    }
+    if (!stats_path.empty()) {
+      const auto stats = route(model, program::read_file(text_path), kv_format);
+      program::write_file(stats_path, stats.svg());
+      report["router_stats"] = stats.json();
     }
     if (as_json) {
       std::cout << program::dump(report, 2) << '\n';

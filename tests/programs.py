@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import unittest
+import xml.etree.ElementTree
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MODEL = ROOT / "examples" / "models" / "tiny-mixtral-Q8_0.gguf"
@@ -458,6 +459,42 @@ class Inspect(Case):
             self.assertEqual(row["experts"], reference["experts"][row["position"]])
             for a, b in zip(row["weights"], reference["weights"][row["position"]]):
                 self.assertAlmostEqual(a, b, delta=1e-4)
+
+    def test_router_stats(self):
+        # The figures from the choices themselves.
+        golden = GOLDEN["tale"]
+        text, drawing = self.file("tale.txt", golden["text"].encode()), self.folder / "stats.svg"
+        stats = self.json_of("inspect", "--model", MODEL, "--kv-format", "f32", "--text", text,
+                             "--router-stats", drawing)["router_stats"]
+        router_path = self.folder / "router.json"
+        self.json_of("inspect", "--model", MODEL, "--kv-format", "f32", "--tokens",
+                     ",".join(map(str, golden["ids"])), "--router", router_path)
+        router = json.loads(router_path.read_text())
+        self.assertEqual(stats["tokens"], len(golden["ids"]))
+        self.assertAlmostEqual(stats["random_first_kept"], 1 / 8)
+        self.assertAlmostEqual(stats["random_any_kept"], 1 - 6 / 8 * 5 / 7)
+        for number, layer in enumerate(stats["layers"]):
+            chosen = [row["experts"] for row in router if row["layer"] == number]
+            every = [e for experts in chosen for e in experts]
+            for expert, share in enumerate(layer["use"]):
+                self.assertAlmostEqual(share, every.count(expert) / len(every))
+            pairs = list(zip(chosen, chosen[1:]))
+            self.assertAlmostEqual(layer["first_kept"],
+                                   sum(a[0] == b[0] for a, b in pairs) / len(pairs))
+            self.assertAlmostEqual(layer["any_kept"],
+                                   sum(bool(set(a) & set(b)) for a, b in pairs) / len(pairs))
+        root = xml.etree.ElementTree.parse(drawing).getroot()
+        self.assertTrue(root.tag.endswith("svg"))
+        cells = [e for e in root.iter() if e.tag.endswith("title")]
+        self.assertEqual(len(cells), len(stats["layers"]) * 8)
+        self.run_program("inspect", "--model", MODEL, "--router-stats", drawing, code=2)
+        self.assertIn("no/such", self.error_of("inspect", "--model", MODEL, "--text", "no/such",
+                                               "--router-stats", drawing))
+        dense = self.folder / "dense.gguf"
+        self.run_program("bench", "--synthetic", "mistral-7b", "--layers", 1, "--type", "Q2_K",
+                         "--write", dense)
+        self.assertIn("dense", self.error_of("inspect", "--model", dense, "--text", text,
+                                             "--router-stats", drawing))
 
     def test_bad_tokens_and_paths(self):
         self.assertIn("99999999", self.error_of("inspect", "--model", MODEL, "--tokens", 99999999))
