@@ -64,7 +64,8 @@ class RouterStats : public mixtral::Observer {
     out << "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"" << width << "\" height=\"" << height
         << "\" font-family=\"sans-serif\" font-size=\"12\">\n"
         << "<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n";
-    text(out, kLeft, 20, "Use of experts (a dark cell: twice its even share, or more)");
+    text(out, kLeft, 20, "How often experts are used");
+    text(out, kLeft, bottom + 38, "darkest: twice an even share, or more");
     text(out, chart, 20, "Tokens that keep an expert: first choice (blue), any (red)");
     for (int e = 0; e < n_experts; ++e) {
       text(out, kLeft + e * kCell + kCell / 2, kTop - 8, std::to_string(e), "middle");
