@@ -242,6 +242,35 @@ TEST_CASE("network: every shape of the family equals the formulas in double") {
   }
 }
 
+TEST_CASE("network: 32768 tokens equal the formulas in double") {
+  Synthetic synthetic;
+  synthetic.dim = synthetic.hidden_dim = synthetic.head_size = 16;
+  synthetic.n_layers = synthetic.n_kv_heads = 1;
+  synthetic.n_heads = 2;
+  synthetic.context_length = 32768;
+  synthetic.rope_theta = 1e6f;
+  SUBCASE("all of the past") {}
+  SUBCASE("a window") { synthetic.sliding_window = 4096; }
+  synthetic.randomize(41);
+  const Blob blob = synthetic.writer().finish();
+  const mixtral::Model model = open(blob);
+  std::vector<Token> tokens(32768);
+  std::mt19937 random(4);
+  for (Token& token : tokens) token = static_cast<Token>(random() % 300);
+  const std::vector<std::size_t> positions = {0, 4095, 4096, 16384, 32767};
+  const auto expected = synthetic.reference(tokens, positions);
+  mixtral::Session s = session(model, 32768);
+  std::size_t begin = 0;
+  for (std::size_t i = 0; i < positions.size(); ++i) {
+    CAPTURE(positions[i]);
+    REQUIRE(s.append({tokens.data() + begin, positions[i] + 1 - begin}));
+    REQUIRE(s.evaluate());
+    begin = positions[i] + 1;
+    CHECK(max_difference({s.logits().begin(), s.logits().end()}, expected[i]) <= 5e-5);
+  }
+  CHECK(s.remaining() == 0);
+}
+
 TEST_CASE("network: two equal experts are a dense model") {
   Synthetic dense;
   dense.n_experts = dense.n_experts_used = 1;

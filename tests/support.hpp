@@ -336,7 +336,10 @@ struct Synthetic {
   }
 
   // The published formulas, one by one, in double: logits after every token.
-  std::vector<std::vector<float>> reference(const std::vector<mixtral::Token>& tokens) const;
+  // In a model of one layer, only those that follow the positions `wanted`, if there are any: others
+  // are there for their keys and values alone.
+  std::vector<std::vector<float>> reference(const std::vector<mixtral::Token>& tokens,
+                                            const std::vector<std::size_t>& wanted = {}) const;
 
   // Three special pieces, 256 bytes, then filler.
   void add_vocabulary(GgufWriter& gguf) const {
@@ -384,7 +387,7 @@ struct Synthetic {
 };
 
 inline std::vector<std::vector<float>> Synthetic::reference(
-    const std::vector<mixtral::Token>& tokens) const {
+    const std::vector<mixtral::Token>& tokens, const std::vector<std::size_t>& wanted) const {
   using Vector = std::vector<double>;
   const auto multiply = [](const Matrix& w, const Vector& x) {
     Vector y;
@@ -417,6 +420,10 @@ inline std::vector<std::vector<float>> Synthetic::reference(
       x[i + 1] = a * std::sin(angle) + b * std::cos(angle);
     }
   };
+  const auto is_wanted = [&](std::size_t position) {
+    return wanted.empty() || std::find(wanted.begin(), wanted.end(), position) != wanted.end();
+  };
+  REQUIRE((wanted.empty() || n_layers == 1));
   std::vector<std::vector<Vector>> keys(n_layers), values(n_layers);
   std::vector<std::vector<float>> result;
   for (std::size_t position = 0; position < tokens.size(); ++position) {
@@ -430,6 +437,7 @@ inline std::vector<std::vector<float>> Synthetic::reference(
       rotate(k, position);
       keys[l].push_back(k);
       values[l].push_back(multiply(layer.wv, h));
+      if (!is_wanted(position)) break;
       Vector attended(q.size(), 0.0);
       for (std::size_t head = 0; head < n_heads; ++head) {
         const std::size_t kv = head / (n_heads / n_kv_heads) * head_size;
@@ -475,6 +483,7 @@ inline std::vector<std::vector<float>> Synthetic::reference(
         for (std::size_t i = 0; i < dim; ++i) x[i] += std::exp(-negative) / total * down[i];
       }
     }
+    if (!is_wanted(position)) continue;
     const Vector logits = multiply(output, normalize(x, output_norm));
     result.emplace_back(logits.begin(), logits.end());
   }

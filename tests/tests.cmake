@@ -12,8 +12,12 @@ target_link_libraries(mixtral_tests PRIVATE mixtral_implementation mixtral_optio
 target_compile_definitions(mixtral_tests PRIVATE MIXTRAL_SOURCE_DIR="${CMAKE_CURRENT_SOURCE_DIR}")
 add_test(NAME mixtral_tests COMMAND mixtral_tests)
 
-# What the block formats lose, in a table: a program, not a test.
+# What the block formats lose, in a table, and a full context beside its formulas: programs, not tests.
 if(MIXTRAL_BUILD_EXAMPLES)
+  add_executable(long_context tests/long_context.cpp)
+  target_include_directories(long_context PRIVATE examples)
+  target_link_libraries(long_context PRIVATE mixtral_implementation mixtral_options CLI11::CLI11
+                        nlohmann_json::nlohmann_json)
   add_executable(quantization_error tests/quantization_error.cpp)
   target_link_libraries(quantization_error PRIVATE mixtral_implementation mixtral_options
                         CLI11::CLI11)
