@@ -81,6 +81,16 @@ using VF = hn::Vec<DF>;
 using VI32 = hn::Vec<DI32>;
 using VI8 = hn::Vec<DI8>;
 
+// Sums over the columns of floats are made of so many, in an order that does not depend on the lanes.
+constexpr std::size_t kPartialSums = 16;
+
+// a * b + c. Compilers may join what is written as a product and a sum, or not; here, too, it is joined
+// where the target can.
+HWY_INLINE float multiply_add(float a, float b, float c) {
+  const hn::CappedTag<float, 1> d;
+  return hn::GetLane(hn::MulAdd(hn::Set(d, a), hn::Set(d, b), hn::Set(d, c)));
+}
+
 // The dot product takes weights as unsigned bytes of full range; signed ones are stored 128 higher.
 // (AVX-VNNI is no target of Highway's: it is used if the compiler's flags have it.)
 #undef MIXTRAL_AVX_VNNI  // differs between targets
@@ -1433,9 +1443,9 @@ HWY_AFTER_NAMESPACE();
 //
 // Per target: unquantised weights times tokens.
 //
-// A vector goes along the columns of a row. Each lane sums a tile in the order of the columns, then
-// the lanes are summed by a tree, then the tiles in their order: for one token or many, and in either
-// layout of the matrix, the results are the same bits.
+// A vector goes along the columns of a row. Of a tile's columns, those 16 apart are summed in their order,
+// then the 16 sums by a tree, then the tiles in their order: for one token or many, in either
+// layout of the matrix and with vectors of any length, the results are the same bits.
 
 HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
@@ -1475,69 +1485,73 @@ HWY_INLINE void unpack_transposed_floats(const Matrix& w, std::size_t first_row,
   }
 }
 
-// Sums the lanes of 16 vectors at `sums`; what was at sums + i * lanes is then at sums[i].
-HWY_INLINE void sum_lanes_of_16(float* sums) {
+// Adds up 16 times kPartialSums at `sums`, neighbours first; sums[i] then has the i-th's.
+HWY_INLINE void add_partial_sums_of_16(float* sums) {
   const DF df;
   const std::size_t n = hn::Lanes(df);
-  for (std::size_t n_vectors = 16; n_vectors * n > 16; n_vectors /= 2) {
-    for (std::size_t i = 0; i < n_vectors / 2; ++i) {
-      const auto a = hn::Load(df, sums + 2 * i * n);
-      const auto b = hn::Load(df, sums + (2 * i + 1) * n);
-      hn::Store(hn::Add(hn::ConcatEven(df, b, a), hn::ConcatOdd(df, b, a)), df, sums + i * n);
+  for (std::size_t left = 8 * kPartialSums; left >= 16; left /= 2) {
+    for (std::size_t i = 0; i < left; i += n) {
+      const auto a = hn::Load(df, sums + 2 * i);
+      const auto b = hn::Load(df, sums + 2 * i + n);
+      hn::Store(hn::Add(hn::ConcatEven(df, b, a), hn::ConcatOdd(df, b, a)), df, sums + i);
     }
   }
 }
 
-// sums[4 * t + r] = the product of the first n_cols of row r with those of x[t], a vector each, for 4
-// rows, of which load(r, i) loads columns, and 4 tokens; n_cols is a multiple of the lanes.
+// The partial sums 4 * t + r are those of the product of the first n_cols of row r with those of x[t],
+// for 4 rows, of which load(r, i) loads columns, and 4 tokens; n_cols is a multiple of kPartialSums.
 template <class Load>
 HWY_INLINE void multiply_4_rows_4_tokens(const Load& load, const float* const* x,
                                          std::size_t n_cols, float* sums) {
   const DF df;
-  const std::size_t n = hn::Lanes(df);
-  VF a0 = hn::Zero(df), a1 = a0, a2 = a0, a3 = a0;
-  VF b0 = a0, b1 = a0, b2 = a0, b3 = a0;
-  VF c0 = a0, c1 = a0, c2 = a0, c3 = a0;
-  VF d0 = a0, d1 = a0, d2 = a0, d3 = a0;
-  for (std::size_t i = 0; i < n_cols; i += n) {
-    const auto w0 = load(0, i), w1 = load(1, i), w2 = load(2, i), w3 = load(3, i);
-    const auto x0 = hn::LoadU(df, x[0] + i);
-    a0 = hn::MulAdd(w0, x0, a0), a1 = hn::MulAdd(w1, x0, a1);
-    a2 = hn::MulAdd(w2, x0, a2), a3 = hn::MulAdd(w3, x0, a3);
-    const auto x1 = hn::LoadU(df, x[1] + i);
-    b0 = hn::MulAdd(w0, x1, b0), b1 = hn::MulAdd(w1, x1, b1);
-    b2 = hn::MulAdd(w2, x1, b2), b3 = hn::MulAdd(w3, x1, b3);
-    const auto x2 = hn::LoadU(df, x[2] + i);
-    c0 = hn::MulAdd(w0, x2, c0), c1 = hn::MulAdd(w1, x2, c1);
-    c2 = hn::MulAdd(w2, x2, c2), c3 = hn::MulAdd(w3, x2, c3);
-    const auto x3 = hn::LoadU(df, x[3] + i);
-    d0 = hn::MulAdd(w0, x3, d0), d1 = hn::MulAdd(w1, x3, d1);
-    d2 = hn::MulAdd(w2, x3, d2), d3 = hn::MulAdd(w3, x3, d3);
+  constexpr std::size_t n = kPartialSums;
+  for (std::size_t part = 0; part < n; part += hn::Lanes(df), sums += hn::Lanes(df)) {
+    VF a0 = hn::Zero(df), a1 = a0, a2 = a0, a3 = a0;
+    VF b0 = a0, b1 = a0, b2 = a0, b3 = a0;
+    VF c0 = a0, c1 = a0, c2 = a0, c3 = a0;
+    VF d0 = a0, d1 = a0, d2 = a0, d3 = a0;
+    for (std::size_t i = part; i < n_cols; i += n) {
+      const auto w0 = load(0, i), w1 = load(1, i), w2 = load(2, i), w3 = load(3, i);
+      const auto x0 = hn::LoadU(df, x[0] + i);
+      a0 = hn::MulAdd(w0, x0, a0), a1 = hn::MulAdd(w1, x0, a1);
+      a2 = hn::MulAdd(w2, x0, a2), a3 = hn::MulAdd(w3, x0, a3);
+      const auto x1 = hn::LoadU(df, x[1] + i);
+      b0 = hn::MulAdd(w0, x1, b0), b1 = hn::MulAdd(w1, x1, b1);
+      b2 = hn::MulAdd(w2, x1, b2), b3 = hn::MulAdd(w3, x1, b3);
+      const auto x2 = hn::LoadU(df, x[2] + i);
+      c0 = hn::MulAdd(w0, x2, c0), c1 = hn::MulAdd(w1, x2, c1);
+      c2 = hn::MulAdd(w2, x2, c2), c3 = hn::MulAdd(w3, x2, c3);
+      const auto x3 = hn::LoadU(df, x[3] + i);
+      d0 = hn::MulAdd(w0, x3, d0), d1 = hn::MulAdd(w1, x3, d1);
+      d2 = hn::MulAdd(w2, x3, d2), d3 = hn::MulAdd(w3, x3, d3);
+    }
+    hn::Store(a0, df, sums), hn::Store(a1, df, sums + n);
+    hn::Store(a2, df, sums + 2 * n), hn::Store(a3, df, sums + 3 * n);
+    hn::Store(b0, df, sums + 4 * n), hn::Store(b1, df, sums + 5 * n);
+    hn::Store(b2, df, sums + 6 * n), hn::Store(b3, df, sums + 7 * n);
+    hn::Store(c0, df, sums + 8 * n), hn::Store(c1, df, sums + 9 * n);
+    hn::Store(c2, df, sums + 10 * n), hn::Store(c3, df, sums + 11 * n);
+    hn::Store(d0, df, sums + 12 * n), hn::Store(d1, df, sums + 13 * n);
+    hn::Store(d2, df, sums + 14 * n), hn::Store(d3, df, sums + 15 * n);
   }
-  hn::Store(a0, df, sums), hn::Store(a1, df, sums + n);
-  hn::Store(a2, df, sums + 2 * n), hn::Store(a3, df, sums + 3 * n);
-  hn::Store(b0, df, sums + 4 * n), hn::Store(b1, df, sums + 5 * n);
-  hn::Store(b2, df, sums + 6 * n), hn::Store(b3, df, sums + 7 * n);
-  hn::Store(c0, df, sums + 8 * n), hn::Store(c1, df, sums + 9 * n);
-  hn::Store(c2, df, sums + 10 * n), hn::Store(c3, df, sums + 11 * n);
-  hn::Store(d0, df, sums + 12 * n), hn::Store(d1, df, sums + 13 * n);
-  hn::Store(d2, df, sums + 14 * n), hn::Store(d3, df, sums + 15 * n);
 }
 
-// sums[r] = the product of row r with the first n_cols of x, a vector each, for 4 rows of which
-// load(r, i) loads columns; n_cols is a multiple of the lanes.
+// The partial sums r are those of the product of row r with the first n_cols of x, for 4 rows of which
+// load(r, i) loads columns; n_cols is a multiple of kPartialSums.
 template <class Load>
 HWY_INLINE void multiply_4_rows(const Load& load, const float* x, std::size_t n_cols, float* sums) {
   const DF df;
-  const std::size_t n = hn::Lanes(df);
-  VF a = hn::Zero(df), b = a, c = a, d = a;
-  for (std::size_t i = 0; i < n_cols; i += n) {
-    const auto xi = hn::LoadU(df, x + i);
-    a = hn::MulAdd(load(0, i), xi, a), b = hn::MulAdd(load(1, i), xi, b);
-    c = hn::MulAdd(load(2, i), xi, c), d = hn::MulAdd(load(3, i), xi, d);
+  constexpr std::size_t n = kPartialSums;
+  for (std::size_t part = 0; part < n; part += hn::Lanes(df), sums += hn::Lanes(df)) {
+    VF a = hn::Zero(df), b = a, c = a, d = a;
+    for (std::size_t i = part; i < n_cols; i += n) {
+      const auto xi = hn::LoadU(df, x + i);
+      a = hn::MulAdd(load(0, i), xi, a), b = hn::MulAdd(load(1, i), xi, b);
+      c = hn::MulAdd(load(2, i), xi, c), d = hn::MulAdd(load(3, i), xi, d);
+    }
+    hn::Store(a, df, sums), hn::Store(b, df, sums + n);
+    hn::Store(c, df, sums + 2 * n), hn::Store(d, df, sums + 3 * n);
   }
-  hn::Store(a, df, sums), hn::Store(b, df, sums + n);
-  hn::Store(c, df, sums + 2 * n), hn::Store(d, df, sums + 3 * n);
 }
 
 // As Kernels::matmul, with unpack(row, n, col, tiles) to unpack the tile at `col` of n rows.
@@ -1545,7 +1559,7 @@ template <class Unpack>
 void matmul_tiles(const Unpack& unpack, std::size_t cols, std::size_t n_rows, const void* const* x,
                   std::size_t n_tokens, float* out) {
   HWY_ALIGN float tiles[kFloatRows * kTile];
-  HWY_ALIGN float sums[16 * kMaxLanes];
+  HWY_ALIGN float sums[16 * kPartialSums];
   for (std::size_t t = 0; t < n_tokens; ++t) {
     std::memset(out + t * kMaxMatmulRows, 0, kMaxMatmulRows * sizeof(float));
   }
@@ -1565,7 +1579,7 @@ void matmul_tiles(const Unpack& unpack, std::size_t cols, std::size_t n_rows, co
             return hn::Load(DF(), tiles + (r + i) * kTile + c);
           };
           multiply_4_rows_4_tokens(load, xt, kTile, sums);
-          sum_lanes_of_16(sums);
+          add_partial_sums_of_16(sums);
           for (std::size_t i = 0; i < n_xt; ++i) {
             float* to = out + (t + i) * kMaxMatmulRows + begin + r;
             for (std::size_t j = 0; j < 4; ++j) to[j] += sums[i * 4 + j];
@@ -1590,8 +1604,7 @@ void matmul_floats(const Matrix& w, std::size_t first_row, std::size_t n_rows, c
     };
     return matmul_tiles(unpack, w.cols, n_rows, x, n_tokens, out);
   }
-  const DF df;
-  HWY_ALIGN float sums[16 * kMaxLanes];
+  HWY_ALIGN float sums[16 * kPartialSums];
   HWY_ALIGN float last[4 * kTile];
   const auto* x0 = static_cast<const float*>(x[0]);
   std::memset(out, 0, kMaxMatmulRows * sizeof(float));
@@ -1602,7 +1615,7 @@ void matmul_floats(const Matrix& w, std::size_t first_row, std::size_t n_rows, c
         for (std::size_t i = 0; i < 4; ++i) {
           data[i] = row_data(HWY_MIN(begin + r + i, n_rows - 1)) + col * Format::kBytes;
         }
-        float* to = sums + r * hn::Lanes(df);
+        float* to = sums + r * kPartialSums;
         if (col + kTile <= w.cols) {
           const auto load = [&](std::size_t i, std::size_t c) MIXTRAL_LAMBDA {
             return Format::load(DF(), data[i] + c * Format::kBytes);
@@ -1617,7 +1630,7 @@ void matmul_floats(const Matrix& w, std::size_t first_row, std::size_t n_rows, c
           multiply_4_rows(load, x0 + col, kTile, to);
         }
       }
-      sum_lanes_of_16(sums);
+      add_partial_sums_of_16(sums);
       for (std::size_t r = 0; r < 16; ++r) out[begin + r] += sums[r];
     }
   }
@@ -2042,24 +2055,26 @@ HWY_INLINE void for_each_vector(std::size_t n, const Body& body) {
   for (; i < n; ++i) body(d1, i);
 }
 
-HWY_INLINE float sum_of_lanes(VF v) {
-  const DF df;
-  return hn::GetLane(hn::SumOfLanes(df, v));
-}
-
+// Column i of n counts to sum i % 16; then neighbours are added until one is left.
 HWY_INLINE float dot(const float* a, const float* b, std::size_t n) {
   const DF df;
   const std::size_t lanes = hn::Lanes(df);
-  VF sum0 = hn::Zero(df);
-  VF sum1 = hn::Zero(df);
-  std::size_t i = 0;
-  for (; i + 2 * lanes <= n; i += 2 * lanes) {
-    sum0 = hn::MulAdd(hn::LoadU(df, a + i), hn::LoadU(df, b + i), sum0);
-    sum1 = hn::MulAdd(hn::LoadU(df, a + i + lanes), hn::LoadU(df, b + i + lanes), sum1);
+  const std::size_t whole = n / kPartialSums * kPartialSums;
+  HWY_ALIGN float sums[kPartialSums];
+  for (std::size_t part = 0; part < kPartialSums; part += lanes) {
+    VF sum = hn::Zero(df);
+    for (std::size_t i = part; i < whole; i += kPartialSums) {
+      sum = hn::MulAdd(hn::LoadU(df, a + i), hn::LoadU(df, b + i), sum);
+    }
+    hn::Store(sum, df, sums + part);
   }
-  float sum = sum_of_lanes(hn::Add(sum0, sum1));
-  for (; i < n; ++i) sum += a[i] * b[i];
-  return sum;
+  for (std::size_t i = whole; i < n; ++i) {
+    sums[i - whole] = multiply_add(a[i], b[i], sums[i - whole]);
+  }
+  for (std::size_t left = kPartialSums / 2; left > 0; left /= 2) {
+    for (std::size_t i = 0; i < left; ++i) sums[i] = sums[2 * i] + sums[2 * i + 1];
+  }
+  return sums[0];
 }
 
 void rms_norm(const float* x, const float* weight, float epsilon, std::size_t n, float* out) {
@@ -2089,16 +2104,17 @@ void rotate(float* x, const float* cos2, const float* sin2, std::size_t n) {
       const auto v = hn::LoadU(df, x + i);
       const auto swapped = hn::Reverse2(df, v);  // (x1, x0, x3, x2 ...)
       const auto turned = hn::Mul(swapped, hn::LoadU(df, sin2 + i));
-      const auto straight = hn::Mul(v, hn::LoadU(df, cos2 + i));
+      const auto cosine = hn::LoadU(df, cos2 + i);
       // even lanes: x0 cos - x1 sin; odd lanes: x1 cos + x0 sin
-      hn::StoreU(hn::OddEven(hn::Add(straight, turned), hn::Sub(straight, turned)), df, x + i);
+      hn::StoreU(hn::OddEven(hn::MulAdd(v, cosine, turned), hn::MulSub(v, cosine, turned)), df,
+                 x + i);
     }
   }
   for (; i + 1 < n; i += 2) {
     const float a = x[i];
     const float b = x[i + 1];
-    x[i] = a * cos2[i] - b * sin2[i];
-    x[i + 1] = b * cos2[i] + a * sin2[i];
+    x[i] = multiply_add(a, cos2[i], -(b * sin2[i]));
+    x[i + 1] = multiply_add(b, cos2[i], a * sin2[i]);
   }
 }
 
@@ -2337,11 +2353,9 @@ template <class Kv, std::size_t kHeads>
 HWY_INLINE void score_block(const float* const* q, const std::uint8_t* keys, std::size_t stride,
                             std::size_t n, std::size_t head_size,
                             float (*scores)[kAttentionBlock]) {
-  const DF df;
-  const std::size_t lanes = hn::Lanes(df);
-  const std::size_t n_whole = head_size / lanes * lanes;
+  const std::size_t n_whole = head_size / kPartialSums * kPartialSums;
   constexpr std::size_t kPositions = 16 / kHeads;  // whose sums are made together
-  HWY_ALIGN float sums[16 * kMaxLanes];
+  HWY_ALIGN float sums[16 * kPartialSums];
   for (std::size_t begin = 0; begin < n; begin += kPositions) {
     const auto key = [&](std::size_t p) {  // the last one fills up
       return keys + HWY_MIN(begin + p, n - 1) * stride;
@@ -2353,16 +2367,16 @@ HWY_INLINE void score_block(const float* const* q, const std::uint8_t* keys, std
       if (kHeads == 4) {
         multiply_4_rows_4_tokens(load, q, n_whole, sums);
       } else {
-        multiply_4_rows(load, q[0], n_whole, sums + p * lanes);
+        multiply_4_rows(load, q[0], n_whole, sums + p * kPartialSums);
       }
     }
-    sum_lanes_of_16(sums);
+    add_partial_sums_of_16(sums);
     const hn::CappedTag<float, 1> d1;
     for (std::size_t h = 0; h < kHeads; ++h) {
       for (std::size_t p = 0; p < kPositions; ++p) {
         float score = sums[h * kPositions + p];
         for (std::size_t i = n_whole; i < head_size; ++i) {
-          score += q[h][i] * hn::GetLane(Kv::load(d1, key(p), i));
+          score = multiply_add(q[h][i], hn::GetLane(Kv::load(d1, key(p), i)), score);
         }
         scores[h][begin + p] = score;
       }
@@ -2398,6 +2412,7 @@ void attend_heads(const float* const* q, const KeysAndValues& past, std::size_t 
                   std::size_t end, std::size_t head_size, float scale, float* const* out) {
   const DF df;
   const std::size_t lanes = hn::Lanes(df);
+  const hn::CappedTag<float, 1> d1;
   HWY_ALIGN float scores[kHeads][kAttentionBlock];
   float largest[kHeads], sum[kHeads], correction[kHeads];
   for (std::size_t h = 0; h < kHeads; ++h) {
@@ -2414,21 +2429,22 @@ void attend_heads(const float* const* q, const KeysAndValues& past, std::size_t 
     begin += n;
     score_block<Kv, kHeads>(q, keys, past.stride, n, head_size, scores);
     for (std::size_t h = 0; h < kHeads; ++h) {
-      float block_max = largest[h];
-      for (std::size_t p = 0; p < n; ++p) {
-        scores[h][p] *= scale;
-        block_max = HWY_MAX(block_max, scores[h][p]);
-      }
+      float block_max = scores[h][0];
+      for (std::size_t p = 1; p < n; ++p) block_max = HWY_MAX(block_max, scores[h][p]);
+      block_max = HWY_MAX(largest[h], block_max * scale);
       for (std::size_t p = n; p < kAttentionBlock; ++p) {
         scores[h][p] = -std::numeric_limits<float>::infinity();
       }
       for (std::size_t p = 0; p < kAttentionBlock; p += lanes) {
-        const auto shifted = hn::Sub(hn::Load(df, scores[h] + p), hn::Set(df, block_max));
+        const auto shifted =
+            hn::MulSub(hn::Load(df, scores[h] + p), hn::Set(df, scale), hn::Set(df, block_max));
         hn::Store(hn::Exp(df, hn::Max(shifted, hn::Set(df, -200.0f))), df, scores[h] + p);
       }
-      correction[h] = std::exp(largest[h] - block_max);  // 0 for the first block
-      sum[h] *= correction[h];
-      for (std::size_t p = 0; p < n; ++p) sum[h] += scores[h][p];
+      const auto fall = hn::Set(d1, HWY_MAX(largest[h] - block_max, -200.0f));
+      correction[h] = hn::GetLane(hn::Exp(d1, fall));  // 0 for the first block
+      float block_sum = 0.0f;
+      for (std::size_t p = 0; p < n; ++p) block_sum += scores[h][p];
+      sum[h] = multiply_add(sum[h], correction[h], block_sum);
       largest[h] = block_max;
     }
     for_each_vector(head_size, [&](auto d, std::size_t i) MIXTRAL_LAMBDA {
@@ -2477,6 +2493,7 @@ namespace HWY_NAMESPACE {
 
 constexpr Kernels kKernels{MIXTRAL_TARGET_NAME(HWY_NAMESPACE),
                            HWY_TARGET,
+                           HWY_NATIVE_FMA != 0,
                            lanes,
                            matmul,
                            matmul_groups,
@@ -3314,6 +3331,8 @@ struct KeysAndValues {
 struct Kernels {
   const char* target;  // Highway's name: "AVX3_DL", "AVX2" ...
   std::int64_t target_bit;
+  // Products and sums are joined, rounded once: the results of all such targets are the same bits.
+  bool fuses;
 
   // How many tokens a group has: a power of two, at most kMaxLanes.
   std::size_t (*lanes)();
@@ -3367,9 +3386,9 @@ struct Kernels {
                  std::size_t end, std::size_t head_size, float scale, float* out);
 };
 
-// The best table this CPU runs among those in `allowed` (a mask of Highway target bits, 0 for all);
-// null if there is none.
-const Kernels* select_kernels(std::int64_t allowed = 0);
+// The best table this CPU runs among those in `allowed` (a mask of Highway target bits, 0 for all), or
+// of these, those that fuse; null if there is none.
+const Kernels* select_kernels(std::int64_t allowed = 0, bool fuses_only = false);
 
 // Calls visit(context, kernels) for every table this CPU runs, best first.
 void for_each_kernels(void (*visit)(void* context, const Kernels& kernels), void* context);
@@ -3434,6 +3453,10 @@ struct ModelOptions {
   std::pmr::memory_resource* memory = nullptr;
   // Highway target bits to choose from (HWY_AVX2 | HWY_SSSE3 ...); 0 means the best there is.
   std::int64_t simd_targets = 0;
+  // For lock-step games and replays: only SIMD targets whose results are the same bits, so that the same
+  // build gives the same tokens on other CPUs. Those are the ones that multiply and add in one step:
+  // AVX2 and all later ones of x86, and those of aarch64 and RISC-V; others are refused.
+  bool strict = false;
   // Instead of what the file says or implies. GGUF files of Mistral 7B v0.1 do not tell its sliding
   // window of 4096 tokens; 0 is none.
   std::optional<ChatFormat> chat_format;
@@ -4977,15 +5000,18 @@ void for_each_kernels(void (*visit)(void* context, const Kernels& kernels), void
   }
 }
 
-const Kernels* select_kernels(std::int64_t allowed) {
+const Kernels* select_kernels(std::int64_t allowed, bool fuses_only) {
   struct Choice {
     std::int64_t allowed;
+    bool fuses_only;
     const Kernels* best;
-  } choice{allowed == 0 ? -1 : allowed, nullptr};
+  } choice{allowed == 0 ? -1 : allowed, fuses_only, nullptr};
   for_each_kernels(
       [](void* context, const Kernels& kernels) {
         auto& c = *static_cast<Choice*>(context);
-        if (c.best == nullptr && (kernels.target_bit & c.allowed) != 0) c.best = &kernels;
+        const bool suits =
+            (kernels.target_bit & c.allowed) != 0 && (kernels.fuses || !c.fuses_only);
+        if (c.best == nullptr && suits) c.best = &kernels;
       },
       &choice);
   return choice.best;
@@ -6330,7 +6356,8 @@ class GrammarCompiler {
   void find_classes() {
     std::pmr::map<std::pmr::vector<bool>, std::uint8_t> classes(sets_.get_allocator().resource());
     for (unsigned b = 0; b < 256; ++b) {
-      std::pmr::vector<bool> in(sets_.size(), sets_.get_allocator().resource());
+      std::pmr::vector<bool> in(sets_.get_allocator());
+      in.resize(sets_.size());
       for (std::size_t s = 0; s < sets_.size(); ++s)
         in[s] = (sets_[s][b / 64] >> (b % 64) & 1) != 0;
       const auto n = static_cast<std::uint8_t>(classes.size());
@@ -6751,7 +6778,6 @@ class GrammarAutomaton {
 
 }  // namespace mixtral::detail
 
-#include <cmath>
 #include <mutex>
 
 // The texts of a vocabulary's tokens as one tree, so that a grammar looks at common beginnings once.
@@ -7305,6 +7331,103 @@ class TokenTrie {
 };
 
 }  // namespace mixtral::detail
+// Functions of the C library that the tokens depend on, with the same bits on every platform: made of
+// operations that IEEE 754 defines to the last bit, products and sums joined by std::fma, which leaves
+// compilers nothing to join. Errors are below three units in the last place.
+
+#include <cmath>
+#include <cstddef>
+#include <limits>
+
+namespace mixtral::portable {
+
+// c[0] + c[1] x + ... + c[n - 1] x^(n - 1) (Horner).
+template <std::size_t n>
+inline double polynomial(const double (&c)[n], double x) noexcept {
+  double value = c[n - 1];
+  for (std::size_t i = n - 1; i > 0; --i) value = std::fma(value, x, c[i - 1]);
+  return value;
+}
+
+// In two parts, of which the first has zeros at its end.
+constexpr double kLn2High = 0x1.62e42fefa3800p-1;
+constexpr double kLn2Low = 0x1.ef35793c76730p-45;
+
+inline double exp(double x) noexcept {
+  if (!(x <= 710.0)) return x > 710.0 ? std::numeric_limits<double>::infinity() : x;  // NaN, too
+  if (x < -745.0) return 0.0;
+  // x = k ln 2 + r; the Taylor series of exp(r).
+  constexpr double kInverseLn2 = 0x1.71547652b82fep0;
+  static constexpr double kFactorials[] = {1.0,
+                                           1.0,
+                                           1.0 / 2,
+                                           1.0 / 6,
+                                           1.0 / 24,
+                                           1.0 / 120,
+                                           1.0 / 720,
+                                           1.0 / 5040,
+                                           1.0 / 40320,
+                                           1.0 / 362880,
+                                           1.0 / 3628800,
+                                           1.0 / 39916800,
+                                           1.0 / 479001600,
+                                           1.0 / 6227020800};
+  const double k = std::floor(std::fma(x, kInverseLn2, 0.5));
+  const double r = std::fma(-k, kLn2Low, std::fma(-k, kLn2High, x));
+  return std::ldexp(polynomial(kFactorials, r), static_cast<int>(k));
+}
+
+// Of a positive, finite number.
+inline double log(double x) noexcept {
+  // x = 2^k m with m about 1; ln m = 2 artanh(s).
+  int k = 0;
+  double m = std::frexp(x, &k);
+  if (m < 0x1.6a09e667f3bcdp-1) {
+    m *= 2.0;
+    --k;
+  }
+  static constexpr double kOdd[] = {1.0,      1.0 / 3,  1.0 / 5,  1.0 / 7,  1.0 / 9, 1.0 / 11,
+                                    1.0 / 13, 1.0 / 15, 1.0 / 17, 1.0 / 19, 1.0 / 21};
+  const double s = (m - 1.0) / (m + 1.0);
+  const double artanh = s * polynomial(kOdd, s * s);
+  return std::fma(k, kLn2High, std::fma(k, kLn2Low, 2.0 * artanh));
+}
+
+// base^exponent of a positive base.
+inline double pow(double base, double exponent) noexcept { return exp(exponent * log(base)); }
+
+// Of 0 <= x < 2^40.
+inline void sin_and_cos(double x, double& sine, double& cosine) noexcept {
+  // x = k pi / 2 + r; the Taylor series of sin(r) / r and cos(r) in r^2.
+  constexpr double kTwoOverPi = 0x1.45f306dc9c883p-1;
+  constexpr double kHalfPi[] = {0x1.921fb54442d18p0, 0x1.1a62633145c07p-54,
+                                -0x1.f1976b7ed8fbcp-110};
+  static constexpr double kSine[] = {
+      1.0,          -1.0 / 6,        1.0 / 120,        -1.0 / 5040,
+      1.0 / 362880, -1.0 / 39916800, 1.0 / 6227020800, -1.0 / 1307674368000};
+  static constexpr double kCosine[] = {1.0,
+                                       -1.0 / 2,
+                                       1.0 / 24,
+                                       -1.0 / 720,
+                                       1.0 / 40320,
+                                       -1.0 / 3628800,
+                                       1.0 / 479001600,
+                                       -1.0 / 87178291200,
+                                       1.0 / 20922789888000};
+  const double k = std::floor(std::fma(x, kTwoOverPi, 0.5));
+  const double r = std::fma(-k, kHalfPi[2], std::fma(-k, kHalfPi[1], std::fma(-k, kHalfPi[0], x)));
+  const double square = r * r;
+  const double s = r * polynomial(kSine, square);
+  const double c = polynomial(kCosine, square);
+  switch (static_cast<long long>(k) & 3) {
+    case 0: sine = s, cosine = c; return;
+    case 1: sine = c, cosine = -s; return;
+    case 2: sine = -s, cosine = -c; return;
+    default: sine = -c, cosine = s; return;
+  }
+}
+
+}  // namespace mixtral::portable
 // Tensors by role, checked for shape once; after that no check is needed.
 
 #include <memory_resource>
@@ -7412,11 +7535,13 @@ Result<Model> Model::from_bytes(Bytes bytes, const ModelOptions& options) {
 
 Result<Model> Model::from_checkpoint(Checkpoint checkpoint, const ModelOptions& options) {
   std::pmr::memory_resource* resource = detail::resource_of(options);
-  const simd::Kernels* kernels = simd::select_kernels(options.simd_targets);
+  const simd::Kernels* kernels = simd::select_kernels(options.simd_targets, options.strict);
   if (kernels == nullptr) {
-    return Error(ErrorCode::unsupported,
-                 "this CPU runs none of the SIMD targets that were compiled in and allowed (%llx)",
-                 static_cast<unsigned long long>(options.simd_targets));
+    return Error(
+        ErrorCode::unsupported,
+        "this CPU runs none of the SIMD targets that were compiled in and allowed (%llx%s)",
+        static_cast<unsigned long long>(options.simd_targets),
+        options.strict ? ", and strict" : "");
   }
   return detail::guard_memory("opening the model", [&]() -> Result<Model> {
     auto data = std::allocate_shared<detail::ModelData>(
@@ -7443,7 +7568,7 @@ Result<Model> Model::from_checkpoint(Checkpoint checkpoint, const ModelOptions& 
       const double factor = data->weights.rope_factors == nullptr
                                 ? 1.0
                                 : static_cast<double>(data->weights.rope_factors[i]);
-      data->rope_frequencies[i] = std::pow(static_cast<double>(config.rope_theta), exponent) /
+      data->rope_frequencies[i] = portable::pow(static_cast<double>(config.rope_theta), exponent) /
                                   factor * static_cast<double>(config.rope_scale);
     }
     return Model(std::shared_ptr<const detail::ModelData>(std::move(data)));
@@ -8678,7 +8803,6 @@ class KvPast {
 // The sparse part of a mixture of experts: which experts work on a token, and which tokens an expert
 // works on (Jiang et al. 2024, "Mixtral of Experts", section 2.1).
 
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 
@@ -8699,7 +8823,8 @@ inline void select_experts(const float* logits, std::size_t n_experts, std::size
   }
   float sum = 0.0f;
   for (std::size_t i = 0; i < k; ++i) {
-    weights[i] = std::exp(logits[experts[i]] - logits[experts[0]]);
+    const float difference = logits[experts[i]] - logits[experts[0]];
+    weights[i] = static_cast<float>(portable::exp(static_cast<double>(difference)));
     sum += weights[i];
   }
   for (std::size_t i = 0; i < k; ++i) weights[i] /= sum;
@@ -8961,12 +9086,12 @@ class ForwardPass {
     for (std::size_t i = 0; i < config.head_size / 2; ++i) {
       const double angle =
           static_cast<double>(rows_[row].rotary_position) * model_->rope_frequencies[i];
-      const auto cosine = static_cast<float>(std::cos(angle));
-      const auto sine = static_cast<float>(std::sin(angle));
+      double sine = 0.0, cosine = 0.0;
+      portable::sin_and_cos(angle, sine, cosine);
       float* cos2 = cos2_ + row * config.head_size + 2 * i;
       float* sin2 = sin2_ + row * config.head_size + 2 * i;
-      cos2[0] = cos2[1] = cosine;
-      sin2[0] = sin2[1] = sine;
+      cos2[0] = cos2[1] = static_cast<float>(cosine);
+      sin2[0] = sin2[1] = static_cast<float>(sine);
     }
   }
 
@@ -9449,9 +9574,10 @@ class Workspace {
     float* cos2 = key_ + size;
     float* sin2 = cos2 + size;
     for (std::size_t i = 0; i < size; ++i) {
-      const double angle = distance * data_->rope_frequencies[i / 2];
-      cos2[i] = static_cast<float>(std::cos(angle));
-      sin2[i] = static_cast<float>(std::sin(angle));
+      double sine = 0.0, cosine = 0.0;
+      portable::sin_and_cos(distance * data_->rope_frequencies[i / 2], sine, cosine);
+      cos2[i] = static_cast<float>(cosine);
+      sin2[i] = static_cast<float>(sine);
     }
     for (std::size_t layer = 0; layer < config.n_layers; ++layer) {
       for (std::size_t head = 0; head < config.n_kv_heads; ++head) {
@@ -11338,7 +11464,8 @@ void Sampler::apply_penalties(Span<const Token> history) {
     if (count == 0) continue;  // penalised already
     float& logit = candidates_[static_cast<std::size_t>(token)].logit;
     logit = logit > 0.0f ? logit / r : logit * r;
-    logit -= options_.frequency_penalty * static_cast<float>(count) + options_.presence_penalty;
+    logit -=
+        std::fma(options_.frequency_penalty, static_cast<float>(count), options_.presence_penalty);
     count = 0;
   }
 }
@@ -11366,7 +11493,8 @@ void Sampler::softmax(double temperature) {
   probabilities_.clear();
   double sum = 0.0;
   for (const Candidate& candidate : candidates_) {
-    probabilities_.push_back(std::exp((static_cast<double>(candidate.logit) - best) / temperature));
+    const double logit = static_cast<double>(candidate.logit);
+    probabilities_.push_back(portable::exp((logit - best) / temperature));
     sum += probabilities_.back();
   }
   for (double& probability : probabilities_) probability /= sum;
@@ -11376,12 +11504,12 @@ void Sampler::keep_typical() {
   softmax(1.0);
   double entropy = 0.0;
   for (const double p : probabilities_) {
-    if (p > 0.0) entropy -= p * std::log(p);
+    if (p > 0.0) entropy = std::fma(-p, portable::log(p), entropy);
   }
   // How far a candidate's surprise is from the entropy, from its logit and the best one's surprise:
   // -ln p = best_surprise + best_logit - logit.
-  const double offset =
-      -std::log(probabilities_.front()) + static_cast<double>(candidates_.front().logit) - entropy;
+  const double offset = -portable::log(probabilities_.front()) +
+                        static_cast<double>(candidates_.front().logit) - entropy;
   const auto distance = [&](const Candidate& candidate) {
     return std::abs(offset - static_cast<double>(candidate.logit));
   };

@@ -356,8 +356,10 @@ TEST_CASE("grammar: the tokens allowed are those whose bytes go on, for every to
   const Feeder feeder;
   const char* grammars[] = {
       "root ::= \"The \" [a-z]+ (\", \" [a-z]+)* \".\"",
-      "root ::= obj\nobj ::= \"{\" (pair (\", \" pair)*)? \"}\"\npair ::= str \": \" (str | obj | "
-      "[0-9]+)\nstr ::= \"\\\"\" [^\"\\\\\\x00-\\x1f]* \"\\\"\"",
+      R"(root ::= obj
+obj ::= "{" (pair (", " pair)*)? "}"
+pair ::= str ": " (str | obj | [0-9]+)
+str ::= "\"" [^"\\\x00-\x1f]* "\"")",
       "root ::= [\\u00e0-\\U00010fff]{1,3} \" \"?",
   };
   for (const mixtral::Model& model : models) {
@@ -487,6 +489,69 @@ TEST_CASE("grammar: generation gives what the grammar takes, whole or in slices"
   for (const std::string_view piece : generation) text += piece;
   CHECK(text == " dog");
   CHECK(generation.stop_reason() == mixtral::StopReason::stop_token);
+}
+
+TEST_CASE("grammar: all memory comes from the host's resource, and running out is an error") {
+  const std::string text =
+      "root ::= item (\",\" item){2,5} | [^a-c\\u00e9]+\nitem ::= \"x\" (\"[\" root \"]\")?";
+  std::vector<std::uint8_t> room(1 << 20);
+  std::size_t n_refused = 0;
+  for (std::size_t size = 0; size < room.size(); size = size * 5 / 4 + 64) {
+    std::pmr::monotonic_buffer_resource arena(room.data(), size, std::pmr::null_memory_resource());
+    const std::size_t before = heap_allocations();
+    const auto grammar = Grammar::from_gbnf(text, &arena);
+    const std::size_t after = heap_allocations();
+    if (grammar) {
+      CHECK(after == before);  // nothing from elsewhere
+      continue;
+    }
+    CHECK(grammar.error().code() == ErrorCode::out_of_memory);
+    ++n_refused;
+  }
+  CHECK(n_refused > 5);
+  REQUIRE(n_refused < 40);
+
+  // A matcher takes its memory when it is made, from the model's resource.
+  struct Limited : std::pmr::memory_resource {
+    std::size_t n_left = 1u << 30, n_taken = 0;
+    void* do_allocate(std::size_t size, std::size_t alignment) override {
+      if (n_left == 0) throw std::bad_alloc();
+      --n_left;
+      ++n_taken;
+      return std::pmr::new_delete_resource()->allocate(size, alignment);
+    }
+    void do_deallocate(void* memory, std::size_t size, std::size_t alignment) override {
+      std::pmr::new_delete_resource()->deallocate(memory, size, alignment);
+    }
+    bool do_is_equal(const memory_resource& o) const noexcept override { return this == &o; }
+  } resource;
+  mixtral::ModelOptions model_options;
+  model_options.memory = &resource;
+  const auto model = value(mixtral::Model::open(bundled_model().c_str(), model_options));
+  const Grammar grammar = gbnf("root ::= (\" \" [a-z]+)+ \".\"");
+  mixtral::Session s = session(model, 100);
+  REQUIRE(s.append("Once"));
+  REQUIRE(s.evaluate());
+  mixtral::GenerateOptions options = exactly(30, model);
+  options.grammar = grammar;
+  for (resource.n_left = 0; resource.n_left < 200;) {
+    const std::size_t allowed = resource.n_left;
+    auto generation = s.generate(options);
+    if (generation.stop_reason() == mixtral::StopReason::none) {
+      const std::size_t taken = resource.n_taken, before = heap_allocations();
+      while (generation.next()) {
+      }
+      CHECK(resource.n_taken == taken);
+      CHECK(heap_allocations() == before);
+      CHECK(generation.stop_reason() != mixtral::StopReason::error);
+      resource.n_left = 1u << 30;
+      break;
+    }
+    REQUIRE(generation.stop_reason() == mixtral::StopReason::error);
+    CHECK(generation.error().code() == ErrorCode::out_of_memory);
+    resource.n_left = allowed + 1;
+  }
+  CHECK(resource.n_left > 200);
 }
 
 TEST_CASE("grammar: many threads share one") {

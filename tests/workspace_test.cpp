@@ -381,12 +381,12 @@ TEST_CASE("workspace: forgetting leaves what the rest would have given without w
     mixtral::BlockFormat format;
     double tolerance;
   };
-  for (const auto& [format, tolerance] :
+  for (const Case& one :
        {Case{mixtral::BlockFormat::f32, 1e-4}, Case{mixtral::BlockFormat::f16, 0.03}}) {
     for (const std::uint32_t keep : {0u, 5u, 64u, 100u}) {
       CAPTURE(keep);
       mixtral::SessionOptions options = options_for(512, 2);
-      options.kv_format = format;
+      options.kv_format = one.format;
       Session s = value(Session::open(model, options));
       std::vector<Token> tokens = some_tokens(400, keep);
       for (Token& t : tokens) t %= 300;
@@ -402,14 +402,14 @@ TEST_CASE("workspace: forgetting leaves what the rest would have given without w
         Counter counter;
         REQUIRE(s.evaluate(&counter));
         if (synthetic.sliding_window == 0) CHECK(counter.n == 1);
-        CHECK(max_difference(logits_of(s), synthetic.reference(tokens).back()) < tolerance);
+        CHECK(max_difference(logits_of(s), synthetic.reference(tokens).back()) < one.tolerance);
       };
       check_shortened(64, 64);
       check_shortened(1, 64);
       check_shortened(0, 0);
       check_shortened(65, 128);
       REQUIRE(fork.rewind(399));
-      if (format == mixtral::BlockFormat::f32) check_as_plain(fork);  // its past is as it was
+      if (one.format == mixtral::BlockFormat::f32) check_as_plain(fork);  // its past is as it was
       // All of it, and more than there is.
       const auto rest = static_cast<std::uint32_t>(tokens.size()) - keep;
       CHECK(!s.forget_oldest(keep, rest + 1));

@@ -22,6 +22,10 @@ struct ModelOptions {
   std::pmr::memory_resource* memory = nullptr;
   // Highway target bits to choose from (HWY_AVX2 | HWY_SSSE3 ...); 0 means the best there is.
   std::int64_t simd_targets = 0;
+  // For lock-step games and replays: only SIMD targets whose results are the same bits, so that the same
+  // build gives the same tokens on other CPUs. Those are the ones that multiply and add in one step:
+  // AVX2 and all later ones of x86, and those of aarch64 and RISC-V; others are refused.
+  bool strict = false;
   // Instead of what the file says or implies. GGUF files of Mistral 7B v0.1 do not tell its sliding
   // window of 4096 tokens; 0 is none.
   std::optional<ChatFormat> chat_format;

@@ -193,7 +193,8 @@ class GrammarCompiler {
   void find_classes() {
     std::pmr::map<std::pmr::vector<bool>, std::uint8_t> classes(sets_.get_allocator().resource());
     for (unsigned b = 0; b < 256; ++b) {
-      std::pmr::vector<bool> in(sets_.size(), sets_.get_allocator().resource());
+      std::pmr::vector<bool> in(sets_.get_allocator());
+      in.resize(sets_.size());
       for (std::size_t s = 0; s < sets_.size(); ++s)
         in[s] = (sets_[s][b / 64] >> (b % 64) & 1) != 0;
       const auto n = static_cast<std::uint8_t>(classes.size());

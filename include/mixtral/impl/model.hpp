@@ -1,13 +1,13 @@
 #ifndef MIXTRAL_IMPL_MODEL_HPP_
 #define MIXTRAL_IMPL_MODEL_HPP_
 
-#include <cmath>
 #include <mutex>
 
 #include "mixtral/checkpoint.hpp"
 #include "mixtral/impl/checkpoint.hpp"
 #include "mixtral/impl/token_trie.hpp"
 #include "mixtral/model.hpp"
+#include "mixtral/network/portable_math.hpp"
 #include "mixtral/weights.hpp"
 
 namespace mixtral {
@@ -67,11 +67,13 @@ Result<Model> Model::from_bytes(Bytes bytes, const ModelOptions& options) {
 
 Result<Model> Model::from_checkpoint(Checkpoint checkpoint, const ModelOptions& options) {
   std::pmr::memory_resource* resource = detail::resource_of(options);
-  const simd::Kernels* kernels = simd::select_kernels(options.simd_targets);
+  const simd::Kernels* kernels = simd::select_kernels(options.simd_targets, options.strict);
   if (kernels == nullptr) {
-    return Error(ErrorCode::unsupported,
-                 "this CPU runs none of the SIMD targets that were compiled in and allowed (%llx)",
-                 static_cast<unsigned long long>(options.simd_targets));
+    return Error(
+        ErrorCode::unsupported,
+        "this CPU runs none of the SIMD targets that were compiled in and allowed (%llx%s)",
+        static_cast<unsigned long long>(options.simd_targets),
+        options.strict ? ", and strict" : "");
   }
   return detail::guard_memory("opening the model", [&]() -> Result<Model> {
     auto data = std::allocate_shared<detail::ModelData>(
@@ -98,7 +100,7 @@ Result<Model> Model::from_checkpoint(Checkpoint checkpoint, const ModelOptions& 
       const double factor = data->weights.rope_factors == nullptr
                                 ? 1.0
                                 : static_cast<double>(data->weights.rope_factors[i]);
-      data->rope_frequencies[i] = std::pow(static_cast<double>(config.rope_theta), exponent) /
+      data->rope_frequencies[i] = portable::pow(static_cast<double>(config.rope_theta), exponent) /
                                   factor * static_cast<double>(config.rope_scale);
     }
     return Model(std::shared_ptr<const detail::ModelData>(std::move(data)));

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "mixtral/network/portable_math.hpp"
 #include "mixtral/sampling.hpp"
 
 namespace mixtral {
@@ -59,7 +60,8 @@ void Sampler::apply_penalties(Span<const Token> history) {
     if (count == 0) continue;  // penalised already
     float& logit = candidates_[static_cast<std::size_t>(token)].logit;
     logit = logit > 0.0f ? logit / r : logit * r;
-    logit -= options_.frequency_penalty * static_cast<float>(count) + options_.presence_penalty;
+    logit -=
+        std::fma(options_.frequency_penalty, static_cast<float>(count), options_.presence_penalty);
     count = 0;
   }
 }
@@ -87,7 +89,8 @@ void Sampler::softmax(double temperature) {
   probabilities_.clear();
   double sum = 0.0;
   for (const Candidate& candidate : candidates_) {
-    probabilities_.push_back(std::exp((static_cast<double>(candidate.logit) - best) / temperature));
+    const double logit = static_cast<double>(candidate.logit);
+    probabilities_.push_back(portable::exp((logit - best) / temperature));
     sum += probabilities_.back();
   }
   for (double& probability : probabilities_) probability /= sum;
@@ -97,12 +100,12 @@ void Sampler::keep_typical() {
   softmax(1.0);
   double entropy = 0.0;
   for (const double p : probabilities_) {
-    if (p > 0.0) entropy -= p * std::log(p);
+    if (p > 0.0) entropy = std::fma(-p, portable::log(p), entropy);
   }
   // How far a candidate's surprise is from the entropy, from its logit and the best one's surprise:
   // -ln p = best_surprise + best_logit - logit.
-  const double offset =
-      -std::log(probabilities_.front()) + static_cast<double>(candidates_.front().logit) - entropy;
+  const double offset = -portable::log(probabilities_.front()) +
+                        static_cast<double>(candidates_.front().logit) - entropy;
   const auto distance = [&](const Candidate& candidate) {
     return std::abs(offset - static_cast<double>(candidate.logit));
   };

@@ -200,9 +200,10 @@ class Workspace {
     float* cos2 = key_ + size;
     float* sin2 = cos2 + size;
     for (std::size_t i = 0; i < size; ++i) {
-      const double angle = distance * data_->rope_frequencies[i / 2];
-      cos2[i] = static_cast<float>(std::cos(angle));
-      sin2[i] = static_cast<float>(std::sin(angle));
+      double sine = 0.0, cosine = 0.0;
+      portable::sin_and_cos(distance * data_->rope_frequencies[i / 2], sine, cosine);
+      cos2[i] = static_cast<float>(cosine);
+      sin2[i] = static_cast<float>(sine);
     }
     for (std::size_t layer = 0; layer < config.n_layers; ++layer) {
       for (std::size_t head = 0; head < config.n_kv_heads; ++head) {

@@ -12,6 +12,7 @@
 #include "mixtral/impl/model.hpp"
 #include "mixtral/network/activations.hpp"
 #include "mixtral/network/kv_cache.hpp"
+#include "mixtral/network/portable_math.hpp"
 #include "mixtral/network/router.hpp"
 #include "mixtral/observer.hpp"
 
@@ -191,12 +192,12 @@ class ForwardPass {
     for (std::size_t i = 0; i < config.head_size / 2; ++i) {
       const double angle =
           static_cast<double>(rows_[row].rotary_position) * model_->rope_frequencies[i];
-      const auto cosine = static_cast<float>(std::cos(angle));
-      const auto sine = static_cast<float>(std::sin(angle));
+      double sine = 0.0, cosine = 0.0;
+      portable::sin_and_cos(angle, sine, cosine);
       float* cos2 = cos2_ + row * config.head_size + 2 * i;
       float* sin2 = sin2_ + row * config.head_size + 2 * i;
-      cos2[0] = cos2[1] = cosine;
-      sin2[0] = sin2[1] = sine;
+      cos2[0] = cos2[1] = static_cast<float>(cosine);
+      sin2[0] = sin2[1] = static_cast<float>(sine);
     }
   }
 

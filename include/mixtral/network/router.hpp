@@ -3,12 +3,12 @@
 #ifndef MIXTRAL_NETWORK_ROUTER_HPP_
 #define MIXTRAL_NETWORK_ROUTER_HPP_
 
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 
 #include "mixtral/impl/slab.hpp"
 #include "mixtral/network/activations.hpp"
+#include "mixtral/network/portable_math.hpp"
 
 namespace mixtral::detail {
 
@@ -27,7 +27,8 @@ inline void select_experts(const float* logits, std::size_t n_experts, std::size
   }
   float sum = 0.0f;
   for (std::size_t i = 0; i < k; ++i) {
-    weights[i] = std::exp(logits[experts[i]] - logits[experts[0]]);
+    const float difference = logits[experts[i]] - logits[experts[0]];
+    weights[i] = static_cast<float>(portable::exp(static_cast<double>(difference)));
     sum += weights[i];
   }
   for (std::size_t i = 0; i < k; ++i) weights[i] /= sum;

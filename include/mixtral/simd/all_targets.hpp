@@ -371,15 +371,18 @@ void for_each_kernels(void (*visit)(void* context, const Kernels& kernels), void
   }
 }
 
-const Kernels* select_kernels(std::int64_t allowed) {
+const Kernels* select_kernels(std::int64_t allowed, bool fuses_only) {
   struct Choice {
     std::int64_t allowed;
+    bool fuses_only;
     const Kernels* best;
-  } choice{allowed == 0 ? -1 : allowed, nullptr};
+  } choice{allowed == 0 ? -1 : allowed, fuses_only, nullptr};
   for_each_kernels(
       [](void* context, const Kernels& kernels) {
         auto& c = *static_cast<Choice*>(context);
-        if (c.best == nullptr && (kernels.target_bit & c.allowed) != 0) c.best = &kernels;
+        const bool suits =
+            (kernels.target_bit & c.allowed) != 0 && (kernels.fuses || !c.fuses_only);
+        if (c.best == nullptr && suits) c.best = &kernels;
       },
       &choice);
   return choice.best;

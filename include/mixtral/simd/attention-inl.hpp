@@ -57,11 +57,9 @@ template <class Kv, std::size_t kHeads>
 HWY_INLINE void score_block(const float* const* q, const std::uint8_t* keys, std::size_t stride,
                             std::size_t n, std::size_t head_size,
                             float (*scores)[kAttentionBlock]) {
-  const DF df;
-  const std::size_t lanes = hn::Lanes(df);
-  const std::size_t n_whole = head_size / lanes * lanes;
+  const std::size_t n_whole = head_size / kPartialSums * kPartialSums;
   constexpr std::size_t kPositions = 16 / kHeads;  // whose sums are made together
-  HWY_ALIGN float sums[16 * kMaxLanes];
+  HWY_ALIGN float sums[16 * kPartialSums];
   for (std::size_t begin = 0; begin < n; begin += kPositions) {
     const auto key = [&](std::size_t p) {  // the last one fills up
       return keys + HWY_MIN(begin + p, n - 1) * stride;
@@ -73,16 +71,16 @@ HWY_INLINE void score_block(const float* const* q, const std::uint8_t* keys, std
       if (kHeads == 4) {
         multiply_4_rows_4_tokens(load, q, n_whole, sums);
       } else {
-        multiply_4_rows(load, q[0], n_whole, sums + p * lanes);
+        multiply_4_rows(load, q[0], n_whole, sums + p * kPartialSums);
       }
     }
-    sum_lanes_of_16(sums);
+    add_partial_sums_of_16(sums);
     const hn::CappedTag<float, 1> d1;
     for (std::size_t h = 0; h < kHeads; ++h) {
       for (std::size_t p = 0; p < kPositions; ++p) {
         float score = sums[h * kPositions + p];
         for (std::size_t i = n_whole; i < head_size; ++i) {
-          score += q[h][i] * hn::GetLane(Kv::load(d1, key(p), i));
+          score = multiply_add(q[h][i], hn::GetLane(Kv::load(d1, key(p), i)), score);
         }
         scores[h][begin + p] = score;
       }
@@ -118,6 +116,7 @@ void attend_heads(const float* const* q, const KeysAndValues& past, std::size_t 
                   std::size_t end, std::size_t head_size, float scale, float* const* out) {
   const DF df;
   const std::size_t lanes = hn::Lanes(df);
+  const hn::CappedTag<float, 1> d1;
   HWY_ALIGN float scores[kHeads][kAttentionBlock];
   float largest[kHeads], sum[kHeads], correction[kHeads];
   for (std::size_t h = 0; h < kHeads; ++h) {
@@ -134,21 +133,22 @@ void attend_heads(const float* const* q, const KeysAndValues& past, std::size_t 
     begin += n;
     score_block<Kv, kHeads>(q, keys, past.stride, n, head_size, scores);
     for (std::size_t h = 0; h < kHeads; ++h) {
-      float block_max = largest[h];
-      for (std::size_t p = 0; p < n; ++p) {
-        scores[h][p] *= scale;
-        block_max = HWY_MAX(block_max, scores[h][p]);
-      }
+      float block_max = scores[h][0];
+      for (std::size_t p = 1; p < n; ++p) block_max = HWY_MAX(block_max, scores[h][p]);
+      block_max = HWY_MAX(largest[h], block_max * scale);
       for (std::size_t p = n; p < kAttentionBlock; ++p) {
         scores[h][p] = -std::numeric_limits<float>::infinity();
       }
       for (std::size_t p = 0; p < kAttentionBlock; p += lanes) {
-        const auto shifted = hn::Sub(hn::Load(df, scores[h] + p), hn::Set(df, block_max));
+        const auto shifted =
+            hn::MulSub(hn::Load(df, scores[h] + p), hn::Set(df, scale), hn::Set(df, block_max));
         hn::Store(hn::Exp(df, hn::Max(shifted, hn::Set(df, -200.0f))), df, scores[h] + p);
       }
-      correction[h] = std::exp(largest[h] - block_max);  // 0 for the first block
-      sum[h] *= correction[h];
-      for (std::size_t p = 0; p < n; ++p) sum[h] += scores[h][p];
+      const auto fall = hn::Set(d1, HWY_MAX(largest[h] - block_max, -200.0f));
+      correction[h] = hn::GetLane(hn::Exp(d1, fall));  // 0 for the first block
+      float block_sum = 0.0f;
+      for (std::size_t p = 0; p < n; ++p) block_sum += scores[h][p];
+      sum[h] = multiply_add(sum[h], correction[h], block_sum);
       largest[h] = block_max;
     }
     for_each_vector(head_size, [&](auto d, std::size_t i) MIXTRAL_LAMBDA {

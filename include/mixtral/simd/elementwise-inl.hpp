@@ -15,24 +15,26 @@ HWY_INLINE void for_each_vector(std::size_t n, const Body& body) {
   for (; i < n; ++i) body(d1, i);
 }
 
-HWY_INLINE float sum_of_lanes(VF v) {
-  const DF df;
-  return hn::GetLane(hn::SumOfLanes(df, v));
-}
-
+// Column i of n counts to sum i % 16; then neighbours are added until one is left.
 HWY_INLINE float dot(const float* a, const float* b, std::size_t n) {
   const DF df;
   const std::size_t lanes = hn::Lanes(df);
-  VF sum0 = hn::Zero(df);
-  VF sum1 = hn::Zero(df);
-  std::size_t i = 0;
-  for (; i + 2 * lanes <= n; i += 2 * lanes) {
-    sum0 = hn::MulAdd(hn::LoadU(df, a + i), hn::LoadU(df, b + i), sum0);
-    sum1 = hn::MulAdd(hn::LoadU(df, a + i + lanes), hn::LoadU(df, b + i + lanes), sum1);
+  const std::size_t whole = n / kPartialSums * kPartialSums;
+  HWY_ALIGN float sums[kPartialSums];
+  for (std::size_t part = 0; part < kPartialSums; part += lanes) {
+    VF sum = hn::Zero(df);
+    for (std::size_t i = part; i < whole; i += kPartialSums) {
+      sum = hn::MulAdd(hn::LoadU(df, a + i), hn::LoadU(df, b + i), sum);
+    }
+    hn::Store(sum, df, sums + part);
   }
-  float sum = sum_of_lanes(hn::Add(sum0, sum1));
-  for (; i < n; ++i) sum += a[i] * b[i];
-  return sum;
+  for (std::size_t i = whole; i < n; ++i) {
+    sums[i - whole] = multiply_add(a[i], b[i], sums[i - whole]);
+  }
+  for (std::size_t left = kPartialSums / 2; left > 0; left /= 2) {
+    for (std::size_t i = 0; i < left; ++i) sums[i] = sums[2 * i] + sums[2 * i + 1];
+  }
+  return sums[0];
 }
 
 void rms_norm(const float* x, const float* weight, float epsilon, std::size_t n, float* out) {
@@ -62,16 +64,17 @@ void rotate(float* x, const float* cos2, const float* sin2, std::size_t n) {
       const auto v = hn::LoadU(df, x + i);
       const auto swapped = hn::Reverse2(df, v);  // (x1, x0, x3, x2 ...)
       const auto turned = hn::Mul(swapped, hn::LoadU(df, sin2 + i));
-      const auto straight = hn::Mul(v, hn::LoadU(df, cos2 + i));
+      const auto cosine = hn::LoadU(df, cos2 + i);
       // even lanes: x0 cos - x1 sin; odd lanes: x1 cos + x0 sin
-      hn::StoreU(hn::OddEven(hn::Add(straight, turned), hn::Sub(straight, turned)), df, x + i);
+      hn::StoreU(hn::OddEven(hn::MulAdd(v, cosine, turned), hn::MulSub(v, cosine, turned)), df,
+                 x + i);
     }
   }
   for (; i + 1 < n; i += 2) {
     const float a = x[i];
     const float b = x[i + 1];
-    x[i] = a * cos2[i] - b * sin2[i];
-    x[i + 1] = b * cos2[i] + a * sin2[i];
+    x[i] = multiply_add(a, cos2[i], -(b * sin2[i]));
+    x[i + 1] = multiply_add(b, cos2[i], a * sin2[i]);
   }
 }
 

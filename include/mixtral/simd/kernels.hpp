@@ -94,6 +94,8 @@ struct KeysAndValues {
 struct Kernels {
   const char* target;  // Highway's name: "AVX3_DL", "AVX2" ...
   std::int64_t target_bit;
+  // Products and sums are joined, rounded once: the results of all such targets are the same bits.
+  bool fuses;
 
   // How many tokens a group has: a power of two, at most kMaxLanes.
   std::size_t (*lanes)();
@@ -147,9 +149,9 @@ struct Kernels {
                  std::size_t end, std::size_t head_size, float scale, float* out);
 };
 
-// The best table this CPU runs among those in `allowed` (a mask of Highway target bits, 0 for all);
-// null if there is none.
-const Kernels* select_kernels(std::int64_t allowed = 0);
+// The best table this CPU runs among those in `allowed` (a mask of Highway target bits, 0 for all), or
+// of these, those that fuse; null if there is none.
+const Kernels* select_kernels(std::int64_t allowed = 0, bool fuses_only = false);
 
 // Calls visit(context, kernels) for every table this CPU runs, best first.
 void for_each_kernels(void (*visit)(void* context, const Kernels& kernels), void* context);

@@ -57,6 +57,7 @@ namespace HWY_NAMESPACE {
 
 constexpr Kernels kKernels{MIXTRAL_TARGET_NAME(HWY_NAMESPACE),
                            HWY_TARGET,
+                           HWY_NATIVE_FMA != 0,
                            lanes,
                            matmul,
                            matmul_groups,
