@@ -8923,8 +8923,8 @@ struct PassRow {
 
 class ForwardPass {
  public:
-  // Plans memory for passes of up to max_rows tokens.
-  void take(Slab& slab, const ModelData& model, std::size_t max_rows) {
+  // Plans memory for passes of up to max_rows tokens, in which so many sessions want logits.
+  void take(Slab& slab, const ModelData& model, std::size_t max_rows, std::size_t n_sessions) {
     model_ = &model;
     const Config& config = model.config;
     const std::size_t k = config.n_experts_used;
@@ -8942,8 +8942,10 @@ class ForwardPass {
     expert_inputs_.take(slab, kernels(), in_groups(max_rows) ? places : 0, config.dim, false);
     hidden_.take(slab, kernels(), places, config.hidden_dim, has_float_w2());
     shown_ = slab.take<float>(config.hidden_dim);
-    final_.take(slab, kernels(), kLogitRows, config.dim, true);
-    logits_ = slab.take<float>(kLogitRows * config.vocab_size);
+    most_logit_rows_ =
+        std::min(max_rows, n_sessions > kLogitRows / 2 ? kLogitRows : kLogitRows / 2);
+    final_.take(slab, kernels(), most_logit_rows_, config.dim, true);
+    logits_ = slab.take<float>(most_logit_rows_ * config.vocab_size);
   }
 
   // Where the caller puts the tokens of the next pass, max_rows at most.
@@ -9068,8 +9070,8 @@ class ForwardPass {
   static constexpr std::size_t kStageKinds = static_cast<std::size_t>(Stage::done) + 1;
 
  private:
-  // Logits are computed for this many rows at a time.
-  static constexpr std::size_t kLogitRows = 8;
+  // Logits are computed for this many rows at a time, one group of tokens, or half as many.
+  static constexpr std::size_t kLogitRows = simd::kMaxLanes;
 
   const simd::Kernels& kernels() const noexcept { return *model_->kernels; }
   const LayerWeights& layer() const noexcept { return model_->weights.layers[layer_]; }
@@ -9323,7 +9325,7 @@ class ForwardPass {
   // Collects the next rows that want logits, or ends the pass.
   void begin_logits() {
     n_logit_rows_ = 0;
-    while (logits_row_ < n_rows_ && n_logit_rows_ < kLogitRows) {
+    while (logits_row_ < n_rows_ && n_logit_rows_ < most_logit_rows_) {
       if (all_logits_ || rows_[logits_row_].logits != nullptr)
         logit_rows_[n_logit_rows_++] = logits_row_;
       ++logits_row_;
@@ -9369,6 +9371,7 @@ class ForwardPass {
   std::size_t logits_row_ = 0;               // the first row not yet looked at for logits
   std::size_t logit_rows_[kLogitRows] = {};  // the rows whose logits are being computed
   std::size_t n_logit_rows_ = 0;
+  std::size_t most_logit_rows_ = 1;
 
   PassRow* rows_ = nullptr;
   float* x_ = nullptr;     // the residual stream, [row][dim]
@@ -9554,7 +9557,7 @@ class Workspace {
     wanted_ = slab.take<Branch*>(sizes_.branches);
     key_ = slab.take<float>(3 * std::size_t{config.head_size});
     pages_.take(slab, config, sizes_.kv_format, sizes_.kv_pages);
-    pass_.take(slab, *data_, sizes_.batch);
+    pass_.take(slab, *data_, sizes_.batch, sizes_.branches);
     row_branch_ = slab.take<Branch*>(sizes_.batch);
     for (std::size_t i = 0; i < sizes_.branches; ++i) {
       Branch unused;

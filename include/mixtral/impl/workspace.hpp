@@ -180,7 +180,7 @@ class Workspace {
     wanted_ = slab.take<Branch*>(sizes_.branches);
     key_ = slab.take<float>(3 * std::size_t{config.head_size});
     pages_.take(slab, config, sizes_.kv_format, sizes_.kv_pages);
-    pass_.take(slab, *data_, sizes_.batch);
+    pass_.take(slab, *data_, sizes_.batch, sizes_.branches);
     row_branch_ = slab.take<Branch*>(sizes_.batch);
     for (std::size_t i = 0; i < sizes_.branches; ++i) {
       Branch unused;
