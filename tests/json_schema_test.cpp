@@ -3,6 +3,10 @@
 
 #include <mixtral/json_schema.hpp>
 
+// g++ 12 with sanitizers sees uninitialised members in the library's own <regex>.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <regex>
 
 using namespace support;
