@@ -387,7 +387,8 @@ str ::= "\"" [^"\\\x00-\x1f]* "\"")",
             if (!has(allowed, token) && random() % 8 != 0) continue;
             bool expected = token == tokenizer.eos() ? matcher.can_end() : false;
             const auto type = tokenizer.piece(token).type;
-            if (type == mixtral::PieceType::normal || type == mixtral::PieceType::byte) {
+            if (type == mixtral::PieceType::normal || type == mixtral::PieceType::byte ||
+                type == mixtral::PieceType::user_defined) {
               // The text as it is given out, without an unfinished character, and that as bytes.
               std::string all;
               bool first = begins_text;
