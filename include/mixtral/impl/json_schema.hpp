@@ -12,6 +12,8 @@
 #include <vector>
 
 #include "mixtral/implementation.hpp"
+//
+#include "mixtral/impl/number_ranges.hpp"
 #include "mixtral/json_schema.hpp"
 
 namespace mixtral {
@@ -634,90 +636,13 @@ ws ::= (" " | "\n" " "{0,20})?
       }
       if (low > high) continue;
       const auto add = [&](const std::string& sign, std::int64_t from, std::int64_t to) {
-        choice += (choice.empty() ? "" : " | ") + sign + range(from, to, d);
+        choice += (choice.empty() ? "" : " | ") + sign + gbnf_of_range(from, to, d);
       };
       if (low < 0) add("\"-\" ", std::max<std::int64_t>(1, -high), -low);
       if (high >= 0) add("", std::max<std::int64_t>(0, low), high);
     }
     if (choice.empty()) return bad("bounds that no number is between");
     return add_rule(choice);
-  }
-
-  static std::int64_t power_of_10(int n) {
-    std::int64_t power = 1;
-    for (; n > 0; --n) power *= 10;
-    return power;
-  }
-
-  // The numbers low to high, not negative, with the last n digits after a point.
-  static std::string range(std::int64_t low, std::int64_t high, int n) {
-    std::string choice;
-    const auto text = [n](std::int64_t value) {
-      std::string digits = std::to_string(value);
-      const auto least = static_cast<std::size_t>(n) + 1;
-      if (digits.size() < least) digits.insert(0, least - digits.size(), '0');
-      return digits;
-    };
-    // By number of digits.
-    for (std::int64_t begin = low; begin <= high;) {
-      const std::string from = text(begin);
-      const auto n_digits = static_cast<int>(from.size());  // 19 of 10^18, the largest
-      const std::int64_t end = n_digits < 19 ? std::min(power_of_10(n_digits) - 1, high) : high;
-      choice +=
-          (choice.empty() ? "" : " | ") + between(from, text(end), 0, static_cast<std::size_t>(n));
-      begin = end + 1;
-    }
-    return "(" + choice + ")";
-  }
-
-  // Digits [at, size) from those of `low` to those of `high`, which are as many and not less.
-  static std::string between(const std::string& low, const std::string& high, std::size_t at,
-                             std::size_t n_after) {
-    std::string out;
-    const auto put = [&](char from, char to, std::size_t place) {
-      if (n_after > 0 && place == low.size() - n_after) out += "\".\" ";
-      out += '[';
-      out += from;
-      if (to != from) {
-        out += '-';
-        out += to;
-      }
-      out += "] ";
-    };
-    while (at < low.size() && low[at] == high[at]) {
-      put(low[at], low[at], at);
-      ++at;
-    }
-    if (at == low.size()) return out;
-    const auto any = [&](std::size_t from) {
-      for (std::size_t i = from; i < low.size(); ++i) put('0', '9', i);
-    };
-    const bool from_zeros = low.find_first_not_of('0', at + 1) == std::string::npos;
-    const bool to_nines = high.find_first_not_of('9', at + 1) == std::string::npos;
-    const auto first = static_cast<char>(from_zeros ? low[at] : low[at] + 1);
-    const auto last = static_cast<char>(to_nines ? high[at] : high[at] - 1);
-    out += '(';
-    const char* separator = "";
-    if (!from_zeros) {
-      put(low[at], low[at], at);
-      out += between(low, low.substr(0, at + 1) + std::string(low.size() - at - 1, '9'), at + 1,
-                     n_after);
-      separator = " | ";
-    }
-    if (first <= last) {
-      out += separator;
-      put(first, last, at);
-      any(at + 1);
-      separator = " | ";
-    }
-    if (!to_nines) {
-      out += separator;
-      put(high[at], high[at], at);
-      out += between(high.substr(0, at + 1) + std::string(high.size() - at - 1, '0'), high, at + 1,
-                     n_after);
-    }
-    out += ")";
-    return out;
   }
 
   Json root_;
