@@ -14,6 +14,7 @@ struct AnswerFlags {
   std::string model = MIXTRAL_BUNDLED_MODEL;
   mixtral::GenerateOptions generate;
   std::optional<mixtral::ChatFormat> chat_format;
+  bool copy_weights = false;
   std::uint32_t threads = 0;
   std::uint32_t context = 0;
   mixtral::BlockFormat kv_format = mixtral::BlockFormat::f16;
@@ -41,6 +42,7 @@ struct AnswerFlags {
   mixtral::Result<mixtral::Model> open_model() const {
     mixtral::ModelOptions options;
     options.chat_format = chat_format;
+    options.copy_weights = copy_weights;
     return mixtral::open_model(model.c_str(), options);
   }
 
@@ -51,6 +53,7 @@ struct AnswerFlags {
     sampling.min_p = 0.05f;
     sampling.seed = std::random_device()();
     app.add_option("--model", model, "GGUF file or model folder (default: the bundled tiny model)");
+    program::add_copy_weights(app, copy_weights);
     app.add_option("--chat-format", chat_format, "Instead of what the model itself implies")
         ->transform(CLI::CheckedTransformer(program::chat_formats()));
     app.add_option("--max-tokens", generate.max_tokens, "Tokens to generate at most")

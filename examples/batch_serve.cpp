@@ -187,6 +187,7 @@ int main(int argc, char** argv) {
   CLI::App app{"Answers prompts from standard input, one JSON object a line, many at once.",
                "batch_serve"};
   std::string path = MIXTRAL_BUNDLED_MODEL, prefix;
+  mixtral::ModelOptions model_options;
   std::uint32_t parallel = 16, context = 1024, max_tokens = 128, threads = 0;
   app.add_option("--model", path, "GGUF file or model folder (default: the bundled tiny model)");
   app.add_option("--prefix", prefix, "A text that all prompts begin with");
@@ -198,10 +199,11 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--max-tokens", max_tokens, "Tokens of an answer, if its prompt does not say")
       ->capture_default_str();
+  program::add_copy_weights(app, model_options.copy_weights);
   app.add_option("--threads", threads, "Threads to use (default: all)")->check(CLI::Range(1, 1024));
 
   return program::run(app, argc, argv, [&] {
-    const auto model = program::value(mixtral::open_model(path.c_str()));
+    const auto model = program::value(mixtral::open_model(path.c_str(), model_options));
     auto pool = program::value(mixtral::ThreadPool::create(threads));
     mixtral::SessionOptions options;
     options.executor = pool;

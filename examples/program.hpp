@@ -65,6 +65,12 @@ inline void add_kv_format(CLI::App& app, mixtral::BlockFormat& format) {
       ->transform(CLI::CheckedTransformer(names));
 }
 
+// The option that has the weights in this process's own memory.
+inline void add_copy_weights(CLI::App& app, bool& copy_weights) {
+  app.add_flag("--copy-weights", copy_weights,
+               "Copy the weights into memory: a later start, then faster where pages can be large");
+}
+
 inline void check(const mixtral::Status& status) {
   if (!status) throw std::runtime_error(status.error().message());
 }

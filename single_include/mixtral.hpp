@@ -2712,7 +2712,8 @@ class Bytes {
   // Views bytes that the host keeps alive and unchanged for as long as this object lives.
   static Bytes view(Span<const std::uint8_t> bytes) noexcept;
 
-  // Reads all `size` bytes through `read` into memory of `resource` (an archive, an asset system).
+  // Reads all `size` bytes through `read` into memory of `resource` (an archive, an asset system),
+  // one piece after the other. Linux is asked for large pages, from which weights are read faster.
   // Errors: io when `read` fails, out_of_memory.
   static Result<Bytes> read_all(std::uint64_t size, ReadFunction read, void* context,
                                 std::pmr::memory_resource* resource);
@@ -3457,6 +3458,10 @@ struct ModelOptions {
   // build gives the same tokens on other CPUs. Those are the ones that multiply and add in one step:
   // AVX2 and all later ones of x86, and those of aarch64 and RISC-V; others are refused.
   bool strict = false;
+  // Copy the weights from the mapped file to `memory`. That takes their size there, is not shared with
+  // other processes, and delays the start; on Linux they are then in large pages, from which they are
+  // read faster.
+  bool copy_weights = false;
   // Instead of what the file says or implies. GGUF files of Mistral 7B v0.1 do not tell its sliding
   // window of 4096 tokens; 0 is none.
   std::optional<ChatFormat> chat_format;
@@ -5146,6 +5151,22 @@ Bytes Bytes::view(Span<const std::uint8_t> bytes) noexcept {
   return result;
 }
 
+namespace detail {
+
+// Asks for pages of 2 MiB or so where memory lies that was not yet written to; a refusal costs speed only.
+inline void advise_large_pages([[maybe_unused]] void* memory, [[maybe_unused]] std::size_t size) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr std::size_t kLargePage = std::size_t{2} << 20;
+  const auto begin = reinterpret_cast<std::uintptr_t>(memory);
+  const std::uintptr_t first = (begin + kLargePage - 1) / kLargePage * kLargePage;
+  const std::uintptr_t end = (begin + size) / kLargePage * kLargePage;
+  if (first >= end) return;
+  static_cast<void>(::madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE));
+#endif
+}
+
+}  // namespace detail
+
 Result<Bytes> Bytes::read_all(std::uint64_t size, ReadFunction read, void* context,
                               std::pmr::memory_resource* resource) {
   if (size > std::numeric_limits<std::size_t>::max() / 2) {
@@ -5163,6 +5184,7 @@ Result<Bytes> Bytes::read_all(std::uint64_t size, ReadFunction read, void* conte
   result.data_ = static_cast<const std::uint8_t*>(memory);
   result.owner_ = Owner::resource;
   result.resource_ = resource;
+  detail::advise_large_pages(memory, result.size_);
   // In pieces, so that a host callback with a 32-bit interface underneath is not asked too much.
   constexpr std::size_t kPiece = std::size_t{1} << 24;
   for (std::size_t offset = 0; offset < result.size_; offset += kPiece) {
@@ -7331,6 +7353,66 @@ class TokenTrie {
 };
 
 }  // namespace mixtral::detail
+// Weights in the host's memory instead of a mapped file.
+
+#include <algorithm>
+#include <cstring>
+
+namespace mixtral::detail {
+
+// Copies what the tensors of a checkpoint point to, and lets them point to the copy, which replaces the
+// checkpoint's files.
+class WeightsCopier {
+ public:
+  explicit WeightsCopier(Checkpoint& checkpoint) noexcept : tensors_(checkpoint.tensors) {}
+
+  Result<Bytes> run(std::pmr::memory_resource* resource) {
+    std::uint64_t size = 0;
+    for (const NamedTensor& tensor : tensors_) size += stored_bytes(tensor);
+    Result<Bytes> copy = Bytes::read_all(size, &WeightsCopier::read, this, resource);
+    if (!copy) return copy;
+    const std::uint8_t* data = copy->data();
+    for (NamedTensor& tensor : tensors_) {
+      tensor.matrix.data = data;
+      data += stored_bytes(tensor);
+    }
+    return copy;
+  }
+
+ private:
+  static std::uint64_t stored_bytes(const NamedTensor& tensor) noexcept {
+    return (tensor.matrix.bytes() + kSlabAlignment - 1) / kSlabAlignment * kSlabAlignment;
+  }
+
+  // Pieces are asked for in their order.
+  static bool read(void* context, std::uint64_t, void* destination, std::size_t size) {
+    auto& self = *static_cast<WeightsCopier*>(context);
+    auto* to = static_cast<std::uint8_t*>(destination);
+    while (size > 0) {
+      const NamedTensor& tensor = self.tensors_[self.tensor_];
+      const std::uint64_t left = stored_bytes(tensor) - self.done_;
+      const std::size_t n = static_cast<std::size_t>(std::min<std::uint64_t>(size, left));
+      const std::uint64_t there =
+          tensor.matrix.bytes() - std::min(self.done_, tensor.matrix.bytes());
+      const std::size_t n_there = static_cast<std::size_t>(std::min<std::uint64_t>(n, there));
+      if (n_there > 0) std::memcpy(to, tensor.matrix.data + self.done_, n_there);
+      std::memset(to + n_there, 0, n - n_there);
+      to += n;
+      size -= n;
+      self.done_ += n;
+      if (n < left) break;
+      self.done_ = 0;
+      ++self.tensor_;
+    }
+    return true;
+  }
+
+  std::pmr::vector<NamedTensor>& tensors_;
+  std::size_t tensor_ = 0;
+  std::uint64_t done_ = 0;  // of this tensor
+};
+
+}  // namespace mixtral::detail
 // Functions of the C library that the tokens depend on, with the same bits on every platform: made of
 // operations that IEEE 754 defines to the last bit, products and sums joined by std::fma, which leaves
 // compilers nothing to join. Errors are below three units in the last place.
@@ -7552,6 +7634,14 @@ Result<Model> Model::from_checkpoint(Checkpoint checkpoint, const ModelOptions& 
     data->tokenizer.emplace(*std::move(tokenizer));
     Result<Weights> weights = Weights::create(checkpoint, *kernels, resource);
     if (!weights) return weights.error();
+    if (options.copy_weights) {
+      Result<Bytes> copy = detail::WeightsCopier(checkpoint).run(resource);
+      if (!copy) return copy.error();
+      checkpoint.files.clear();
+      checkpoint.files.push_back(*std::move(copy));
+      weights = Weights::create(checkpoint, *kernels, resource);
+      if (!weights) return weights.error();
+    }
     data->weights = *std::move(weights);
     data->config = checkpoint.config;
     if (options.sliding_window) data->config.sliding_window = *options.sliding_window;

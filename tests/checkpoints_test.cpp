@@ -17,7 +17,12 @@ std::vector<Token> some_tokens(std::size_t n = 30) {
 }
 
 Logits logits_of(const std::string& path) {
-  return evaluate(value(mixtral::open_model(path.c_str())), some_tokens()).logits;
+  const Logits logits = evaluate(value(mixtral::open_model(path.c_str())), some_tokens()).logits;
+  mixtral::ModelOptions options;
+  options.copy_weights = true;
+  CHECK(evaluate(value(mixtral::open_model(path.c_str(), options)), some_tokens()).logits ==
+        logits);
+  return logits;
 }
 
 std::string error_of(const std::string& path) {

@@ -679,7 +679,7 @@ class Bench(Case):
         together = report["sessions"]
         self.assertEqual(together["sessions"], 5)
         self.assertGreater(together["tokens_per_second"], 0)
-        text = self.run_program(*fixed).stdout.decode()
+        text = self.run_program(*fixed, "--copy-weights").stdout.decode()
         self.assertIn("slices", text)
         self.assertIn("5 sessions", text)
 
@@ -701,7 +701,7 @@ class Bench(Case):
 class BatchServe(Case):
     def answers(self, requests, *arguments):
         lines = [r if isinstance(r, str) else json.dumps(r) for r in requests]
-        result = self.run_program("batch_serve", *arguments, text="\n".join(lines).encode())
+        result = self.run_program("batch_serve", "--copy-weights", *arguments, text="\n".join(lines).encode())
         return [json.loads(line) for line in result.stdout.splitlines()]
 
     def test_each_gets_what_it_gets_alone(self):
@@ -822,7 +822,8 @@ class OtherFormats(Case):
         for model in others:
             with self.subTest(model.name):
                 self.assertEqual(
-                    self.json_of("complete", "--model", model, *prompt)["tokens"], expected)
+                    self.json_of("complete", "--model", model, "--copy-weights",
+                                 *prompt)["tokens"], expected)
                 self.assertEqual(
                     self.json_of("score", "--model", model, "--file", text)["perplexity"], score)
                 report = self.json_of("inspect", "--model", model)

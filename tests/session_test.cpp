@@ -4,6 +4,8 @@
 #include <Eigen/Core>
 #include <atomic>
 #include <cstdlib>
+#include <fstream>
+#include <iterator>
 #include <mutex>
 #include <thread>
 
@@ -187,7 +189,38 @@ TEST_CASE("session: all memory comes from the host's resource") {
   CHECK(resource.bytes_now == 0);
 }
 
+TEST_CASE("session: copied weights are in the host's memory, and all that is left of the file") {
+  CountingResource resource;
+  mixtral::ModelOptions options;
+  const auto mapped = value(mixtral::Model::open(bundled_model().c_str(), options));
+  options.memory = &resource;
+  options.copy_weights = true;
+  std::string bytes;
+  {
+    std::ifstream file(bundled_model(), std::ios::binary);
+    bytes.assign(std::istreambuf_iterator<char>(file), {});
+  }
+  const auto* data = reinterpret_cast<const std::uint8_t*>(bytes.data());
+  auto view = mixtral::Bytes::view({data, bytes.size()});
+  {
+    const auto copied = value(mixtral::Model::from_bytes(std::move(view), options));
+    CHECK(resource.bytes_now > copied.weight_bytes());
+    CHECK(resource.bytes_now < copied.weight_bytes() + (4u << 20));
+    CHECK(copied.weight_bytes() == mapped.weight_bytes());
+    CHECK(copied.n_parameters() == mapped.n_parameters());
+    std::fill(bytes.begin(), bytes.end(), '\xff');
+    auto session = value(mixtral::Session::open(copied));
+    auto plain = value(mixtral::Session::open(mapped));
+    for (auto* s : {&session, &plain}) REQUIRE(s->append("Once upon a time"));
+    CHECK(greedy_tokens(session, 20) == greedy_tokens(plain, 20));
+  }
+  CHECK(resource.bytes_now == 0);
+}
+
 TEST_CASE("session: memory that runs out at any point is an error, without a leak") {
+  bool copy_weights = false;
+  SUBCASE("with mapped weights") {}
+  SUBCASE("with copied weights") { copy_weights = true; }
   CountingResource resource;
   std::size_t n_failures = 0;
   for (std::size_t allowed = 0;; ++allowed) {
@@ -195,6 +228,7 @@ TEST_CASE("session: memory that runs out at any point is an error, without a lea
     resource.allowed = allowed;
     mixtral::ModelOptions model_options;
     model_options.memory = &resource;
+    model_options.copy_weights = copy_weights;
     const auto attempt = [&]() -> mixtral::Status {
       auto model = mixtral::Model::open(bundled_model().c_str(), model_options);
       MIXTRAL_RETURN_IF_ERROR(model);

@@ -26,6 +26,10 @@ struct ModelOptions {
   // build gives the same tokens on other CPUs. Those are the ones that multiply and add in one step:
   // AVX2 and all later ones of x86, and those of aarch64 and RISC-V; others are refused.
   bool strict = false;
+  // Copy the weights from the mapped file to `memory`. That takes their size there, is not shared with
+  // other processes, and delays the start; on Linux they are then in large pages, from which they are
+  // read faster.
+  bool copy_weights = false;
   // Instead of what the file says or implies. GGUF files of Mistral 7B v0.1 do not tell its sliding
   // window of 4096 tokens; 0 is none.
   std::optional<ChatFormat> chat_format;

@@ -6,6 +6,7 @@
 #include "mixtral/checkpoint.hpp"
 #include "mixtral/impl/checkpoint.hpp"
 #include "mixtral/impl/token_trie.hpp"
+#include "mixtral/impl/weights_copier.hpp"
 #include "mixtral/model.hpp"
 #include "mixtral/network/portable_math.hpp"
 #include "mixtral/weights.hpp"
@@ -84,6 +85,14 @@ Result<Model> Model::from_checkpoint(Checkpoint checkpoint, const ModelOptions& 
     data->tokenizer.emplace(*std::move(tokenizer));
     Result<Weights> weights = Weights::create(checkpoint, *kernels, resource);
     if (!weights) return weights.error();
+    if (options.copy_weights) {
+      Result<Bytes> copy = detail::WeightsCopier(checkpoint).run(resource);
+      if (!copy) return copy.error();
+      checkpoint.files.clear();
+      checkpoint.files.push_back(*std::move(copy));
+      weights = Weights::create(checkpoint, *kernels, resource);
+      if (!weights) return weights.error();
+    }
     data->weights = *std::move(weights);
     data->config = checkpoint.config;
     if (options.sliding_window) data->config.sliding_window = *options.sliding_window;
