@@ -105,6 +105,14 @@ constexpr bool kUnsignedDot = true;
 constexpr bool kUnsignedDot = false;
 #endif
 
+// v, loaded from memory once, and not again by each instruction that uses it.
+HWY_INLINE VI8 in_register(VI8 v) {
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3 && (HWY_COMPILER_GCC || HWY_COMPILER_CLANG)
+  asm("" : "+v"(v.raw));
+#endif
+  return v;
+}
+
 // Lane i of the result is the sum of w[4i + j] * x[4i + j] over j < 4. Exact. `x` is in [-127, 127];
 // with kSigned false, `w` is in [0, 127], or in [0, 255] with kUnsignedDot.
 template <bool kSigned>
@@ -1262,29 +1270,57 @@ namespace HWY_NAMESPACE {
 
 std::size_t lanes() { return hn::Lanes(DF()); }
 
-// Quantises 32 floats; returns the scale. What is not a number (an infinity times 0, too) becomes 0.
-HWY_INLINE float quantize_32(const float* x, std::int8_t* q, std::int32_t* half_sums) {
+struct Scale {
+  float value, inverse;
+};
+
+// With which numbers up to `maximum` fill [-127, 127].
+HWY_INLINE Scale full_scale(float maximum) {
+  return {maximum / 127.0f, maximum > 0.0f ? 127.0f / maximum : 0.0f};
+}
+
+// The smallest power of two for them, from 2^-100 to 2^100.
+HWY_INLINE Scale power_of_two_scale(float maximum) {
+  const float least = maximum / 127.0f;
+  std::uint32_t bits;
+  std::memcpy(&bits, &least, sizeof bits);
+  const std::uint32_t exponent =
+      HWY_MIN(HWY_MAX((bits + 0x7fffffu) >> 23, 127u - 100u), 127u + 100u);
+  const std::uint32_t value = exponent << 23, inverse = (254u - exponent) << 23;
+  Scale scale;
+  std::memcpy(&scale.value, &value, sizeof value);
+  std::memcpy(&scale.inverse, &inverse, sizeof inverse);
+  return scale;
+}
+
+// Quantises 32 floats with the scale that scale_for(maximum) gives, and returns it. What is not a number
+// (an infinity times 0, too) becomes 0, what is too large for the scale the largest.
+template <class ScaleFor>
+HWY_INLINE float quantize_32(const float* x, const ScaleFor& scale_for, std::int8_t* q,
+                             std::int32_t* half_sums) {
   const DF df;
   const DI32 d32;
   const hn::Rebind<std::int8_t, DF> d8;
   const std::size_t n = hn::Lanes(df);
+  const auto number = [](VF v) MIXTRAL_LAMBDA { return hn::IfThenElseZero(hn::Eq(v, v), v); };
   VF largest = hn::Zero(df);
   for (std::size_t i = 0; i < 32; i += n) {
-    largest = hn::Max(largest, hn::Abs(hn::LoadU(df, x + i)));
+    largest = hn::Max(largest, hn::Abs(number(hn::LoadU(df, x + i))));
   }
-  const float maximum = hn::GetLane(hn::MaxOfLanes(df, largest));
-  const float inverse = maximum > 0.0f ? 127.0f / maximum : 0.0f;
+  const Scale scale = scale_for(hn::GetLane(hn::MaxOfLanes(df, largest)));
+  const auto inverse = hn::Set(df, scale.inverse);
+  const auto most = hn::Set(df, 127.0f), least = hn::Set(df, -127.0f);
   for (std::size_t half = 0; half < 2; ++half) {
     auto sum = hn::Zero(d32);
     for (std::size_t i = half * 16; i < half * 16 + 16; i += n) {
-      const auto scaled = hn::Mul(hn::LoadU(df, x + i), hn::Set(df, inverse));
-      const auto whole = hn::NearestInt(hn::IfThenElseZero(hn::Eq(scaled, scaled), scaled));
+      const auto scaled = number(hn::Mul(hn::LoadU(df, x + i), inverse));
+      const auto whole = hn::NearestInt(hn::Max(hn::Min(scaled, most), least));
       hn::StoreU(hn::DemoteTo(d8, whole), d8, q + i);
       sum = hn::Add(sum, whole);
     }
     half_sums[half] = hn::GetLane(hn::SumOfLanes(d32, sum));
   }
-  return maximum / 127.0f;
+  return scale.value;
 }
 
 void quantize(const float* x, std::size_t first, std::size_t n, std::size_t cols, std::uint8_t* out,
@@ -1303,7 +1339,8 @@ void quantize(const float* x, std::size_t first, std::size_t n, std::size_t cols
     std::uint8_t* tile = out + col / kTile * kTokenTileBytes * n_tokens;
     const std::size_t block = col % kTile / 32;
     std::int32_t sums[2];
-    tile_scale(tile, n_tokens)[block * n_tokens + token] = quantize_32(from, q, sums);
+    tile_scale(tile, n_tokens)[block * n_tokens + token] =
+        quantize_32(from, power_of_two_scale, q, sums);
     for (std::size_t half = 0; half < 2; ++half) {
       tile_q_sum(tile, n_tokens)[(half * kBlocksPerTile + block) * n_tokens + token] =
           static_cast<std::int16_t>(sums[half]);
@@ -1357,6 +1394,9 @@ struct TileRows {
 template <class Format>
 constexpr int kZeroOf = Format::kSigned&& kUnsignedDot ? 128 : Format::kZero;
 
+// Zeros are powers of two: the exponent.
+constexpr int zero_bits_of(int zero) { return zero <= 1 ? 0 : 1 + zero_bits_of(zero / 2); }
+
 template <class Format>
 constexpr std::size_t kBytesPerTile = kTile / kBlockSize<Format>* Format::kBlockBytes;
 
@@ -1385,7 +1425,7 @@ struct Unpacker {
   void (*unpack)(const std::uint8_t*, std::size_t, std::size_t, std::size_t, std::size_t,
                  TileRows&);
   std::size_t tile_bytes;
-  int zero;
+  int zero_bits;
 
   // The tile at column `col` of n rows.
   void rows(const Matrix& w, std::size_t first_row, std::size_t n, std::size_t col,
@@ -1404,7 +1444,7 @@ struct Unpacker {
 };
 template <class Format>
 HWY_INLINE Unpacker unpacker() {
-  return {unpack_rows<Format>, kBytesPerTile<Format>, kZeroOf<Format>};
+  return {unpack_rows<Format>, kBytesPerTile<Format>, zero_bits_of(kZeroOf<Format>)};
 }
 
 // Formats that are multiplied by the same code.
@@ -1412,29 +1452,30 @@ template <bool kHasHalves, bool kHasOffset, bool kIsSigned>
 struct DotKind {
   static constexpr bool kHalves = kHasHalves;  // the halves of a block have their own scales
   static constexpr bool kOffset = kHasOffset;
-  static constexpr bool kSigned = kIsSigned;  // the stored quants are
+  static constexpr bool kSigned = kIsSigned;                // the stored quants are
+  static constexpr bool kZero = !kHasOffset && !kIsSigned;  // there is a zero to subtract
 };
 template <class Format>
 using DotKindOf =
     DotKind<Format::kScaleColumns == 16, Format::kOffset, Format::kSigned && !kUnsignedDot>;
 
-// scale * dot - offset * q_sum: the dot of a block, in units of the activations' scale. Multiplications
-// and additions are joined by hand, so that no compiler joins others.
+// What the quants' zero adds to a dot, to be subtracted.
 template <class Kind>
-HWY_INLINE VF scaled_dot(VI32 dot, VF scale, VF offset, VI32 q_sum) {
-  const DF df;
-  const auto product = hn::Mul(hn::ConvertTo(df, dot), scale);
-  if (!Kind::kOffset) return product;
-  return hn::NegMulAdd(offset, hn::ConvertTo(df, q_sum), product);
+HWY_INLINE VI32 zero_part(VI32 q_sum, int zero_bits) {
+  return Kind::kZero ? hn::ShiftLeftSame(q_sum, zero_bits) : hn::Zero(DI32());
 }
 
-// The same for the second half of a block, added to `first`.
+// scale * dot - offset * q_sum, for a block, or added to what its first half gave. Multiplications and
+// additions are joined by hand, with a zero at least, so that no compiler joins others.
 template <class Kind>
-HWY_INLINE VF add_scaled_dot(VF first, VI32 dot, VF scale, VF offset, VI32 q_sum) {
-  const DF df;
-  const auto sum = hn::MulAdd(hn::ConvertTo(df, dot), scale, first);
-  if (!Kind::kOffset) return sum;
-  return hn::NegMulAdd(offset, hn::ConvertTo(df, q_sum), sum);
+HWY_INLINE VF scaled_dot(VF dot, VF scale, VF offset, VF q_sum) {
+  if (!Kind::kOffset) return hn::MulAdd(dot, scale, hn::Zero(DF()));
+  return hn::NegMulAdd(offset, q_sum, hn::Mul(dot, scale));
+}
+template <class Kind>
+HWY_INLINE VF add_scaled_dot(VF first, VF dot, VF scale, VF offset, VF q_sum) {
+  const auto sum = hn::MulAdd(dot, scale, first);
+  return Kind::kOffset ? hn::NegMulAdd(offset, q_sum, sum) : sum;
 }
 
 }  // namespace HWY_NAMESPACE
@@ -1652,6 +1693,9 @@ HWY_AFTER_NAMESPACE();
 //
 // A vector goes along the tokens of a group, so four weights of a row are the same in all lanes and
 // nothing has to be summed across lanes. A tile of 32 rows is unpacked once for all the tokens.
+//
+// The dots become floats, times the activations' scale, for the price of a subtraction: they are counted
+// on from the bits of 1.5 * 2^23 * scale, whose last bit is worth that scale, which is then subtracted.
 
 HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
@@ -1670,65 +1714,99 @@ HWY_INLINE VI8 broadcast_quad(const std::int8_t* q) {
   return hn::BitCast(DI8(), hn::Set(DI32(), four));
 }
 
-// Adds one tile of 4 rows times two or three groups, or of 8 rows times one, to the sums, or begins
-// them: there is a vector for each row; those of the next group are sums_stride further.
+// What is the same for all rows: of a tile of one group, for each block or each of its halves.
+template <class Kind>
+struct GroupTile {
+  static constexpr std::size_t kHalves = Kind::kHalves ? 2 : 1;
+  using Floats = float[kBlocksPerTile * kMaxLanes];
+  using Ints = std::int32_t[kBlocksPerTile * kMaxLanes];
+
+  const std::int8_t* q;
+  HWY_ALIGN Floats base;            // 1.5 * 2^23 * scale
+  HWY_ALIGN Ints begin[kHalves];    // its bits, less what the weights' zero adds to a dot
+  HWY_ALIGN Floats x_sum[kHalves];  // the sum of the activations
+
+  HWY_INLINE void set(const std::uint8_t* tile, int zero_bits) {
+    const DF df;
+    const DI32 d32;
+    const std::size_t n = hn::Lanes(df);
+    const hn::Rebind<std::int16_t, DI32> d16;
+    const auto to_base = hn::Set(d32, (23 << 23) + (1 << 22));  // from 2^i to 1.5 * 2^(i + 23)
+    q = tile_q(tile);
+    for (std::size_t i = 0; i < kBlocksPerTile * n; i += n) {
+      const auto scale = hn::Load(df, tile_scale(tile, n) + i);
+      const auto bits = hn::Add(hn::BitCast(d32, scale), to_base);
+      hn::Store(hn::BitCast(df, bits), df, base + i);
+      const std::int16_t* q_sum = tile_q_sum(tile, n) + i;
+      const auto first = hn::PromoteTo(d32, hn::Load(d16, q_sum));
+      const auto last = hn::PromoteTo(d32, hn::Load(d16, q_sum + kBlocksPerTile * n));
+      for (std::size_t half = 0; half < kHalves; ++half) {
+        const auto sum = !Kind::kHalves ? hn::Add(first, last) : half == 0 ? first : last;
+        hn::Store(hn::Sub(bits, zero_part<Kind>(sum, zero_bits)), d32, begin[half] + i);
+        if (Kind::kOffset) hn::Store(hn::Mul(hn::ConvertTo(df, sum), scale), df, x_sum[half] + i);
+      }
+    }
+  }
+};
+
+// Adds one tile of 4 rows times two or three groups, or of 8 rows times one, to the sums: there is a
+// vector for each row; those of the next group are sums_stride further.
 template <class Kind, std::size_t kGroups>
-HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row, int zero,
-                                    const std::uint8_t* x, std::size_t group_bytes, bool is_first,
-                                    float* sums, std::size_t sums_stride) {
+HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row,
+                                    const GroupTile<Kind>* groups, float* sums,
+                                    std::size_t sums_stride) {
   const DF df;
   const DI8 d8;
   const DI32 d32;
   const std::size_t n = hn::Lanes(df);
-  const hn::Rebind<std::int16_t, DI32> d16;
-  const auto minus_zero = hn::Set(d32, -zero);
   const std::int8_t* q = rows.q + first_row * kTile;
-  const std::uint8_t* x_b = kGroups > 1 ? x + group_bytes : x;
-  const std::uint8_t* x_c = kGroups > 2 ? x_b + group_bytes : x;
-  // Of accumulator i: its row, its group, and where its sums are.
+  const GroupTile<Kind>& ga = groups[0];
+  const GroupTile<Kind>& gb = groups[kGroups > 1 ? 1 : 0];
+  const GroupTile<Kind>& gc = groups[kGroups > 2 ? 2 : 0];
+  // Of dot i: its row, its group.
   const auto row = [](std::size_t i) { return i / kGroups; };
   const auto of_group = [](std::size_t i, auto a, auto b, auto c) MIXTRAL_LAMBDA {
     return i % kGroups == 0 ? a : i % kGroups == 1 ? b : c;
   };
-  const auto sum_of = [&](std::size_t i)
-                          MIXTRAL_LAMBDA { return sums + i % kGroups * sums_stride + row(i) * n; };
   constexpr bool kTwelve = kGroups == 3;
-  const auto begin_sum = [&](std::size_t i) MIXTRAL_LAMBDA {
-    return is_first ? hn::Zero(df) : hn::Load(df, sum_of(i));
-  };
-  VF s0 = begin_sum(0), s1 = begin_sum(1), s2 = begin_sum(2), s3 = begin_sum(3);
-  VF s4 = begin_sum(4), s5 = begin_sum(5), s6 = begin_sum(6), s7 = begin_sum(7);
-  VF s8 = s0, s9 = s0, s10 = s0, s11 = s0;
-  if (kTwelve) s8 = begin_sum(8), s9 = begin_sum(9), s10 = begin_sum(10), s11 = begin_sum(11);
   VI32 d0, d1, d2, d3, d4, d5, d6, d7, d8_, d9, d10, d11;
-  const auto dots = [&](std::size_t first_quad, VI32 a, VI32 b, VI32 c) MIXTRAL_LAMBDA {
-    const auto begin_a = hn::Mul(a, minus_zero);
-    const auto begin_b = kGroups > 1 ? hn::Mul(b, minus_zero) : begin_a;
-    const auto begin_c = kGroups > 2 ? hn::Mul(c, minus_zero) : begin_a;
-    const auto begin = [&](std::size_t i)
-                           MIXTRAL_LAMBDA { return of_group(i, begin_a, begin_b, begin_c); };
-    d0 = begin(0), d1 = begin(1), d2 = begin(2), d3 = begin(3);
-    d4 = begin(4), d5 = begin(5), d6 = begin(6), d7 = begin(7);
-    d8_ = begin(8), d9 = begin(9), d10 = begin(10), d11 = begin(11);
-    MIXTRAL_UNROLL
-    for (std::size_t i = 0; i < (Kind::kHalves ? 4 : 8); ++i) {
-      const std::size_t quad = first_quad + i;
-      const auto xa = hn::Load(d8, tile_q(x) + quad * n * kQuad);
-      const auto xb = kGroups > 1 ? hn::Load(d8, tile_q(x_b) + quad * n * kQuad) : xa;
-      const auto xc = kGroups > 2 ? hn::Load(d8, tile_q(x_c) + quad * n * kQuad) : xa;
-      const auto add = [&](VI32& dot, std::size_t j) MIXTRAL_LAMBDA {
-        const auto w = broadcast_quad(q + row(j) * kTile + quad * kQuad);
-        dot = quad_dot_add<Kind::kSigned>(dot, w, of_group(j, xa, xb, xc));
-      };
-      add(d0, 0), add(d1, 1), add(d2, 2), add(d3, 3);
-      add(d4, 4), add(d5, 5), add(d6, 6), add(d7, 7);
-      if (kTwelve) add(d8_, 8), add(d9, 9), add(d10, 10), add(d11, 11);
-    }
-  };
   for (std::size_t block = 0; block < kBlocksPerTile; ++block) {
-    const auto q_sum = [&](const std::uint8_t* from, std::size_t half) MIXTRAL_LAMBDA {
-      return hn::PromoteTo(
-          d32, hn::Load(d16, tile_q_sum(from, n) + (half * kBlocksPerTile + block) * n));
+    const auto multiply = [&](std::size_t half) MIXTRAL_LAMBDA {
+      const auto begin = [&](const GroupTile<Kind>& group) MIXTRAL_LAMBDA {
+        return hn::Load(d32, group.begin[half] + block * n);
+      };
+      const auto begin_a = begin(ga);
+      const auto begin_b = kGroups > 1 ? begin(gb) : begin_a;
+      const auto begin_c = kGroups > 2 ? begin(gc) : begin_a;
+      const auto begin_of = [&](std::size_t i)
+                                MIXTRAL_LAMBDA { return of_group(i, begin_a, begin_b, begin_c); };
+      d0 = begin_of(0), d1 = begin_of(1), d2 = begin_of(2), d3 = begin_of(3);
+      d4 = begin_of(4), d5 = begin_of(5), d6 = begin_of(6), d7 = begin_of(7);
+      d8_ = begin_of(8), d9 = begin_of(9), d10 = begin_of(10), d11 = begin_of(11);
+      constexpr std::size_t kQuads = Kind::kHalves ? 4 : 8;
+      MIXTRAL_UNROLL
+      for (std::size_t i = 0; i < kQuads; ++i) {
+        const std::size_t quad = block * 8 + half * kQuads + i;
+        const auto load = [&](const GroupTile<Kind>& group) MIXTRAL_LAMBDA {
+          return in_register(hn::Load(d8, group.q + quad * n * kQuad));
+        };
+        const auto xa = load(ga);
+        const auto xb = kGroups > 1 ? load(gb) : xa;
+        const auto xc = kGroups > 2 ? load(gc) : xa;
+        const auto add = [&](VI32& dot, std::size_t j) MIXTRAL_LAMBDA {
+          const auto w = broadcast_quad(q + row(j) * kTile + quad * kQuad);
+          dot = quad_dot_add<Kind::kSigned>(dot, w, of_group(j, xa, xb, xc));
+        };
+        add(d0, 0), add(d1, 1), add(d2, 2), add(d3, 3);
+        add(d4, 4), add(d5, 5), add(d6, 6), add(d7, 7);
+        if (kTwelve) add(d8_, 8), add(d9, 9), add(d10, 10), add(d11, 11);
+      }
+    };
+    const auto of_block = [&](const float* values)
+                              MIXTRAL_LAMBDA { return hn::Load(df, values + block * n); };
+    const auto base_a = of_block(ga.base), base_b = of_block(gb.base), base_c = of_block(gc.base);
+    const auto to_float = [&](VI32 dot, std::size_t i) MIXTRAL_LAMBDA {
+      return hn::Sub(hn::BitCast(df, dot), of_group(i, base_a, base_b, base_c));
     };
     const auto scale = [&](std::size_t i, std::size_t half) MIXTRAL_LAMBDA {
       return hn::Set(df, rows.scales[half][(first_row + row(i)) * kBlocksPerTile + block]);
@@ -1737,55 +1815,40 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row,
       const std::size_t at = (first_row + row(i)) * kBlocksPerTile + block;
       return Kind::kOffset ? hn::Set(df, rows.offsets[half][at]) : hn::Zero(df);
     };
-    const auto x_scale = [&](const std::uint8_t* from) MIXTRAL_LAMBDA {
-      return hn::Load(df, tile_scale(from, n) + block * n);
+    const auto x_sum = [&](const GroupTile<Kind>& group, std::size_t half) MIXTRAL_LAMBDA {
+      return Kind::kOffset ? of_block(group.x_sum[half]) : hn::Zero(df);
     };
-    const auto a0 = q_sum(x, 0), a1 = q_sum(x, 1);
-    const auto b0 = kGroups > 1 ? q_sum(x_b, 0) : a0, b1 = kGroups > 1 ? q_sum(x_b, 1) : a1;
-    const auto c0 = kGroups > 2 ? q_sum(x_c, 0) : a0, c1 = kGroups > 2 ? q_sum(x_c, 1) : a1;
-    const auto xa = x_scale(x);
-    const auto xb = kGroups > 1 ? x_scale(x_b) : xa;
-    const auto xc = kGroups > 2 ? x_scale(x_c) : xa;
-    const std::size_t quad = block * 8;
-    if (Kind::kHalves) {
-      dots(quad, a0, b0, c0);
-      const auto first = [&](VI32 dot, std::size_t i) MIXTRAL_LAMBDA {
-        return scaled_dot<Kind>(dot, scale(i, 0), offset(i, 0), of_group(i, a0, b0, c0));
-      };
-      const auto u0 = first(d0, 0), u1 = first(d1, 1), u2 = first(d2, 2), u3 = first(d3, 3);
-      const auto u4 = first(d4, 4), u5 = first(d5, 5), u6 = first(d6, 6), u7 = first(d7, 7);
-      VF u8 = u0, u9 = u0, u10 = u0, u11 = u0;
-      if (kTwelve)
-        u8 = first(d8_, 8), u9 = first(d9, 9), u10 = first(d10, 10), u11 = first(d11, 11);
-      dots(quad + 4, a1, b1, c1);
-      const auto add = [&](VF& sum, VF u, VI32 dot, std::size_t i) MIXTRAL_LAMBDA {
-        u = add_scaled_dot<Kind>(u, dot, scale(i, 1), offset(i, 1), of_group(i, a1, b1, c1));
-        sum = hn::MulAdd(u, of_group(i, xa, xb, xc), sum);
-      };
-      add(s0, u0, d0, 0), add(s1, u1, d1, 1), add(s2, u2, d2, 2), add(s3, u3, d3, 3);
-      add(s4, u4, d4, 4), add(s5, u5, d5, 5), add(s6, u6, d6, 6), add(s7, u7, d7, 7);
-      if (kTwelve) {
-        add(s8, u8, d8_, 8), add(s9, u9, d9, 9), add(s10, u10, d10, 10), add(s11, u11, d11, 11);
-      }
-    } else {
-      const auto a = hn::Add(a0, a1), b = hn::Add(b0, b1), c = hn::Add(c0, c1);
-      dots(quad, a, b, c);
-      const auto add = [&](VF& sum, VI32 dot, std::size_t i) MIXTRAL_LAMBDA {
-        const auto u = scaled_dot<Kind>(dot, scale(i, 0), offset(i, 0), of_group(i, a, b, c));
-        sum = hn::MulAdd(u, of_group(i, xa, xb, xc), sum);
-      };
-      add(s0, d0, 0), add(s1, d1, 1), add(s2, d2, 2), add(s3, d3, 3);
-      add(s4, d4, 4), add(s5, d5, 5), add(s6, d6, 6), add(s7, d7, 7);
-      if (kTwelve) add(s8, d8_, 8), add(s9, d9, 9), add(s10, d10, 10), add(s11, d11, 11);
+    const auto add = [&](VF product, std::size_t i) MIXTRAL_LAMBDA {
+      float* sum = sums + i % kGroups * sums_stride + row(i) * n;
+      hn::Store(hn::Add(hn::Load(df, sum), product), df, sum);
+    };
+    multiply(0);
+    const auto a0 = x_sum(ga, 0), b0 = x_sum(gb, 0), c0 = x_sum(gc, 0);
+    const auto first = [&](VI32 dot, std::size_t i) MIXTRAL_LAMBDA {
+      return scaled_dot<Kind>(to_float(dot, i), scale(i, 0), offset(i, 0), of_group(i, a0, b0, c0));
+    };
+    if (!Kind::kHalves) {
+      const auto all = [&](VI32 dot, std::size_t i) MIXTRAL_LAMBDA { add(first(dot, i), i); };
+      all(d0, 0), all(d1, 1), all(d2, 2), all(d3, 3), all(d4, 4), all(d5, 5), all(d6, 6),
+          all(d7, 7);
+      if (kTwelve) all(d8_, 8), all(d9, 9), all(d10, 10), all(d11, 11);
+      continue;
     }
-  }
-  hn::Store(s0, df, sum_of(0)), hn::Store(s1, df, sum_of(1));
-  hn::Store(s2, df, sum_of(2)), hn::Store(s3, df, sum_of(3));
-  hn::Store(s4, df, sum_of(4)), hn::Store(s5, df, sum_of(5));
-  hn::Store(s6, df, sum_of(6)), hn::Store(s7, df, sum_of(7));
-  if (kTwelve) {
-    hn::Store(s8, df, sum_of(8)), hn::Store(s9, df, sum_of(9));
-    hn::Store(s10, df, sum_of(10)), hn::Store(s11, df, sum_of(11));
+    const auto u0 = first(d0, 0), u1 = first(d1, 1), u2 = first(d2, 2), u3 = first(d3, 3);
+    const auto u4 = first(d4, 4), u5 = first(d5, 5), u6 = first(d6, 6), u7 = first(d7, 7);
+    VF u8 = u0, u9 = u0, u10 = u0, u11 = u0;
+    if (kTwelve) u8 = first(d8_, 8), u9 = first(d9, 9), u10 = first(d10, 10), u11 = first(d11, 11);
+    constexpr std::size_t kLast = GroupTile<Kind>::kHalves - 1;
+    multiply(kLast);
+    const auto a1 = x_sum(ga, kLast), b1 = x_sum(gb, kLast), c1 = x_sum(gc, kLast);
+    const auto last = [&](VF u, VI32 dot, std::size_t i) MIXTRAL_LAMBDA {
+      add(add_scaled_dot<Kind>(u, to_float(dot, i), scale(i, kLast), offset(i, kLast),
+                               of_group(i, a1, b1, c1)),
+          i);
+    };
+    last(u0, d0, 0), last(u1, d1, 1), last(u2, d2, 2), last(u3, d3, 3);
+    last(u4, d4, 4), last(u5, d5, 5), last(u6, d6, 6), last(u7, d7, 7);
+    if (kTwelve) last(u8, d8_, 8), last(u9, d9, 9), last(u10, d10, 10), last(u11, d11, 11);
   }
 }
 
@@ -1823,7 +1886,9 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
   const std::size_t n_padded = (n_rows + 7) / 8 * 8;
   const std::size_t rows_per_fetch = (8 + n_groups) / n_groups;
   TileRows rows;
+  GroupTile<Kind> tiles[3];
   if (n_rows < n_padded) std::memset(&rows, 0, sizeof rows);
+  std::memset(out, 0, n_groups * group_sums * sizeof(float));
   for (std::size_t col = 0; col < w.cols; col += kTile) {
     unpacker.rows(w, first_row, n_rows, col, 0, rows);
     // The next tile is fetched from memory little by little, between the products of this one.
@@ -1841,11 +1906,14 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
     };
     const auto multiply = [&](auto count, std::size_t g) MIXTRAL_LAMBDA {
       constexpr std::size_t kGroups = decltype(count)::value;
-      const std::uint8_t* x = groups + g * group_bytes + col / kTile * kTokenTileBytes * n;
+      for (std::size_t i = 0; i < kGroups; ++i) {
+        tiles[i].set(groups + (g + i) * group_bytes + col / kTile * kTokenTileBytes * n,
+                     unpacker.zero_bits);
+      }
       for (std::size_t row = 0; row < n_padded; row += kGroups == 1 ? 8 : 4) {
         fetch();
-        multiply_tile_block<Kind, kGroups>(rows, row, unpacker.zero, x, group_bytes, col == 0,
-                                           out + g * group_sums + row * n, group_sums);
+        multiply_tile_block<Kind, kGroups>(rows, row, tiles, out + g * group_sums + row * n,
+                                           group_sums);
       }
     };
     for (std::size_t g = 0; g < n_groups;) {
@@ -1943,12 +2011,11 @@ HWY_INLINE VI32 load_q_sum(const std::int16_t* q_sum, std::size_t half, std::siz
 
 // Adds one tile of as many rows as there are lanes, times one token.
 template <class Kind>
-HWY_INLINE VF multiply_tile_rows(const TileRows& rows, int zero, const std::uint8_t* x, VF sum) {
+HWY_INLINE VF multiply_tile_rows(const TileRows& rows, int zero_bits, const std::uint8_t* x,
+                                 VF sum) {
   const DF df;
   const DI8 d8;
-  const DI32 d32;
   const std::size_t n = hn::Lanes(df);
-  const auto minus_zero = hn::Set(d32, -zero);
   const std::int8_t* x_q = tile_q(x);
   const std::int16_t* x_q_sum = tile_q_sum(x, 1);
   // The rows are one line of quads, of which vector i begins at quad i * n; so is the token.
@@ -1966,18 +2033,22 @@ HWY_INLINE VF multiply_tile_rows(const TileRows& rows, int zero, const std::uint
     const auto offset = [&](std::size_t half) MIXTRAL_LAMBDA {
       return Kind::kOffset ? hn::Load(df, rows.offsets[half] + i * n) : hn::Zero(df);
     };
-    const auto first = dots_of_16(2 * i), second = dots_of_16(2 * i + 1);
-    const auto even = every_other<0>(first, second);
-    const auto odd = every_other<1>(first, second);
+    const auto to_float = [&](VI32 dot, VI32 q_sum) MIXTRAL_LAMBDA {
+      return hn::ConvertTo(df, hn::Sub(dot, zero_part<Kind>(q_sum, zero_bits)));
+    };
+    const auto dots_a = dots_of_16(2 * i), dots_b = dots_of_16(2 * i + 1);
+    const auto even = every_other<0>(dots_a, dots_b);
+    const auto odd = every_other<1>(dots_a, dots_b);
     if (Kind::kHalves) {
-      const auto dot0 = hn::Add(even, hn::Mul(q_sum0, minus_zero));
-      const auto dot1 = hn::Add(odd, hn::Mul(q_sum1, minus_zero));
-      const auto sum0 = scaled_dot<Kind>(dot0, scale(0), offset(0), q_sum0);
-      hn::Store(add_scaled_dot<Kind>(sum0, dot1, scale(1), offset(1), q_sum1), df, blocks + i * n);
+      const auto dot0 = to_float(even, q_sum0), dot1 = to_float(odd, q_sum1);
+      const auto first = scaled_dot<Kind>(dot0, scale(0), offset(0), hn::ConvertTo(df, q_sum0));
+      hn::Store(add_scaled_dot<Kind>(first, dot1, scale(1), offset(1), hn::ConvertTo(df, q_sum1)),
+                df, blocks + i * n);
     } else {
       const auto q_sum = hn::Add(q_sum0, q_sum1);
-      const auto dot = hn::Add(hn::Add(even, odd), hn::Mul(q_sum, minus_zero));
-      hn::Store(scaled_dot<Kind>(dot, scale(0), offset(0), q_sum), df, blocks + i * n);
+      const auto dot = to_float(hn::Add(even, odd), q_sum);
+      hn::Store(scaled_dot<Kind>(dot, scale(0), offset(0), hn::ConvertTo(df, q_sum)), df,
+                blocks + i * n);
     }
   };
   // With 4 lanes it takes two vectors of `blocks` to get to the same columns again.
@@ -2028,7 +2099,7 @@ void matmul_rows(const Matrix& w, const Unpacker& unpacker, std::size_t first_ro
         const auto* tile = static_cast<const std::uint8_t*>(x[t]) + col / kTile * kTokenTileBytes;
         float* to = out + t * kMaxMatmulRows + begin;
         const VF sum = col == 0 ? hn::Zero(df) : hn::Load(df, to);
-        hn::Store(multiply_tile_rows<Kind>(rows, unpacker.zero, tile, sum), df, to);
+        hn::Store(multiply_tile_rows<Kind>(rows, unpacker.zero_bits, tile, sum), df, to);
       }
     }
   }
@@ -2340,7 +2411,7 @@ void store_kv(BlockFormat format, const float* x, std::size_t n, std::uint8_t* o
       std::uint8_t* block = out + i / 32 * Q8_0::kBlockBytes;
       HWY_ALIGN std::int8_t q[32];
       std::int32_t sums[2];
-      const float scale = quantize_32(x + i, q, sums);
+      const float scale = quantize_32(x + i, full_scale, q, sums);
       const std::uint16_t bits = portable_float_to_half(largest(scale));
       std::memcpy(block, &bits, 2);
       std::memcpy(block + 2, q, 32);
@@ -3266,10 +3337,11 @@ constexpr std::size_t kMaxMatmulTokens = 256;
 
 constexpr std::size_t padded(std::size_t cols) { return (cols + kTile - 1) / kTile * kTile; }
 
-// Activations quantised to 8 bits, a scale for every 32 columns: x is about scale * q. Those of n
-// tokens lie together, for each tile of columns:
+// Activations quantised to 8 bits, a scale for every 32 columns: x is about scale * q. Scales are powers
+// of two, so that multiplying with them is exact: whatever it is joined with, in whatever order, the
+// results are the same bits. Those of n tokens lie together, for each tile of columns:
 //   std::int8_t  q[kQuadsPerTile][n][kQuad];  in [-127, 127]
-//   float        scale[kBlocksPerTile][n];
+//   float        scale[kBlocksPerTile][n];    from 2^-100 to 2^100, or 0 where there is nothing
 //   std::int16_t q_sum[2][kBlocksPerTile][n];    the sums of q over 16 columns: first halves of the
 //                                             blocks of 32, then second halves
 // n is 1, or as many as a vector has lanes (Kernels::lanes); then it is called a group.

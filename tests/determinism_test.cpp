@@ -96,8 +96,8 @@ std::vector<Token> some_tokens(std::size_t n, std::size_t vocab_size) {
 
 TEST_CASE("determinism: the same bits everywhere, quantised weights") {
   const Blob file = read_file(bundled_model());
-  check_identical(file, some_tokens(70, 4000), mixtral::BlockFormat::f16, 5240488841852666777u);
-  check_identical(file, some_tokens(70, 4000), mixtral::BlockFormat::q8_0, 16986969517492331152u);
+  check_identical(file, some_tokens(70, 4000), mixtral::BlockFormat::f16, 6080289327010087301u);
+  check_identical(file, some_tokens(70, 4000), mixtral::BlockFormat::q8_0, 11074278607822092684u);
 }
 
 TEST_CASE("determinism: the same bits everywhere, float weights of odd sizes") {
@@ -147,6 +147,6 @@ TEST_CASE("determinism: the same tokens everywhere, with every sampling option")
         fnv = (fnv ^ static_cast<std::uint64_t>(generation.token())) * 1099511628211u;
       }
     }
-    CHECK(fnv == 11957809276346509352u);
+    CHECK(fnv == 15950807098089000594u);
   }
 }

@@ -362,7 +362,8 @@ TEST_CASE("network: keys and values in fewer bits change logits a little, memory
     CHECK(static_cast<double>(memory32 - memory) ==
           doctest::Approx(static_cast<double>(numbers) * (4.0 - bytes)).epsilon(0.01));
   };
-  check(mixtral::BlockFormat::f16, 2.0, 0.06);
+  // Activations are rounded to 8 bits, so that even the smallest change is a step for some of them.
+  check(mixtral::BlockFormat::f16, 2.0, 0.12);
   check(mixtral::BlockFormat::bf16, 2.0, 0.2);
   check(mixtral::BlockFormat::q8_0, 34.0 / 32.0, 0.2);
 }

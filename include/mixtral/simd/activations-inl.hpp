@@ -6,29 +6,57 @@ namespace HWY_NAMESPACE {
 
 std::size_t lanes() { return hn::Lanes(DF()); }
 
-// Quantises 32 floats; returns the scale. What is not a number (an infinity times 0, too) becomes 0.
-HWY_INLINE float quantize_32(const float* x, std::int8_t* q, std::int32_t* half_sums) {
+struct Scale {
+  float value, inverse;
+};
+
+// With which numbers up to `maximum` fill [-127, 127].
+HWY_INLINE Scale full_scale(float maximum) {
+  return {maximum / 127.0f, maximum > 0.0f ? 127.0f / maximum : 0.0f};
+}
+
+// The smallest power of two for them, from 2^-100 to 2^100.
+HWY_INLINE Scale power_of_two_scale(float maximum) {
+  const float least = maximum / 127.0f;
+  std::uint32_t bits;
+  std::memcpy(&bits, &least, sizeof bits);
+  const std::uint32_t exponent =
+      HWY_MIN(HWY_MAX((bits + 0x7fffffu) >> 23, 127u - 100u), 127u + 100u);
+  const std::uint32_t value = exponent << 23, inverse = (254u - exponent) << 23;
+  Scale scale;
+  std::memcpy(&scale.value, &value, sizeof value);
+  std::memcpy(&scale.inverse, &inverse, sizeof inverse);
+  return scale;
+}
+
+// Quantises 32 floats with the scale that scale_for(maximum) gives, and returns it. What is not a number
+// (an infinity times 0, too) becomes 0, what is too large for the scale the largest.
+template <class ScaleFor>
+HWY_INLINE float quantize_32(const float* x, const ScaleFor& scale_for, std::int8_t* q,
+                             std::int32_t* half_sums) {
   const DF df;
   const DI32 d32;
   const hn::Rebind<std::int8_t, DF> d8;
   const std::size_t n = hn::Lanes(df);
+  const auto number = [](VF v) MIXTRAL_LAMBDA { return hn::IfThenElseZero(hn::Eq(v, v), v); };
   VF largest = hn::Zero(df);
   for (std::size_t i = 0; i < 32; i += n) {
-    largest = hn::Max(largest, hn::Abs(hn::LoadU(df, x + i)));
+    largest = hn::Max(largest, hn::Abs(number(hn::LoadU(df, x + i))));
   }
-  const float maximum = hn::GetLane(hn::MaxOfLanes(df, largest));
-  const float inverse = maximum > 0.0f ? 127.0f / maximum : 0.0f;
+  const Scale scale = scale_for(hn::GetLane(hn::MaxOfLanes(df, largest)));
+  const auto inverse = hn::Set(df, scale.inverse);
+  const auto most = hn::Set(df, 127.0f), least = hn::Set(df, -127.0f);
   for (std::size_t half = 0; half < 2; ++half) {
     auto sum = hn::Zero(d32);
     for (std::size_t i = half * 16; i < half * 16 + 16; i += n) {
-      const auto scaled = hn::Mul(hn::LoadU(df, x + i), hn::Set(df, inverse));
-      const auto whole = hn::NearestInt(hn::IfThenElseZero(hn::Eq(scaled, scaled), scaled));
+      const auto scaled = number(hn::Mul(hn::LoadU(df, x + i), inverse));
+      const auto whole = hn::NearestInt(hn::Max(hn::Min(scaled, most), least));
       hn::StoreU(hn::DemoteTo(d8, whole), d8, q + i);
       sum = hn::Add(sum, whole);
     }
     half_sums[half] = hn::GetLane(hn::SumOfLanes(d32, sum));
   }
-  return maximum / 127.0f;
+  return scale.value;
 }
 
 void quantize(const float* x, std::size_t first, std::size_t n, std::size_t cols, std::uint8_t* out,
@@ -47,7 +75,8 @@ void quantize(const float* x, std::size_t first, std::size_t n, std::size_t cols
     std::uint8_t* tile = out + col / kTile * kTokenTileBytes * n_tokens;
     const std::size_t block = col % kTile / 32;
     std::int32_t sums[2];
-    tile_scale(tile, n_tokens)[block * n_tokens + token] = quantize_32(from, q, sums);
+    tile_scale(tile, n_tokens)[block * n_tokens + token] =
+        quantize_32(from, power_of_two_scale, q, sums);
     for (std::size_t half = 0; half < 2; ++half) {
       tile_q_sum(tile, n_tokens)[(half * kBlocksPerTile + block) * n_tokens + token] =
           static_cast<std::int16_t>(sums[half]);

@@ -44,7 +44,7 @@ void store_kv(BlockFormat format, const float* x, std::size_t n, std::uint8_t* o
       std::uint8_t* block = out + i / 32 * Q8_0::kBlockBytes;
       HWY_ALIGN std::int8_t q[32];
       std::int32_t sums[2];
-      const float scale = quantize_32(x + i, q, sums);
+      const float scale = quantize_32(x + i, full_scale, q, sums);
       const std::uint16_t bits = portable_float_to_half(largest(scale));
       std::memcpy(block, &bits, 2);
       std::memcpy(block + 2, q, 32);

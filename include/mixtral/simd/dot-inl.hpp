@@ -61,6 +61,14 @@ constexpr bool kUnsignedDot = true;
 constexpr bool kUnsignedDot = false;
 #endif
 
+// v, loaded from memory once, and not again by each instruction that uses it.
+HWY_INLINE VI8 in_register(VI8 v) {
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3 && (HWY_COMPILER_GCC || HWY_COMPILER_CLANG)
+  asm("" : "+v"(v.raw));
+#endif
+  return v;
+}
+
 // Lane i of the result is the sum of w[4i + j] * x[4i + j] over j < 4. Exact. `x` is in [-127, 127];
 // with kSigned false, `w` is in [0, 127], or in [0, 255] with kUnsignedDot.
 template <bool kSigned>

@@ -28,10 +28,11 @@ constexpr std::size_t kMaxMatmulTokens = 256;
 
 constexpr std::size_t padded(std::size_t cols) { return (cols + kTile - 1) / kTile * kTile; }
 
-// Activations quantised to 8 bits, a scale for every 32 columns: x is about scale * q. Those of n
-// tokens lie together, for each tile of columns:
+// Activations quantised to 8 bits, a scale for every 32 columns: x is about scale * q. Scales are powers
+// of two, so that multiplying with them is exact: whatever it is joined with, in whatever order, the
+// results are the same bits. Those of n tokens lie together, for each tile of columns:
 //   std::int8_t  q[kQuadsPerTile][n][kQuad];  in [-127, 127]
-//   float        scale[kBlocksPerTile][n];
+//   float        scale[kBlocksPerTile][n];    from 2^-100 to 2^100, or 0 where there is nothing
 //   std::int16_t q_sum[2][kBlocksPerTile][n];    the sums of q over 16 columns: first halves of the
 //                                             blocks of 32, then second halves
 // n is 1, or as many as a vector has lanes (Kernels::lanes); then it is called a group.

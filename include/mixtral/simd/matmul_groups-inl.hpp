@@ -2,6 +2,9 @@
 //
 // A vector goes along the tokens of a group, so four weights of a row are the same in all lanes and
 // nothing has to be summed across lanes. A tile of 32 rows is unpacked once for all the tokens.
+//
+// The dots become floats, times the activations' scale, for the price of a subtraction: they are counted
+// on from the bits of 1.5 * 2^23 * scale, whose last bit is worth that scale, which is then subtracted.
 
 HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
@@ -20,65 +23,99 @@ HWY_INLINE VI8 broadcast_quad(const std::int8_t* q) {
   return hn::BitCast(DI8(), hn::Set(DI32(), four));
 }
 
-// Adds one tile of 4 rows times two or three groups, or of 8 rows times one, to the sums, or begins
-// them: there is a vector for each row; those of the next group are sums_stride further.
+// What is the same for all rows: of a tile of one group, for each block or each of its halves.
+template <class Kind>
+struct GroupTile {
+  static constexpr std::size_t kHalves = Kind::kHalves ? 2 : 1;
+  using Floats = float[kBlocksPerTile * kMaxLanes];
+  using Ints = std::int32_t[kBlocksPerTile * kMaxLanes];
+
+  const std::int8_t* q;
+  HWY_ALIGN Floats base;            // 1.5 * 2^23 * scale
+  HWY_ALIGN Ints begin[kHalves];    // its bits, less what the weights' zero adds to a dot
+  HWY_ALIGN Floats x_sum[kHalves];  // the sum of the activations
+
+  HWY_INLINE void set(const std::uint8_t* tile, int zero_bits) {
+    const DF df;
+    const DI32 d32;
+    const std::size_t n = hn::Lanes(df);
+    const hn::Rebind<std::int16_t, DI32> d16;
+    const auto to_base = hn::Set(d32, (23 << 23) + (1 << 22));  // from 2^i to 1.5 * 2^(i + 23)
+    q = tile_q(tile);
+    for (std::size_t i = 0; i < kBlocksPerTile * n; i += n) {
+      const auto scale = hn::Load(df, tile_scale(tile, n) + i);
+      const auto bits = hn::Add(hn::BitCast(d32, scale), to_base);
+      hn::Store(hn::BitCast(df, bits), df, base + i);
+      const std::int16_t* q_sum = tile_q_sum(tile, n) + i;
+      const auto first = hn::PromoteTo(d32, hn::Load(d16, q_sum));
+      const auto last = hn::PromoteTo(d32, hn::Load(d16, q_sum + kBlocksPerTile * n));
+      for (std::size_t half = 0; half < kHalves; ++half) {
+        const auto sum = !Kind::kHalves ? hn::Add(first, last) : half == 0 ? first : last;
+        hn::Store(hn::Sub(bits, zero_part<Kind>(sum, zero_bits)), d32, begin[half] + i);
+        if (Kind::kOffset) hn::Store(hn::Mul(hn::ConvertTo(df, sum), scale), df, x_sum[half] + i);
+      }
+    }
+  }
+};
+
+// Adds one tile of 4 rows times two or three groups, or of 8 rows times one, to the sums: there is a
+// vector for each row; those of the next group are sums_stride further.
 template <class Kind, std::size_t kGroups>
-HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row, int zero,
-                                    const std::uint8_t* x, std::size_t group_bytes, bool is_first,
-                                    float* sums, std::size_t sums_stride) {
+HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row,
+                                    const GroupTile<Kind>* groups, float* sums,
+                                    std::size_t sums_stride) {
   const DF df;
   const DI8 d8;
   const DI32 d32;
   const std::size_t n = hn::Lanes(df);
-  const hn::Rebind<std::int16_t, DI32> d16;
-  const auto minus_zero = hn::Set(d32, -zero);
   const std::int8_t* q = rows.q + first_row * kTile;
-  const std::uint8_t* x_b = kGroups > 1 ? x + group_bytes : x;
-  const std::uint8_t* x_c = kGroups > 2 ? x_b + group_bytes : x;
-  // Of accumulator i: its row, its group, and where its sums are.
+  const GroupTile<Kind>& ga = groups[0];
+  const GroupTile<Kind>& gb = groups[kGroups > 1 ? 1 : 0];
+  const GroupTile<Kind>& gc = groups[kGroups > 2 ? 2 : 0];
+  // Of dot i: its row, its group.
   const auto row = [](std::size_t i) { return i / kGroups; };
   const auto of_group = [](std::size_t i, auto a, auto b, auto c) MIXTRAL_LAMBDA {
     return i % kGroups == 0 ? a : i % kGroups == 1 ? b : c;
   };
-  const auto sum_of = [&](std::size_t i)
-                          MIXTRAL_LAMBDA { return sums + i % kGroups * sums_stride + row(i) * n; };
   constexpr bool kTwelve = kGroups == 3;
-  const auto begin_sum = [&](std::size_t i) MIXTRAL_LAMBDA {
-    return is_first ? hn::Zero(df) : hn::Load(df, sum_of(i));
-  };
-  VF s0 = begin_sum(0), s1 = begin_sum(1), s2 = begin_sum(2), s3 = begin_sum(3);
-  VF s4 = begin_sum(4), s5 = begin_sum(5), s6 = begin_sum(6), s7 = begin_sum(7);
-  VF s8 = s0, s9 = s0, s10 = s0, s11 = s0;
-  if (kTwelve) s8 = begin_sum(8), s9 = begin_sum(9), s10 = begin_sum(10), s11 = begin_sum(11);
   VI32 d0, d1, d2, d3, d4, d5, d6, d7, d8_, d9, d10, d11;
-  const auto dots = [&](std::size_t first_quad, VI32 a, VI32 b, VI32 c) MIXTRAL_LAMBDA {
-    const auto begin_a = hn::Mul(a, minus_zero);
-    const auto begin_b = kGroups > 1 ? hn::Mul(b, minus_zero) : begin_a;
-    const auto begin_c = kGroups > 2 ? hn::Mul(c, minus_zero) : begin_a;
-    const auto begin = [&](std::size_t i)
-                           MIXTRAL_LAMBDA { return of_group(i, begin_a, begin_b, begin_c); };
-    d0 = begin(0), d1 = begin(1), d2 = begin(2), d3 = begin(3);
-    d4 = begin(4), d5 = begin(5), d6 = begin(6), d7 = begin(7);
-    d8_ = begin(8), d9 = begin(9), d10 = begin(10), d11 = begin(11);
-    MIXTRAL_UNROLL
-    for (std::size_t i = 0; i < (Kind::kHalves ? 4 : 8); ++i) {
-      const std::size_t quad = first_quad + i;
-      const auto xa = hn::Load(d8, tile_q(x) + quad * n * kQuad);
-      const auto xb = kGroups > 1 ? hn::Load(d8, tile_q(x_b) + quad * n * kQuad) : xa;
-      const auto xc = kGroups > 2 ? hn::Load(d8, tile_q(x_c) + quad * n * kQuad) : xa;
-      const auto add = [&](VI32& dot, std::size_t j) MIXTRAL_LAMBDA {
-        const auto w = broadcast_quad(q + row(j) * kTile + quad * kQuad);
-        dot = quad_dot_add<Kind::kSigned>(dot, w, of_group(j, xa, xb, xc));
-      };
-      add(d0, 0), add(d1, 1), add(d2, 2), add(d3, 3);
-      add(d4, 4), add(d5, 5), add(d6, 6), add(d7, 7);
-      if (kTwelve) add(d8_, 8), add(d9, 9), add(d10, 10), add(d11, 11);
-    }
-  };
   for (std::size_t block = 0; block < kBlocksPerTile; ++block) {
-    const auto q_sum = [&](const std::uint8_t* from, std::size_t half) MIXTRAL_LAMBDA {
-      return hn::PromoteTo(
-          d32, hn::Load(d16, tile_q_sum(from, n) + (half * kBlocksPerTile + block) * n));
+    const auto multiply = [&](std::size_t half) MIXTRAL_LAMBDA {
+      const auto begin = [&](const GroupTile<Kind>& group) MIXTRAL_LAMBDA {
+        return hn::Load(d32, group.begin[half] + block * n);
+      };
+      const auto begin_a = begin(ga);
+      const auto begin_b = kGroups > 1 ? begin(gb) : begin_a;
+      const auto begin_c = kGroups > 2 ? begin(gc) : begin_a;
+      const auto begin_of = [&](std::size_t i)
+                                MIXTRAL_LAMBDA { return of_group(i, begin_a, begin_b, begin_c); };
+      d0 = begin_of(0), d1 = begin_of(1), d2 = begin_of(2), d3 = begin_of(3);
+      d4 = begin_of(4), d5 = begin_of(5), d6 = begin_of(6), d7 = begin_of(7);
+      d8_ = begin_of(8), d9 = begin_of(9), d10 = begin_of(10), d11 = begin_of(11);
+      constexpr std::size_t kQuads = Kind::kHalves ? 4 : 8;
+      MIXTRAL_UNROLL
+      for (std::size_t i = 0; i < kQuads; ++i) {
+        const std::size_t quad = block * 8 + half * kQuads + i;
+        const auto load = [&](const GroupTile<Kind>& group) MIXTRAL_LAMBDA {
+          return in_register(hn::Load(d8, group.q + quad * n * kQuad));
+        };
+        const auto xa = load(ga);
+        const auto xb = kGroups > 1 ? load(gb) : xa;
+        const auto xc = kGroups > 2 ? load(gc) : xa;
+        const auto add = [&](VI32& dot, std::size_t j) MIXTRAL_LAMBDA {
+          const auto w = broadcast_quad(q + row(j) * kTile + quad * kQuad);
+          dot = quad_dot_add<Kind::kSigned>(dot, w, of_group(j, xa, xb, xc));
+        };
+        add(d0, 0), add(d1, 1), add(d2, 2), add(d3, 3);
+        add(d4, 4), add(d5, 5), add(d6, 6), add(d7, 7);
+        if (kTwelve) add(d8_, 8), add(d9, 9), add(d10, 10), add(d11, 11);
+      }
+    };
+    const auto of_block = [&](const float* values)
+                              MIXTRAL_LAMBDA { return hn::Load(df, values + block * n); };
+    const auto base_a = of_block(ga.base), base_b = of_block(gb.base), base_c = of_block(gc.base);
+    const auto to_float = [&](VI32 dot, std::size_t i) MIXTRAL_LAMBDA {
+      return hn::Sub(hn::BitCast(df, dot), of_group(i, base_a, base_b, base_c));
     };
     const auto scale = [&](std::size_t i, std::size_t half) MIXTRAL_LAMBDA {
       return hn::Set(df, rows.scales[half][(first_row + row(i)) * kBlocksPerTile + block]);
@@ -87,55 +124,40 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row,
       const std::size_t at = (first_row + row(i)) * kBlocksPerTile + block;
       return Kind::kOffset ? hn::Set(df, rows.offsets[half][at]) : hn::Zero(df);
     };
-    const auto x_scale = [&](const std::uint8_t* from) MIXTRAL_LAMBDA {
-      return hn::Load(df, tile_scale(from, n) + block * n);
+    const auto x_sum = [&](const GroupTile<Kind>& group, std::size_t half) MIXTRAL_LAMBDA {
+      return Kind::kOffset ? of_block(group.x_sum[half]) : hn::Zero(df);
     };
-    const auto a0 = q_sum(x, 0), a1 = q_sum(x, 1);
-    const auto b0 = kGroups > 1 ? q_sum(x_b, 0) : a0, b1 = kGroups > 1 ? q_sum(x_b, 1) : a1;
-    const auto c0 = kGroups > 2 ? q_sum(x_c, 0) : a0, c1 = kGroups > 2 ? q_sum(x_c, 1) : a1;
-    const auto xa = x_scale(x);
-    const auto xb = kGroups > 1 ? x_scale(x_b) : xa;
-    const auto xc = kGroups > 2 ? x_scale(x_c) : xa;
-    const std::size_t quad = block * 8;
-    if (Kind::kHalves) {
-      dots(quad, a0, b0, c0);
-      const auto first = [&](VI32 dot, std::size_t i) MIXTRAL_LAMBDA {
-        return scaled_dot<Kind>(dot, scale(i, 0), offset(i, 0), of_group(i, a0, b0, c0));
-      };
-      const auto u0 = first(d0, 0), u1 = first(d1, 1), u2 = first(d2, 2), u3 = first(d3, 3);
-      const auto u4 = first(d4, 4), u5 = first(d5, 5), u6 = first(d6, 6), u7 = first(d7, 7);
-      VF u8 = u0, u9 = u0, u10 = u0, u11 = u0;
-      if (kTwelve)
-        u8 = first(d8_, 8), u9 = first(d9, 9), u10 = first(d10, 10), u11 = first(d11, 11);
-      dots(quad + 4, a1, b1, c1);
-      const auto add = [&](VF& sum, VF u, VI32 dot, std::size_t i) MIXTRAL_LAMBDA {
-        u = add_scaled_dot<Kind>(u, dot, scale(i, 1), offset(i, 1), of_group(i, a1, b1, c1));
-        sum = hn::MulAdd(u, of_group(i, xa, xb, xc), sum);
-      };
-      add(s0, u0, d0, 0), add(s1, u1, d1, 1), add(s2, u2, d2, 2), add(s3, u3, d3, 3);
-      add(s4, u4, d4, 4), add(s5, u5, d5, 5), add(s6, u6, d6, 6), add(s7, u7, d7, 7);
-      if (kTwelve) {
-        add(s8, u8, d8_, 8), add(s9, u9, d9, 9), add(s10, u10, d10, 10), add(s11, u11, d11, 11);
-      }
-    } else {
-      const auto a = hn::Add(a0, a1), b = hn::Add(b0, b1), c = hn::Add(c0, c1);
-      dots(quad, a, b, c);
-      const auto add = [&](VF& sum, VI32 dot, std::size_t i) MIXTRAL_LAMBDA {
-        const auto u = scaled_dot<Kind>(dot, scale(i, 0), offset(i, 0), of_group(i, a, b, c));
-        sum = hn::MulAdd(u, of_group(i, xa, xb, xc), sum);
-      };
-      add(s0, d0, 0), add(s1, d1, 1), add(s2, d2, 2), add(s3, d3, 3);
-      add(s4, d4, 4), add(s5, d5, 5), add(s6, d6, 6), add(s7, d7, 7);
-      if (kTwelve) add(s8, d8_, 8), add(s9, d9, 9), add(s10, d10, 10), add(s11, d11, 11);
+    const auto add = [&](VF product, std::size_t i) MIXTRAL_LAMBDA {
+      float* sum = sums + i % kGroups * sums_stride + row(i) * n;
+      hn::Store(hn::Add(hn::Load(df, sum), product), df, sum);
+    };
+    multiply(0);
+    const auto a0 = x_sum(ga, 0), b0 = x_sum(gb, 0), c0 = x_sum(gc, 0);
+    const auto first = [&](VI32 dot, std::size_t i) MIXTRAL_LAMBDA {
+      return scaled_dot<Kind>(to_float(dot, i), scale(i, 0), offset(i, 0), of_group(i, a0, b0, c0));
+    };
+    if (!Kind::kHalves) {
+      const auto all = [&](VI32 dot, std::size_t i) MIXTRAL_LAMBDA { add(first(dot, i), i); };
+      all(d0, 0), all(d1, 1), all(d2, 2), all(d3, 3), all(d4, 4), all(d5, 5), all(d6, 6),
+          all(d7, 7);
+      if (kTwelve) all(d8_, 8), all(d9, 9), all(d10, 10), all(d11, 11);
+      continue;
     }
-  }
-  hn::Store(s0, df, sum_of(0)), hn::Store(s1, df, sum_of(1));
-  hn::Store(s2, df, sum_of(2)), hn::Store(s3, df, sum_of(3));
-  hn::Store(s4, df, sum_of(4)), hn::Store(s5, df, sum_of(5));
-  hn::Store(s6, df, sum_of(6)), hn::Store(s7, df, sum_of(7));
-  if (kTwelve) {
-    hn::Store(s8, df, sum_of(8)), hn::Store(s9, df, sum_of(9));
-    hn::Store(s10, df, sum_of(10)), hn::Store(s11, df, sum_of(11));
+    const auto u0 = first(d0, 0), u1 = first(d1, 1), u2 = first(d2, 2), u3 = first(d3, 3);
+    const auto u4 = first(d4, 4), u5 = first(d5, 5), u6 = first(d6, 6), u7 = first(d7, 7);
+    VF u8 = u0, u9 = u0, u10 = u0, u11 = u0;
+    if (kTwelve) u8 = first(d8_, 8), u9 = first(d9, 9), u10 = first(d10, 10), u11 = first(d11, 11);
+    constexpr std::size_t kLast = GroupTile<Kind>::kHalves - 1;
+    multiply(kLast);
+    const auto a1 = x_sum(ga, kLast), b1 = x_sum(gb, kLast), c1 = x_sum(gc, kLast);
+    const auto last = [&](VF u, VI32 dot, std::size_t i) MIXTRAL_LAMBDA {
+      add(add_scaled_dot<Kind>(u, to_float(dot, i), scale(i, kLast), offset(i, kLast),
+                               of_group(i, a1, b1, c1)),
+          i);
+    };
+    last(u0, d0, 0), last(u1, d1, 1), last(u2, d2, 2), last(u3, d3, 3);
+    last(u4, d4, 4), last(u5, d5, 5), last(u6, d6, 6), last(u7, d7, 7);
+    if (kTwelve) last(u8, d8_, 8), last(u9, d9, 9), last(u10, d10, 10), last(u11, d11, 11);
   }
 }
 
@@ -173,7 +195,9 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
   const std::size_t n_padded = (n_rows + 7) / 8 * 8;
   const std::size_t rows_per_fetch = (8 + n_groups) / n_groups;
   TileRows rows;
+  GroupTile<Kind> tiles[3];
   if (n_rows < n_padded) std::memset(&rows, 0, sizeof rows);
+  std::memset(out, 0, n_groups * group_sums * sizeof(float));
   for (std::size_t col = 0; col < w.cols; col += kTile) {
     unpacker.rows(w, first_row, n_rows, col, 0, rows);
     // The next tile is fetched from memory little by little, between the products of this one.
@@ -191,11 +215,14 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
     };
     const auto multiply = [&](auto count, std::size_t g) MIXTRAL_LAMBDA {
       constexpr std::size_t kGroups = decltype(count)::value;
-      const std::uint8_t* x = groups + g * group_bytes + col / kTile * kTokenTileBytes * n;
+      for (std::size_t i = 0; i < kGroups; ++i) {
+        tiles[i].set(groups + (g + i) * group_bytes + col / kTile * kTokenTileBytes * n,
+                     unpacker.zero_bits);
+      }
       for (std::size_t row = 0; row < n_padded; row += kGroups == 1 ? 8 : 4) {
         fetch();
-        multiply_tile_block<Kind, kGroups>(rows, row, unpacker.zero, x, group_bytes, col == 0,
-                                           out + g * group_sums + row * n, group_sums);
+        multiply_tile_block<Kind, kGroups>(rows, row, tiles, out + g * group_sums + row * n,
+                                           group_sums);
       }
     };
     for (std::size_t g = 0; g < n_groups;) {

@@ -65,12 +65,11 @@ HWY_INLINE VI32 load_q_sum(const std::int16_t* q_sum, std::size_t half, std::siz
 
 // Adds one tile of as many rows as there are lanes, times one token.
 template <class Kind>
-HWY_INLINE VF multiply_tile_rows(const TileRows& rows, int zero, const std::uint8_t* x, VF sum) {
+HWY_INLINE VF multiply_tile_rows(const TileRows& rows, int zero_bits, const std::uint8_t* x,
+                                 VF sum) {
   const DF df;
   const DI8 d8;
-  const DI32 d32;
   const std::size_t n = hn::Lanes(df);
-  const auto minus_zero = hn::Set(d32, -zero);
   const std::int8_t* x_q = tile_q(x);
   const std::int16_t* x_q_sum = tile_q_sum(x, 1);
   // The rows are one line of quads, of which vector i begins at quad i * n; so is the token.
@@ -88,18 +87,22 @@ HWY_INLINE VF multiply_tile_rows(const TileRows& rows, int zero, const std::uint
     const auto offset = [&](std::size_t half) MIXTRAL_LAMBDA {
       return Kind::kOffset ? hn::Load(df, rows.offsets[half] + i * n) : hn::Zero(df);
     };
-    const auto first = dots_of_16(2 * i), second = dots_of_16(2 * i + 1);
-    const auto even = every_other<0>(first, second);
-    const auto odd = every_other<1>(first, second);
+    const auto to_float = [&](VI32 dot, VI32 q_sum) MIXTRAL_LAMBDA {
+      return hn::ConvertTo(df, hn::Sub(dot, zero_part<Kind>(q_sum, zero_bits)));
+    };
+    const auto dots_a = dots_of_16(2 * i), dots_b = dots_of_16(2 * i + 1);
+    const auto even = every_other<0>(dots_a, dots_b);
+    const auto odd = every_other<1>(dots_a, dots_b);
     if (Kind::kHalves) {
-      const auto dot0 = hn::Add(even, hn::Mul(q_sum0, minus_zero));
-      const auto dot1 = hn::Add(odd, hn::Mul(q_sum1, minus_zero));
-      const auto sum0 = scaled_dot<Kind>(dot0, scale(0), offset(0), q_sum0);
-      hn::Store(add_scaled_dot<Kind>(sum0, dot1, scale(1), offset(1), q_sum1), df, blocks + i * n);
+      const auto dot0 = to_float(even, q_sum0), dot1 = to_float(odd, q_sum1);
+      const auto first = scaled_dot<Kind>(dot0, scale(0), offset(0), hn::ConvertTo(df, q_sum0));
+      hn::Store(add_scaled_dot<Kind>(first, dot1, scale(1), offset(1), hn::ConvertTo(df, q_sum1)),
+                df, blocks + i * n);
     } else {
       const auto q_sum = hn::Add(q_sum0, q_sum1);
-      const auto dot = hn::Add(hn::Add(even, odd), hn::Mul(q_sum, minus_zero));
-      hn::Store(scaled_dot<Kind>(dot, scale(0), offset(0), q_sum), df, blocks + i * n);
+      const auto dot = to_float(hn::Add(even, odd), q_sum);
+      hn::Store(scaled_dot<Kind>(dot, scale(0), offset(0), hn::ConvertTo(df, q_sum)), df,
+                blocks + i * n);
     }
   };
   // With 4 lanes it takes two vectors of `blocks` to get to the same columns again.
@@ -150,7 +153,7 @@ void matmul_rows(const Matrix& w, const Unpacker& unpacker, std::size_t first_ro
         const auto* tile = static_cast<const std::uint8_t*>(x[t]) + col / kTile * kTokenTileBytes;
         float* to = out + t * kMaxMatmulRows + begin;
         const VF sum = col == 0 ? hn::Zero(df) : hn::Load(df, to);
-        hn::Store(multiply_tile_rows<Kind>(rows, unpacker.zero, tile, sum), df, to);
+        hn::Store(multiply_tile_rows<Kind>(rows, unpacker.zero_bits, tile, sum), df, to);
       }
     }
   }

@@ -15,6 +15,9 @@ struct TileRows {
 template <class Format>
 constexpr int kZeroOf = Format::kSigned&& kUnsignedDot ? 128 : Format::kZero;
 
+// Zeros are powers of two: the exponent.
+constexpr int zero_bits_of(int zero) { return zero <= 1 ? 0 : 1 + zero_bits_of(zero / 2); }
+
 template <class Format>
 constexpr std::size_t kBytesPerTile = kTile / kBlockSize<Format>* Format::kBlockBytes;
 
@@ -43,7 +46,7 @@ struct Unpacker {
   void (*unpack)(const std::uint8_t*, std::size_t, std::size_t, std::size_t, std::size_t,
                  TileRows&);
   std::size_t tile_bytes;
-  int zero;
+  int zero_bits;
 
   // The tile at column `col` of n rows.
   void rows(const Matrix& w, std::size_t first_row, std::size_t n, std::size_t col,
@@ -62,7 +65,7 @@ struct Unpacker {
 };
 template <class Format>
 HWY_INLINE Unpacker unpacker() {
-  return {unpack_rows<Format>, kBytesPerTile<Format>, kZeroOf<Format>};
+  return {unpack_rows<Format>, kBytesPerTile<Format>, zero_bits_of(kZeroOf<Format>)};
 }
 
 // Formats that are multiplied by the same code.
@@ -70,29 +73,30 @@ template <bool kHasHalves, bool kHasOffset, bool kIsSigned>
 struct DotKind {
   static constexpr bool kHalves = kHasHalves;  // the halves of a block have their own scales
   static constexpr bool kOffset = kHasOffset;
-  static constexpr bool kSigned = kIsSigned;  // the stored quants are
+  static constexpr bool kSigned = kIsSigned;                // the stored quants are
+  static constexpr bool kZero = !kHasOffset && !kIsSigned;  // there is a zero to subtract
 };
 template <class Format>
 using DotKindOf =
     DotKind<Format::kScaleColumns == 16, Format::kOffset, Format::kSigned && !kUnsignedDot>;
 
-// scale * dot - offset * q_sum: the dot of a block, in units of the activations' scale. Multiplications
-// and additions are joined by hand, so that no compiler joins others.
+// What the quants' zero adds to a dot, to be subtracted.
 template <class Kind>
-HWY_INLINE VF scaled_dot(VI32 dot, VF scale, VF offset, VI32 q_sum) {
-  const DF df;
-  const auto product = hn::Mul(hn::ConvertTo(df, dot), scale);
-  if (!Kind::kOffset) return product;
-  return hn::NegMulAdd(offset, hn::ConvertTo(df, q_sum), product);
+HWY_INLINE VI32 zero_part(VI32 q_sum, int zero_bits) {
+  return Kind::kZero ? hn::ShiftLeftSame(q_sum, zero_bits) : hn::Zero(DI32());
 }
 
-// The same for the second half of a block, added to `first`.
+// scale * dot - offset * q_sum, for a block, or added to what its first half gave. Multiplications and
+// additions are joined by hand, with a zero at least, so that no compiler joins others.
 template <class Kind>
-HWY_INLINE VF add_scaled_dot(VF first, VI32 dot, VF scale, VF offset, VI32 q_sum) {
-  const DF df;
-  const auto sum = hn::MulAdd(hn::ConvertTo(df, dot), scale, first);
-  if (!Kind::kOffset) return sum;
-  return hn::NegMulAdd(offset, hn::ConvertTo(df, q_sum), sum);
+HWY_INLINE VF scaled_dot(VF dot, VF scale, VF offset, VF q_sum) {
+  if (!Kind::kOffset) return hn::MulAdd(dot, scale, hn::Zero(DF()));
+  return hn::NegMulAdd(offset, q_sum, hn::Mul(dot, scale));
+}
+template <class Kind>
+HWY_INLINE VF add_scaled_dot(VF first, VF dot, VF scale, VF offset, VF q_sum) {
+  const auto sum = hn::MulAdd(dot, scale, first);
+  return Kind::kOffset ? hn::NegMulAdd(offset, q_sum, sum) : sum;
 }
 
 }  // namespace HWY_NAMESPACE
