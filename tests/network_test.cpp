@@ -242,6 +242,12 @@ TEST_CASE("network: every shape of the family equals the formulas in double") {
   }
 }
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr std::size_t kLongContext = 4097;  // a sanitizer takes half an hour for all of it
+#else
+constexpr std::size_t kLongContext = 32768;
+#endif
+
 TEST_CASE("network: 32768 tokens equal the formulas in double") {
   Synthetic synthetic;
   synthetic.dim = synthetic.hidden_dim = synthetic.head_size = 16;
@@ -254,12 +260,13 @@ TEST_CASE("network: 32768 tokens equal the formulas in double") {
   synthetic.randomize(41);
   const Blob blob = synthetic.writer().finish();
   const mixtral::Model model = open(blob);
-  std::vector<Token> tokens(32768);
+  std::vector<Token> tokens(kLongContext);
   std::mt19937 random(4);
   for (Token& token : tokens) token = static_cast<Token>(random() % 300);
-  const std::vector<std::size_t> positions = {0, 4095, 4096, 16384, 32767};
+  std::vector<std::size_t> positions = {0, 4095, 4096};
+  if (kLongContext > 16384) positions.insert(positions.end(), {16384, kLongContext - 1});
   const auto expected = synthetic.reference(tokens, positions);
-  mixtral::Session s = session(model, 32768);
+  mixtral::Session s = session(model, kLongContext);
   std::size_t begin = 0;
   for (std::size_t i = 0; i < positions.size(); ++i) {
     CAPTURE(positions[i]);
