@@ -242,11 +242,8 @@ TEST_CASE("network: every shape of the family equals the formulas in double") {
   }
 }
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr std::size_t kLongContext = 4097;  // a sanitizer takes half an hour for all of it
-#else
-constexpr std::size_t kLongContext = 32768;
-#endif
+// A sanitizer takes half an hour for all of it.
+constexpr std::size_t kLongContext = support::kSanitized ? 4097 : 32768;
 
 TEST_CASE("network: 32768 tokens equal the formulas in double") {
   Synthetic synthetic;

@@ -18,6 +18,13 @@
 
 namespace support {
 
+// Tests that are made of very many small steps take fewer under a sanitizer.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr bool kSanitized = true;
+#else
+constexpr bool kSanitized = false;
+#endif
+
 // How often operator new was called so far (main.cpp).
 std::size_t heap_allocations();
 

@@ -96,10 +96,14 @@ struct GrammarMatcher::Impl {
         mask_words((of.tokenizer().size() + 63) / 64),
         masks(kMasks * mask_words, resource),
         mask_states(kMasks, Automaton::kFull, resource) {
-    const Tokenizer& tokenizer = of.tokenizer();
+    path.resize(std::max<std::size_t>(path.size(), 2));
+    restart(begins_text);
+  }
+
+  void restart(bool begins_text) {
+    const Tokenizer& tokenizer = model.tokenizer();
     drops_space =
         begins_text && (tokenizer.add_dummy_prefix() || tokenizer.remove_extra_whitespaces());
-    path.resize(std::max<std::size_t>(path.size(), 2));
     path[0] = automaton.start();
     failed = path[0] == Automaton::kFull;
   }
@@ -234,6 +238,8 @@ Result<GrammarMatcher> GrammarMatcher::create(const Grammar& grammar, const Mode
                                                           detail::AutomatonSizes(), resource));
   });
 }
+
+void GrammarMatcher::restart(bool begins_text) noexcept { impl_->restart(begins_text); }
 
 Result<Span<const std::uint64_t>> GrammarMatcher::allowed() { return impl_->allowed(); }
 

@@ -63,11 +63,12 @@ class GrammarAutomaton {
     forget();
   }
 
-  // Where a text begins.
+  // Where a text begins, or kFull. All other states may be forgotten.
   State start() {
-    begin_closure();
-    visit({program_.root, kNoCall});
-    return finish_closure();
+    const State state = make_start();
+    if (state != kFull) return state;
+    forget();
+    return make_start();
   }
 
   // The state after one more byte, or kFull. If it is not in memory, states that are not among the first
@@ -179,6 +180,12 @@ class GrammarAutomaton {
       moved_[at] = outer;
     }
     return outer;
+  }
+
+  State make_start() {
+    begin_closure();
+    visit({program_.root, kNoCall});
+    return finish_closure();
   }
 
   State make_step(State from, std::size_t byte_class) {
