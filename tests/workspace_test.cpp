@@ -48,6 +48,52 @@ struct Counter : mixtral::Observer {
   void on_logits(std::uint32_t, mixtral::Span<const float>) override { ++n; }
 };
 
+// What made a session what it is, for another to do the same in the plainest way.
+struct History {
+  struct Step {
+    enum { append, rewind, forget } what;
+    std::vector<Token> tokens;          // append
+    std::uint32_t keep = 0, count = 0;  // rewind: how many stay; forget: how many go, after `keep`
+  };
+  std::vector<Step> steps;
+  std::vector<Token> tokens;  // after them
+  std::size_t n_forgets = 0;
+
+  void append(const std::vector<Token>& more) {
+    steps.push_back({Step::append, more});
+    tokens.insert(tokens.end(), more.begin(), more.end());
+  }
+  void rewind(std::size_t n) {
+    tokens.resize(n);
+    steps.push_back({Step::rewind, {}, static_cast<std::uint32_t>(n)});
+    if (n == 0) *this = History();
+  }
+  void forget(std::uint32_t keep, std::uint32_t count, std::uint32_t gone) {
+    steps.push_back({Step::forget, {}, keep, count});
+    tokens.erase(tokens.begin() + keep, tokens.begin() + keep + gone);
+    ++n_forgets;
+  }
+  // The logits after all of it, in a session of its own.
+  std::vector<float> logits(const mixtral::Model& model, mixtral::BlockFormat kv_format) const {
+    mixtral::SessionOptions options = options_for(512);
+    options.kv_format = kv_format;
+    Session s = value(Session::open(model, options));
+    for (const Step& step : steps) {
+      switch (step.what) {
+        case Step::append: REQUIRE(s.append(span(step.tokens))); break;
+        case Step::rewind: REQUIRE(s.rewind(step.keep)); break;
+        case Step::forget:
+          // What stays was computed with what goes, as far as it was computed.
+          REQUIRE(s.evaluate());
+          REQUIRE(s.forget_oldest(step.keep, step.count));
+      }
+    }
+    REQUIRE(tokens_of(s) == tokens);
+    REQUIRE(s.evaluate());
+    return logits_of(s);
+  }
+};
+
 // As a new session with the same tokens, to the bit?
 void check_as_plain(Session& s) {
   REQUIRE(s.evaluate());
@@ -462,46 +508,54 @@ TEST_CASE("workspace: a full context goes on without its oldest tokens, if the h
 
 TEST_CASE("workspace: any order of operations gives what a plain session gives") {
   const mixtral::Model model = open(bundled_model());
+  std::size_t n_gone = 0;
   for (std::uint32_t seed = 0; seed < 4; ++seed) {
     CAPTURE(seed);
     std::mt19937 random(seed);
     const auto any = [&](std::size_t n) { return static_cast<std::size_t>(random()) % n; };
     mixtral::SessionOptions options = options_for(200, 5);
     options.batch = seed % 2 == 0 ? 16 : 64;
+    options.kv_format = seed < 2 ? mixtral::BlockFormat::f32 : mixtral::BlockFormat::f16;
     std::vector<Session> sessions;
-    std::vector<std::vector<Token>> expected;
+    std::vector<History> expected;
     sessions.push_back(value(Session::open(model, options)));
     expected.emplace_back();
     for (int step = 0; step < 300; ++step) {
       const std::size_t i = any(sessions.size());
       Session& s = sessions[i];
-      std::vector<Token>& tokens = expected[i];
-      switch (any(12)) {
+      History& history = expected[i];
+      const std::vector<Token>& tokens = history.tokens;
+      switch (any(13)) {
         case 0:
         case 1:
         case 2: {
           const auto more = some_tokens(any(25), static_cast<std::uint32_t>(random()));
           const bool fits = tokens.size() + more.size() <= 200;
           CHECK(static_cast<bool>(s.append(span(more))) == fits);
-          if (fits) tokens.insert(tokens.end(), more.begin(), more.end());
+          if (fits) history.append(more);
           break;
         }
         case 3:
-          tokens.resize(any(tokens.size() + 1));
+          history.rewind(any(tokens.size() + 1));
           REQUIRE(s.rewind(static_cast<std::uint32_t>(tokens.size())));
           break;
         case 4: {
           const std::size_t keep = any(tokens.size() + 1);
-          tokens.resize(keep);
-          tokens.resize(std::min<std::size_t>(200, keep + any(20)), static_cast<Token>(any(4000)));
-          REQUIRE(s.replace(span(tokens)));
+          std::vector<Token> others(tokens.begin(), tokens.begin() + static_cast<long>(keep));
+          others.resize(std::min<std::size_t>(200, keep + any(20)), static_cast<Token>(any(4000)));
+          std::size_t same = 0;
+          while (same < std::min(tokens.size(), others.size()) && tokens[same] == others[same])
+            ++same;
+          CHECK(value(s.replace(span(others))) == same);
+          history.rewind(same);
+          history.append({others.begin() + static_cast<long>(same), others.end()});
           break;
         }
         case 5: {
           auto fork = s.fork();
           CHECK(static_cast<bool>(fork) == (sessions.size() < 5));
           if (!fork) break;
-          const std::vector<Token> same = tokens;
+          const History same = history;
           sessions.push_back(*std::move(fork));
           expected.push_back(same);
           break;
@@ -530,15 +584,29 @@ TEST_CASE("workspace: any order of operations gives what a plain session gives")
             return true;
           }));
           CHECK(at == saved.size());
-          const std::vector<Token> same = tokens;
+          const History same = history;
           expected[other] = same;
+          break;
+        }
+        case 11: {
+          if (tokens.empty()) break;
+          REQUIRE(s.evaluate());
+          const auto keep =
+              static_cast<std::uint32_t>(any(std::min<std::size_t>(tokens.size(), 80)));
+          const auto count = static_cast<std::uint32_t>(any(tokens.size() - keep + 1));
+          const std::uint32_t gone = value(s.forget_oldest(keep, count));
+          history.forget(keep, count, gone);
+          n_gone += gone;
+          if (history.n_forgets < 4) break;
+          REQUIRE(s.rewind(0));
+          history.rewind(0);
           break;
         }
         case 8: {
           s.cancel();
           if (tokens.empty()) {
             REQUIRE(s.append(Token{1}));
-            tokens.push_back(1);
+            history.append({1});
           }
           CHECK(!s.evaluate());
           break;
@@ -546,17 +614,22 @@ TEST_CASE("workspace: any order of operations gives what a plain session gives")
         default: {
           std::vector<Session*> those;
           for (std::size_t k = 0; k < sessions.size(); ++k) {
-            if (!expected[k].empty() && (k == i || any(2) == 0)) those.push_back(&sessions[k]);
+            if (!expected[k].tokens.empty() && (k == i || any(2) == 0))
+              those.push_back(&sessions[k]);
           }
           REQUIRE(Session::evaluate_all({those.data(), those.size()}));
-          for (Session* one : those) check_as_plain(*one);
+          for (const Session* one : those) {
+            const auto k = static_cast<std::size_t>(one - sessions.data());
+            CHECK(logits_of(*one) == expected[k].logits(model, options.kv_format));
+          }
         }
       }
       for (std::size_t k = 0; k < sessions.size(); ++k) {
-        REQUIRE(tokens_of(sessions[k]) == expected[k]);
+        REQUIRE(tokens_of(sessions[k]) == expected[k].tokens);
       }
     }
   }
+  CHECK(n_gone > 1000);
 }
 
 TEST_CASE("workspace: forks and their memory are stated and given back") {
