@@ -7,16 +7,6 @@ using mixtral::Token;
 
 namespace {
 
-std::vector<const mixtral::simd::Kernels*> all_kernels() {
-  std::vector<const mixtral::simd::Kernels*> all;
-  mixtral::simd::for_each_kernels(
-      [](void* context, const mixtral::simd::Kernels& kernels) {
-        static_cast<std::vector<const mixtral::simd::Kernels*>*>(context)->push_back(&kernels);
-      },
-      &all);
-  return all;
-}
-
 mixtral::Session open_session(const mixtral::Model& model, mixtral::BlockFormat format,
                               std::uint32_t batch, mixtral::Executor executor = {}) {
   mixtral::SessionOptions options;

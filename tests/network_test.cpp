@@ -2,8 +2,6 @@
 // ../shared/models/tiny-mixtral/golden) and against its formulas in double precision.
 #include "support.hpp"
 
-#include <mixtral/simd/kernels.hpp>
-
 using namespace support;
 using mixtral::Token;
 

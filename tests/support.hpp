@@ -4,6 +4,7 @@
 
 #include <doctest/doctest.h>
 #include <mixtral/mixtral.hpp>
+#include <mixtral/simd/kernels.hpp>
 
 #include <cmath>
 #include <cstring>
@@ -24,6 +25,17 @@ constexpr bool kSanitized = true;
 #else
 constexpr bool kSanitized = false;
 #endif
+
+// Of every SIMD target that this machine runs, best first.
+inline std::vector<const mixtral::simd::Kernels*> all_kernels() {
+  std::vector<const mixtral::simd::Kernels*> all;
+  mixtral::simd::for_each_kernels(
+      [](void* context, const mixtral::simd::Kernels& kernels) {
+        static_cast<std::vector<const mixtral::simd::Kernels*>*>(context)->push_back(&kernels);
+      },
+      &all);
+  return all;
+}
 
 // How often operator new was called so far (main.cpp).
 std::size_t heap_allocations();

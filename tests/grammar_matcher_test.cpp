@@ -1,0 +1,410 @@
+// Grammars and models: which tokens are allowed, generation, memory, threads.
+#include <thread>
+
+#include "grammars.hpp"
+#include "written_files.hpp"
+
+using namespace support;
+
+namespace {
+
+mixtral::Model tiny() { return open(bundled_model()); }
+
+// With these tokens, and unused ones up to 300.
+mixtral::Model with_vocabulary(std::vector<mixtral::Piece> pieces) {
+  std::vector<std::string> names(300);
+  for (std::size_t i = pieces.size(); i < names.size(); ++i) {
+    names[i] = "unused " + std::to_string(i);
+    pieces.push_back({names[i], 0.0f, mixtral::PieceType::unused});
+  }
+  Synthetic synthetic;
+  synthetic.dim = synthetic.hidden_dim = 16;
+  synthetic.vocab_size = 300;
+  synthetic.randomize(1);
+  synthetic.vocab_size = static_cast<std::uint32_t>(pieces.size());
+  synthetic.embedding.resize(pieces.size(), std::vector<float>(synthetic.dim));
+  synthetic.output = synthetic.embedding;
+  mixtral::Checkpoint checkpoint = read(synthetic.writer().finish());
+  checkpoint.vocabulary.pieces.assign(pieces.begin(), pieces.end());
+  return value(mixtral::Model::from_checkpoint(std::move(checkpoint)));
+}
+
+bool has(mixtral::Span<const std::uint64_t> allowed, Token token) {
+  const auto t = static_cast<std::size_t>(token);
+  return (allowed[t / 64] >> (t % 64) & 1) != 0;
+}
+
+}  // namespace
+
+TEST_CASE("grammar: the tokens allowed are those whose bytes go on, for every tokenizer") {
+  std::vector<mixtral::Model> models = {tiny()};
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(
+           has_shared("tokenizer") ? shared("tokenizer") : source("tests/data"))) {
+    if (entry.path().extension() != ".model") continue;
+    const Blob file = read_file(entry.path().string());
+    const auto tokenizer = value(mixtral::Tokenizer::from_sentencepiece(bytes(file)));
+    std::vector<mixtral::Piece> pieces;
+    for (std::size_t t = 0; t < tokenizer.size(); ++t) {
+      pieces.push_back(tokenizer.piece(static_cast<Token>(t)));
+    }
+    models.push_back(with_vocabulary(pieces));
+  }
+  const Feeder feeder;
+  const char* grammars[] = {
+      "root ::= \"The \" [a-z]+ (\", \" [a-z]+)* \".\"",
+      R"(root ::= obj
+obj ::= "{" (pair (", " pair)*)? "}"
+pair ::= str ": " (str | obj | [0-9]+)
+str ::= "\"" [^"\\\x00-\x1f]* "\"")",
+      "root ::= [\\u00e0-\\U00010fff]{1,3} \" \"?",
+  };
+  for (const mixtral::Model& model : models) {
+    const mixtral::Tokenizer& tokenizer = model.tokenizer();
+    const bool is_large = tokenizer.size() > 5000;
+    for (const char* text : grammars) {
+      if (is_large && text != grammars[1]) continue;
+      const Grammar grammar = gbnf(text);
+      GrammarMatcher by_bytes = feeder.matcher(grammar);
+      for (const bool begins_text : {false, true}) {
+        GrammarMatcher matcher = value(GrammarMatcher::create(grammar, model, begins_text));
+        std::vector<Token> tokens;
+        std::mt19937 random(9);
+        if (is_large && !begins_text) continue;
+        for (int step = 0; step < (is_large ? 2 : 5) && !matcher.must_end(); ++step) {
+          const auto allowed = value(matcher.allowed());
+          std::vector<Token> choices;
+          std::size_t n_wrong = 0;
+          for (std::size_t t = 0; t < tokenizer.size(); ++t) {
+            const auto token = static_cast<Token>(t);
+            bool expected = token == tokenizer.eos() ? matcher.can_end() : false;
+            const auto type = tokenizer.piece(token).type;
+            if (type == mixtral::PieceType::normal || type == mixtral::PieceType::byte ||
+                type == mixtral::PieceType::user_defined) {
+              // The text as it is given out, without an unfinished character, and that as bytes.
+              std::string all;
+              bool first = begins_text;
+              std::vector<Token> with = tokens;
+              with.push_back(token);
+              for (const Token one : with) {
+                const mixtral::Piece piece = tokenizer.piece(one);
+                std::string part(piece.text);
+                if (piece.type == mixtral::PieceType::byte) {
+                  part = static_cast<char>(std::stoi(part.substr(3, 2), nullptr, 16));
+                } else {
+                  for (std::size_t at; (at = part.find("\xE2\x96\x81")) != std::string::npos;) {
+                    part.replace(at, 3, " ");
+                  }
+                  if (first && part[0] == ' ') part.erase(0, 1);
+                }
+                first = false;
+                all += part;
+              }
+              expected = feeder.match(by_bytes, all) != Match::dead;
+            }
+            if (has(allowed, token) != expected) ++n_wrong;
+            if (expected && token != tokenizer.eos()) choices.push_back(token);
+          }
+          CHECK(n_wrong == 0);
+          REQUIRE(!choices.empty());
+          tokens.push_back(choices[random() % choices.size()]);
+          REQUIRE(matcher.accept(tokens.back()));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("grammar: texts drawn with random logits match") {
+  const mixtral::Model model = tiny();
+  const char* patterns[] = {"[a-z]{3,8}( [a-z]{1,5}){0,4}[.!?]", "(\\d{1,3}\\.){3}\\d{1,3}",
+                            "(red|green|blue)(, (red|green|blue))*", "[^a-m]{0,9}x"};
+  const auto shape = [&](std::mt19937& random, std::vector<float>& logits) {
+    for (float& logit : logits) logit = static_cast<float>(random() % 1000) * 0.006f;
+    if (random() % 4 == 0) logits[static_cast<std::size_t>(model.tokenizer().eos())] = 100.0f;
+    for (const char* piece : {"\"", "}", "]", "e", "1"}) {
+      const Token token = model.tokenizer().find(piece);
+      if (token != mixtral::kNoToken) logits[static_cast<std::size_t>(token)] = 9.0f;
+    }
+  };
+  for (const char* pattern : patterns) {
+    CAPTURE(pattern);
+    const Grammar grammar = value(Grammar::from_regex(pattern));
+    const std::regex expected(pattern);
+    for (std::uint32_t seed = 0; seed < 100; ++seed) {
+      const std::string text = draw(grammar, model, seed, 400, shape);
+      CAPTURE(text);
+      bool ascii = true;
+      for (const char c : text) ascii = ascii && static_cast<unsigned char>(c) < 0x80;
+      if (ascii) CHECK(std::regex_match(text, expected));
+    }
+  }
+}
+
+TEST_CASE("grammar: generation gives what the grammar takes, whole or in slices") {
+  const mixtral::Model model = tiny();
+  const Grammar grammar =
+      gbnf("root ::= \" The \" [a-z]{2,5} \" is \" [a-z]{2,9} \".\" \" Yes.\"?");
+  const std::regex expected(" The [a-z]{2,5} is [a-z]{2,9}\\.( Yes\\.)?");
+  for (std::uint64_t seed = 0; seed < 10; ++seed) {
+    mixtral::Session s = session(model, 200);
+    REQUIRE(s.append("Once upon a time."));
+    mixtral::GenerateOptions options;
+    options.grammar = grammar;
+    options.sampling.temperature = 1.5f;
+    options.sampling.top_p = 0.9f;
+    options.sampling.seed = seed;
+    std::string text;
+    auto generation = s.generate(options);
+    if (seed % 2 == 0) {
+      for (const std::string_view piece : generation) text += piece;
+    } else {
+      while (generation.stop_reason() == mixtral::StopReason::none) {
+        static_cast<void>(generation.advance(std::chrono::microseconds(50)));
+        text += generation.piece();
+      }
+    }
+    CAPTURE(text);
+    CHECK(std::regex_match(text, expected));
+    const auto reason = generation.stop_reason();
+    CHECK(
+        (reason == mixtral::StopReason::grammar_end || reason == mixtral::StopReason::end_of_text));
+    CHECK(generation.token() >= 0);
+  }
+  // Greedy, too, and as an answer, whose leading space is no part of it.
+  mixtral::Session s = session(model, 200);
+  REQUIRE(s.append_chat({{"user", "Is it?"}}));
+  mixtral::GenerateOptions options;
+  options.grammar = value(Grammar::from_choices({"Yes, it is.", "No."}));
+  std::string text;
+  for (const std::string_view piece : s.generate(options)) text += piece;
+  CHECK((text == "Yes, it is." || text == "No."));
+  CHECK(s.append_chat({{"user", "Really?"}}));
+
+  // Stop tokens may come only where the text can end.
+  s.clear();
+  REQUIRE(s.append("Once"));
+  options.grammar = gbnf("root ::= \" dog\" \" cat\"*");
+  const Token stop = model.tokenizer().find(
+      "\xE2\x96\x81"
+      "cat");
+  REQUIRE(stop != mixtral::kNoToken);
+  options.stop_tokens = {stop, model.tokenizer().bos()};
+  options.sampling.logit_bias = {{model.tokenizer().bos(), 1000.0f}};
+  auto generation = s.generate(options);
+  text.clear();
+  for (const std::string_view piece : generation) text += piece;
+  CHECK(text == " dog");
+  CHECK(generation.stop_reason() == mixtral::StopReason::stop_token);
+}
+
+TEST_CASE("grammar: all memory comes from the host's resource, and running out is an error") {
+  const std::string text =
+      "root ::= item (\",\" item){2,5} | [^a-c\\u00e9]+\nitem ::= \"x\" (\"[\" root \"]\")?";
+  std::vector<std::uint8_t> room(1 << 20);
+  std::size_t n_refused = 0;
+  for (std::size_t size = 0; size < room.size(); size = size * 5 / 4 + 64) {
+    std::pmr::monotonic_buffer_resource arena(room.data(), size, std::pmr::null_memory_resource());
+    const std::size_t before = heap_allocations();
+    const auto grammar = Grammar::from_gbnf(text, &arena);
+    const std::size_t after = heap_allocations();
+    if (grammar) {
+      CHECK(after == before);  // nothing from elsewhere
+      continue;
+    }
+    CHECK(grammar.error().code() == ErrorCode::out_of_memory);
+    ++n_refused;
+  }
+  CHECK(n_refused > 5);
+  REQUIRE(n_refused < 40);
+
+  // A matcher takes its memory when it is made, from the model's resource.
+  struct Limited : std::pmr::memory_resource {
+    std::size_t n_left = 1u << 30, n_taken = 0;
+    void* do_allocate(std::size_t size, std::size_t alignment) override {
+      if (n_left == 0) throw std::bad_alloc();
+      --n_left;
+      ++n_taken;
+      return std::pmr::new_delete_resource()->allocate(size, alignment);
+    }
+    void do_deallocate(void* memory, std::size_t size, std::size_t alignment) override {
+      std::pmr::new_delete_resource()->deallocate(memory, size, alignment);
+    }
+    bool do_is_equal(const memory_resource& o) const noexcept override { return this == &o; }
+  } resource;
+  mixtral::ModelOptions model_options;
+  model_options.memory = &resource;
+  const auto model = value(mixtral::Model::open(bundled_model().c_str(), model_options));
+  const Grammar grammar = gbnf("root ::= (\" \" [a-z]+)+ \".\"");
+  mixtral::Session s = session(model, 100);
+  REQUIRE(s.append("Once"));
+  REQUIRE(s.evaluate());
+  mixtral::GenerateOptions options = exactly(30, model);
+  options.grammar = grammar;
+  for (resource.n_left = 0; resource.n_left < 200;) {
+    const std::size_t allowed = resource.n_left;
+    auto generation = s.generate(options);
+    if (generation.stop_reason() == mixtral::StopReason::none) {
+      const std::size_t taken = resource.n_taken, before = heap_allocations();
+      while (generation.next()) {
+      }
+      CHECK(resource.n_taken == taken);
+      CHECK(heap_allocations() == before);
+      CHECK(generation.stop_reason() != mixtral::StopReason::error);
+      resource.n_left = 1u << 30;
+      break;
+    }
+    REQUIRE(generation.stop_reason() == mixtral::StopReason::error);
+    CHECK(generation.error().code() == ErrorCode::out_of_memory);
+    resource.n_left = allowed + 1;
+  }
+  CHECK(resource.n_left > 200);
+}
+
+TEST_CASE("grammar: many threads share one") {
+  const mixtral::Model model = tiny();
+  const Grammar grammar = value(Grammar::from_regex(" [a-z]{2,9}( [a-z]{2,9}){3}\\."));
+  std::vector<std::string> texts(6);
+  std::vector<std::thread> threads;
+  for (std::size_t i = 0; i < texts.size(); ++i) {
+    threads.emplace_back([&, i] {
+      mixtral::Session s = *mixtral::Session::open(model);
+      mixtral::GenerateOptions options;
+      options.grammar = grammar;
+      options.sampling.temperature = 1.0f;
+      options.sampling.seed = i / 2;
+      if (!s.append("Once")) return;
+      auto generation = s.generate(options);
+      for (const std::string_view piece : generation) texts[i] += piece;
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (std::size_t i = 0; i < texts.size(); ++i) {
+    CHECK(std::regex_match(texts[i], std::regex(" [a-z]{2,9}( [a-z]{2,9}){3}\\.")));
+    CHECK(texts[i] == texts[i / 2 * 2]);
+  }
+}
+
+TEST_CASE("grammar: what cannot go on is told, not made up") {
+  const mixtral::Model model = tiny();
+  mixtral::Session s = session(model, 100);
+  REQUIRE(s.append("Once"));
+  mixtral::GenerateOptions options;
+  options.grammar = gbnf("root ::= \"\"");
+  auto empty = s.generate(options);
+  CHECK(!empty.next());
+  CHECK(empty.stop_reason() == mixtral::StopReason::grammar_end);
+  options.grammar = gbnf("root ::= \" \" [a-z]+");
+  options.stop_tokens.clear();
+  for (std::size_t t = 0; t < model.tokenizer().size(); ++t) {
+    options.stop_tokens.push_back(static_cast<Token>(t));
+  }
+  auto none = s.generate(options);
+  CHECK(!none.next());
+  REQUIRE(none.stop_reason() == mixtral::StopReason::error);
+  CHECK(none.error().code() == ErrorCode::unsupported);
+
+  GrammarMatcher matcher = value(GrammarMatcher::create(gbnf("root ::= \"ab\""), model));
+  const Token a = model.tokenizer().find("a");
+  CHECK(!matcher.can_end());
+  CHECK(!matcher.accept(-1));
+  CHECK(!matcher.accept(1 << 20));
+  CHECK(!matcher.accept(model.tokenizer().bos()));
+  CHECK(!matcher.accept(model.tokenizer().eos()));
+  const auto refused = matcher.accept(model.tokenizer().find("b"));
+  REQUIRE(!refused);
+  CHECK(refused.error().code() == ErrorCode::invalid_argument);
+  REQUIRE(matcher.accept(a));
+  REQUIRE(matcher.accept(model.tokenizer().find("b")));
+  CHECK(matcher.must_end());
+  CHECK(matcher.accept(model.tokenizer().eos()));
+
+  // A vocabulary that lacks a letter.
+  const mixtral::Model letters =
+      with_vocabulary({{"<unk>", 0.0f, mixtral::PieceType::unknown},
+                       {"<s>", 0.0f, mixtral::PieceType::control},
+                       {"</s>", 0.0f, mixtral::PieceType::control},
+                       {"a", 0.0f, mixtral::PieceType::normal},
+                       {"b\xE2\x96\x81", 0.0f, mixtral::PieceType::user_defined},
+                       {"a\xFF", 0.0f, mixtral::PieceType::normal}});  // not UTF-8: never allowed
+  GrammarMatcher stuck = value(GrammarMatcher::create(gbnf("root ::= \"ab c\""), letters));
+  CHECK(has(value(stuck.allowed()), 3));
+  CHECK(!has(value(stuck.allowed()), 4));
+  CHECK(!has(value(stuck.allowed()), 5));
+  REQUIRE(stuck.accept(3));
+  REQUIRE(stuck.accept(4));
+  const auto lacking = stuck.allowed();
+  REQUIRE(!lacking);
+  CHECK(lacking.error().code() == ErrorCode::unsupported);
+  CHECK(std::string(lacking.error().message()).find("lacks a character") != std::string::npos);
+}
+
+TEST_CASE("grammar: deep, long and ambiguous texts go on in the memory that was taken") {
+  const Feeder feeder;
+  const auto feed = [&](const Grammar& grammar, const std::string& text) {
+    GrammarMatcher matcher = value(GrammarMatcher::create(grammar, feeder.model()));
+    for (std::size_t i = 0; i < text.size(); ++i) {
+      const auto token = static_cast<Token>(3 + static_cast<unsigned char>(text[i]));
+      if (i % 1000 == 0) REQUIRE(has(value(matcher.allowed()), token));
+      const auto status = matcher.accept(token);
+      if (!status) return std::make_pair(i, status.error().code());
+    }
+    return std::make_pair(text.size(), ErrorCode::io);
+  };
+  // Each depth is a state of its own; they do not fit all at once.
+  const Grammar nested = gbnf("root ::= \"(\" root \")\" | [a-z]*");
+  std::string text;
+  for (int i = 0; i < 10000; ++i) text += '(';
+  text += "abc";
+  for (int i = 0; i < 10000; ++i) text += ')';
+  CHECK(feed(nested, text).first == text.size());
+  CHECK(feed(nested, text + ")").first == text.size());
+  std::string back_and_forth;
+  for (int i = 0; i < 300000; ++i) back_and_forth += "(";
+  const auto too_deep = feed(nested, back_and_forth);
+  CHECK(too_deep.second == ErrorCode::unsupported);
+  CHECK(too_deep.first > 10000);
+  // A regular expression whose automaton has 2^16 states.
+  const Grammar many = value(Grammar::from_regex("[ab]*a[ab]{16}"));
+  std::mt19937 random(3);
+  std::string letters;
+  for (int i = 0; i < 200000; ++i) letters += "ab"[random() % 2];
+  letters[letters.size() - 17] = 'a';
+  CHECK(feed(many, letters).first == letters.size());
+  // Twice as many ways with every letter.
+  const Grammar exponential = gbnf("root ::= \"a\" root \"b\" | \"a\" root \"c\" | \"\"");
+  const auto gave_up = feed(exponential, std::string(64, 'a'));
+  CHECK(gave_up.second == ErrorCode::unsupported);
+  CHECK(gave_up.first > 10);
+  // After all that, a new text is read as by a matcher that is new.
+  GrammarMatcher matcher = feeder.matcher(nested);
+  CHECK(feeder.match(matcher, back_and_forth) == Match::dead);
+  CHECK(!matcher.allowed());
+  CHECK(feeder.match(matcher, "((ab))") == Match::whole);
+  CHECK(feeder.match(matcher, "(()") == Match::begins);
+  CHECK(feeder.match(matcher, ")") == Match::dead);
+  CHECK(feeder.match(matcher, text) == Match::whole);
+}
+
+TEST_CASE("grammar: a matcher restarts, with or without the vocabulary's space before the text") {
+  const mixtral::Model model = tiny();
+  const Grammar grammar = gbnf("root ::= \"The \" [a-z]+ \".\"");
+  GrammarMatcher again = value(GrammarMatcher::create(grammar, model));
+  const std::size_t n_words = (model.tokenizer().size() + 63) / 64;
+  for (const bool begins_text : {true, false, true, true, false, false}) {
+    CAPTURE(begins_text);
+    const std::size_t before = heap_allocations();
+    again.restart(begins_text);
+    CHECK(heap_allocations() == before);
+    GrammarMatcher fresh = value(GrammarMatcher::create(grammar, model, begins_text));
+    for (const Token token : value(model.tokenizer().encode("The dog."))) {
+      const auto seen = value(again.allowed()), expected = value(fresh.allowed());
+      REQUIRE(seen.size() == n_words);
+      CHECK(std::equal(seen.begin(), seen.end(), expected.begin(), expected.end()));
+      CHECK(again.can_end() == fresh.can_end());
+      const bool taken = bool(again.accept(token));
+      CHECK(taken == bool(fresh.accept(token)));
+      if (!taken) break;
+    }
+    CHECK(again.must_end() == begins_text);
+  }
+}
