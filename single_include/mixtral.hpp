@@ -1442,6 +1442,31 @@ struct Unpacker {
     return n_tiles * tile_bytes + (at_end ? (n_rows - 1) * w.row_bytes : 0);
   }
 };
+
+// Fetches the tile after the one at column `col` of n_rows rows from memory, in n_times parts.
+class NextTile {
+ public:
+  NextTile(const Unpacker& unpacker, const Matrix& w, std::size_t first_row, std::size_t n_rows,
+           std::size_t col, std::size_t n_times)
+      : row_(w.data + first_row * w.row_bytes + col / kTile * unpacker.tile_bytes +
+             unpacker.ahead(w, col, 1, kMaxMatmulRows)),
+        row_bytes_(w.row_bytes),
+        tile_bytes_(unpacker.tile_bytes),
+        rows_left_(n_rows),
+        rows_a_time_((n_rows + n_times - 1) / n_times) {}
+
+  HWY_INLINE void fetch() {
+    for (std::size_t n = HWY_MIN(rows_a_time_, rows_left_); n != 0; --n, --rows_left_) {
+      for (std::size_t i = 0; i < tile_bytes_; i += 64) hwy::Prefetch(row_ + i);
+      row_ += row_bytes_;
+    }
+  }
+
+ private:
+  const std::uint8_t* row_;
+  std::size_t row_bytes_, tile_bytes_, rows_left_, rows_a_time_;
+};
+
 template <class Format>
 HWY_INLINE Unpacker unpacker() {
   return {unpack_rows<Format>, kBytesPerTile<Format>, zero_bits_of(kZeroOf<Format>)};
@@ -1714,40 +1739,46 @@ HWY_INLINE VI8 broadcast_quad(const std::int8_t* q) {
   return hn::BitCast(DI8(), hn::Set(DI32(), four));
 }
 
-// What is the same for all rows: of a tile of one group, for each block or each of its halves.
-template <class Kind>
-struct GroupTile {
+// What is the same for all rows: of a tile of kMaxTokens tokens, for each block or each of its halves.
+template <class Kind, std::size_t kMaxTokens>
+struct PreparedTile {
   static constexpr std::size_t kHalves = Kind::kHalves ? 2 : 1;
-  using Floats = float[kBlocksPerTile * kMaxLanes];
-  using Ints = std::int32_t[kBlocksPerTile * kMaxLanes];
+  using D = hn::CappedTag<float, kMaxTokens == 1 ? kBlocksPerTile : kMaxLanes>;
+  using Floats = float[kBlocksPerTile * kMaxTokens];  // [block][token]
+  using Ints = std::int32_t[kBlocksPerTile * kMaxTokens];
 
   const std::int8_t* q;
   HWY_ALIGN Floats base;            // 1.5 * 2^23 * scale
   HWY_ALIGN Ints begin[kHalves];    // its bits, less what the weights' zero adds to a dot
   HWY_ALIGN Floats x_sum[kHalves];  // the sum of the activations
 
-  HWY_INLINE void set(const std::uint8_t* tile, int zero_bits) {
-    const DF df;
-    const DI32 d32;
-    const std::size_t n = hn::Lanes(df);
-    const hn::Rebind<std::int16_t, DI32> d16;
+  // Of the n tokens at `tile`.
+  HWY_INLINE void set(const std::uint8_t* tile, std::size_t n, int zero_bits) {
+    const D df;
+    const hn::RebindToSigned<D> d32;
+    const hn::Rebind<std::int16_t, D> d16;
     const auto to_base = hn::Set(d32, (23 << 23) + (1 << 22));  // from 2^i to 1.5 * 2^(i + 23)
     q = tile_q(tile);
-    for (std::size_t i = 0; i < kBlocksPerTile * n; i += n) {
+    for (std::size_t i = 0; i < kBlocksPerTile * n; i += hn::Lanes(df)) {
       const auto scale = hn::Load(df, tile_scale(tile, n) + i);
       const auto bits = hn::Add(hn::BitCast(d32, scale), to_base);
       hn::Store(hn::BitCast(df, bits), df, base + i);
       const std::int16_t* q_sum = tile_q_sum(tile, n) + i;
-      const auto first = hn::PromoteTo(d32, hn::Load(d16, q_sum));
-      const auto last = hn::PromoteTo(d32, hn::Load(d16, q_sum + kBlocksPerTile * n));
+      const auto first = hn::PromoteTo(d32, hn::LoadU(d16, q_sum));
+      const auto last = hn::PromoteTo(d32, hn::LoadU(d16, q_sum + kBlocksPerTile * n));
       for (std::size_t half = 0; half < kHalves; ++half) {
         const auto sum = !Kind::kHalves ? hn::Add(first, last) : half == 0 ? first : last;
-        hn::Store(hn::Sub(bits, zero_part<Kind>(sum, zero_bits)), d32, begin[half] + i);
+        const auto begin_bits =
+            Kind::kZero ? hn::Sub(bits, hn::ShiftLeftSame(sum, zero_bits)) : bits;
+        hn::Store(begin_bits, d32, begin[half] + i);
         if (Kind::kOffset) hn::Store(hn::Mul(hn::ConvertTo(df, sum), scale), df, x_sum[half] + i);
       }
     }
   }
 };
+
+template <class Kind>
+using GroupTile = PreparedTile<Kind, kMaxLanes>;
 
 // Adds one tile of 4 rows times two or three groups, or of 8 rows times one, to the sums: there is a
 // vector for each row; those of the next group are sums_stride further.
@@ -1884,7 +1915,6 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
   const std::size_t group_bytes = token_bytes(w.cols) * n;
   const std::size_t group_sums = kMaxMatmulRows * n;
   const std::size_t n_padded = (n_rows + 7) / 8 * 8;
-  const std::size_t rows_per_fetch = (8 + n_groups) / n_groups;
   TileRows rows;
   GroupTile<Kind> tiles[3];
   if (n_rows < n_padded) std::memset(&rows, 0, sizeof rows);
@@ -1892,26 +1922,15 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
   for (std::size_t col = 0; col < w.cols; col += kTile) {
     unpacker.rows(w, first_row, n_rows, col, 0, rows);
     // The next tile is fetched from memory little by little, between the products of this one.
-    const std::uint8_t* next = w.data + first_row * w.row_bytes +
-                               col / kTile * unpacker.tile_bytes +
-                               unpacker.ahead(w, col, 1, kMaxMatmulRows);
-    std::size_t n_fetched = 0;
-    const auto fetch = [&] {
-      for (std::size_t end = n_fetched + rows_per_fetch; n_fetched < end; ++n_fetched) {
-        if (n_fetched == n_rows) return;
-        for (std::size_t i = 0; i < unpacker.tile_bytes; i += 64) {
-          hwy::Prefetch(next + n_fetched * w.row_bytes + i);
-        }
-      }
-    };
+    NextTile next(unpacker, w, first_row, n_rows, col, kMaxMatmulRows * n_groups / (8 + n_groups));
     const auto multiply = [&](auto count, std::size_t g) MIXTRAL_LAMBDA {
       constexpr std::size_t kGroups = decltype(count)::value;
       for (std::size_t i = 0; i < kGroups; ++i) {
-        tiles[i].set(groups + (g + i) * group_bytes + col / kTile * kTokenTileBytes * n,
+        tiles[i].set(groups + (g + i) * group_bytes + col / kTile * kTokenTileBytes * n, n,
                      unpacker.zero_bits);
       }
       for (std::size_t row = 0; row < n_padded; row += kGroups == 1 ? 8 : 4) {
-        fetch();
+        next.fetch();
         multiply_tile_block<Kind, kGroups>(rows, row, tiles, out + g * group_sums + row * n,
                                            group_sums);
       }
@@ -2009,6 +2028,26 @@ HWY_INLINE VI32 load_q_sum(const std::int16_t* q_sum, std::size_t half, std::siz
   return hn::PromoteTo(DI32(), sums);
 }
 
+// Of `rows`, [row][block] for as many rows as there are lanes, vectors that each have a block.
+HWY_INLINE void load_blocks(const float* rows, VF& b0, VF& b1, VF& b2, VF& b3, VF& b4, VF& b5,
+                            VF& b6, VF& b7) {
+  const DF d;
+  const std::size_t n = hn::Lanes(d);
+  b0 = hn::Load(d, rows), b1 = hn::Load(d, rows + n);
+  b2 = hn::Load(d, rows + 2 * n), b3 = hn::Load(d, rows + 3 * n);
+  b4 = hn::Load(d, rows + 4 * n), b5 = hn::Load(d, rows + 5 * n);
+  b6 = hn::Load(d, rows + 6 * n), b7 = hn::Load(d, rows + 7 * n);
+  // Taking all even elements before all odd ones turns the bits of an element's number by one place:
+  // three times, and the block's number, which was below the row's, is above it.
+  for (int turn = 0; turn < 3; ++turn) {
+    const auto t0 = hn::ConcatOdd(d, b1, b0), t1 = hn::ConcatOdd(d, b3, b2);
+    const auto t2 = hn::ConcatOdd(d, b5, b4), t3 = hn::ConcatOdd(d, b7, b6);
+    b0 = hn::ConcatEven(d, b1, b0), b1 = hn::ConcatEven(d, b3, b2);
+    b2 = hn::ConcatEven(d, b5, b4), b3 = hn::ConcatEven(d, b7, b6);
+    b4 = t0, b5 = t1, b6 = t2, b7 = t3;
+  }
+}
+
 // Adds one tile of as many rows as there are lanes, times one token.
 template <class Kind>
 HWY_INLINE VF multiply_tile_rows(const TileRows& rows, int zero_bits, const std::uint8_t* x,
@@ -2058,19 +2097,8 @@ HWY_INLINE VF multiply_tile_rows(const TileRows& rows, int zero_bits, const std:
     multiply(i, even0, even1);
     multiply(i + 1, odd0, odd1);
   }
-  // Taking all even elements before all odd ones turns the bits of an element's number by one place:
-  // three times, and the block's number, which was below the row's, is above it.
-  VF b0 = hn::Load(df, blocks), b1 = hn::Load(df, blocks + n);
-  VF b2 = hn::Load(df, blocks + 2 * n), b3 = hn::Load(df, blocks + 3 * n);
-  VF b4 = hn::Load(df, blocks + 4 * n), b5 = hn::Load(df, blocks + 5 * n);
-  VF b6 = hn::Load(df, blocks + 6 * n), b7 = hn::Load(df, blocks + 7 * n);
-  for (int turn = 0; turn < 3; ++turn) {
-    const auto t0 = hn::ConcatOdd(df, b1, b0), t1 = hn::ConcatOdd(df, b3, b2);
-    const auto t2 = hn::ConcatOdd(df, b5, b4), t3 = hn::ConcatOdd(df, b7, b6);
-    b0 = hn::ConcatEven(df, b1, b0), b1 = hn::ConcatEven(df, b3, b2);
-    b2 = hn::ConcatEven(df, b5, b4), b3 = hn::ConcatEven(df, b7, b6);
-    b4 = t0, b5 = t1, b6 = t2, b7 = t3;
-  }
+  VF b0, b1, b2, b3, b4, b5, b6, b7;
+  load_blocks(blocks, b0, b1, b2, b3, b4, b5, b6, b7);
   const float* scale = tile_scale(x, 1);
   sum = hn::MulAdd(b0, hn::Set(df, scale[0]), sum);
   sum = hn::MulAdd(b1, hn::Set(df, scale[1]), sum);
@@ -2104,6 +2132,232 @@ void matmul_rows(const Matrix& w, const Unpacker& unpacker, std::size_t first_ro
     }
   }
 }
+
+}  // namespace HWY_NAMESPACE
+}  // namespace mixtral::simd
+HWY_AFTER_NAMESPACE();
+//
+// Per target: quantised weights times a few tokens, as of sessions that go on together.
+//
+// A vector goes along the rows: four columns of as many rows as it has lanes, times the same four of a
+// token in all lanes. For one token it would not pay to put the weights in that order, for a vector
+// full of tokens it is not needed (matmul_groups-inl.hpp). A row's sum runs over the blocks of 32
+// columns in their order, as there: the results are the same bits.
+
+HWY_BEFORE_NAMESPACE();
+namespace mixtral::simd {
+namespace HWY_NAMESPACE {
+
+#undef MIXTRAL_FEW  // differs between targets
+#if HWY_HAVE_SCALABLE
+#define MIXTRAL_FEW 0
+#else
+#define MIXTRAL_FEW 1
+
+// Quads of as many rows as there are lanes, n: to[quad * n + row] = from[row * kQuadsPerTile + quad] for
+// n quads.
+HWY_INLINE void transpose_quads(const std::int32_t* from, std::int32_t* to) {
+  const DI32 d;
+  const hn::Repartition<std::int64_t, DI32> d64;
+  const std::size_t n = hn::Lanes(d);
+  // Of rows [r, r + 4), vector k has in each 128 bits the k-th of the quads that a row has there.
+  const auto inside_blocks = [&](std::size_t r, VI32& v0, VI32& v1, VI32& v2,
+                                 VI32& v3) MIXTRAL_LAMBDA {
+    const auto load = [&](std::size_t i)
+                          MIXTRAL_LAMBDA { return hn::Load(d, from + (r + i) * kQuadsPerTile); };
+    const auto a = load(0), b = load(1), c = load(2), e = load(3);
+    const auto low_ab = hn::BitCast(d64, hn::InterleaveLower(d, a, b));
+    const auto high_ab = hn::BitCast(d64, hn::InterleaveUpper(d, a, b));
+    const auto low_ce = hn::BitCast(d64, hn::InterleaveLower(d, c, e));
+    const auto high_ce = hn::BitCast(d64, hn::InterleaveUpper(d, c, e));
+    v0 = hn::BitCast(d, hn::InterleaveLower(d64, low_ab, low_ce));
+    v1 = hn::BitCast(d, hn::InterleaveUpper(d64, low_ab, low_ce));
+    v2 = hn::BitCast(d, hn::InterleaveLower(d64, high_ab, high_ce));
+    v3 = hn::BitCast(d, hn::InterleaveUpper(d64, high_ab, high_ce));
+  };
+  VI32 a0, a1, a2, a3;
+  inside_blocks(0, a0, a1, a2, a3);
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+  VI32 b0, b1, b2, b3, c0, c1, c2, c3, e0, e1, e2, e3;
+  inside_blocks(4, b0, b1, b2, b3);
+  inside_blocks(8, c0, c1, c2, c3);
+  inside_blocks(12, e0, e1, e2, e3);
+  const auto join = [&](VI32 a, VI32 b, VI32 c, VI32 e, std::size_t k) MIXTRAL_LAMBDA {
+    const auto first_ab = _mm512_shuffle_i32x4(a.raw, b.raw, 0x44);
+    const auto last_ab = _mm512_shuffle_i32x4(a.raw, b.raw, 0xee);
+    const auto first_ce = _mm512_shuffle_i32x4(c.raw, e.raw, 0x44);
+    const auto last_ce = _mm512_shuffle_i32x4(c.raw, e.raw, 0xee);
+    hn::Store(VI32{_mm512_shuffle_i32x4(first_ab, first_ce, 0x88)}, d, to + k * n);
+    hn::Store(VI32{_mm512_shuffle_i32x4(first_ab, first_ce, 0xdd)}, d, to + (4 + k) * n);
+    hn::Store(VI32{_mm512_shuffle_i32x4(last_ab, last_ce, 0x88)}, d, to + (8 + k) * n);
+    hn::Store(VI32{_mm512_shuffle_i32x4(last_ab, last_ce, 0xdd)}, d, to + (12 + k) * n);
+  };
+  join(a0, b0, c0, e0, 0), join(a1, b1, c1, e1, 1);
+  join(a2, b2, c2, e2, 2), join(a3, b3, c3, e3, 3);
+#elif HWY_TARGET == HWY_AVX2
+  VI32 b0, b1, b2, b3;
+  inside_blocks(4, b0, b1, b2, b3);
+  const auto join = [&](VI32 a, VI32 b, std::size_t k) MIXTRAL_LAMBDA {
+    hn::Store(hn::ConcatLowerLower(d, b, a), d, to + k * n);
+    hn::Store(hn::ConcatUpperUpper(d, b, a), d, to + (4 + k) * n);
+  };
+  join(a0, b0, 0), join(a1, b1, 1), join(a2, b2, 2), join(a3, b3, 3);
+#else
+  static_assert(hn::MaxLanes(DI32()) == 4, "128 bits");
+  hn::Store(a0, d, to), hn::Store(a1, d, to + n);
+  hn::Store(a2, d, to + 2 * n), hn::Store(a3, d, to + 3 * n);
+#endif
+}
+
+// One tile of kMaxMatmulRows rows, in parts of as many rows as there are lanes.
+template <class Kind>
+struct RowLanes {
+  static constexpr std::size_t kHalves = Kind::kHalves ? 2 : 1;
+
+  HWY_ALIGN std::int32_t q[kMaxMatmulRows * kQuadsPerTile];           // [part][quad][row]
+  HWY_ALIGN float scales[kHalves][kMaxMatmulRows * kBlocksPerTile];   // [half][part][block][row]
+  HWY_ALIGN float offsets[kHalves][kMaxMatmulRows * kBlocksPerTile];  // the same
+
+  HWY_INLINE void set(const TileRows& rows) {
+    const std::size_t n = hn::Lanes(DF());
+    for (std::size_t r = 0; r < kMaxMatmulRows; r += n) {
+      const auto* from = reinterpret_cast<const std::int32_t*>(rows.q + r * kTile);
+      for (std::size_t i = 0; i < kQuadsPerTile; i += n) {
+        transpose_quads(from + i, q + r * kQuadsPerTile + i * n);
+      }
+      for (std::size_t half = 0; half < kHalves; ++half) {
+        const std::size_t at = r * kBlocksPerTile;
+        transpose_blocks(rows.scales[half] + at, scales[half] + at);
+        if (Kind::kOffset) transpose_blocks(rows.offsets[half] + at, offsets[half] + at);
+      }
+    }
+  }
+
+ private:
+  static HWY_INLINE void transpose_blocks(const float* from, float* to) {
+    const DF d;
+    const std::size_t n = hn::Lanes(d);
+    VF b0, b1, b2, b3, b4, b5, b6, b7;
+    load_blocks(from, b0, b1, b2, b3, b4, b5, b6, b7);
+    hn::Store(b0, d, to), hn::Store(b1, d, to + n);
+    hn::Store(b2, d, to + 2 * n), hn::Store(b3, d, to + 3 * n);
+    hn::Store(b4, d, to + 4 * n), hn::Store(b5, d, to + 5 * n);
+    hn::Store(b6, d, to + 6 * n), hn::Store(b7, d, to + 7 * n);
+  }
+};
+
+// Adds one tile of two parts of the rows, from row `first` on, times kTokens tokens, to `out`.
+template <class Kind, std::size_t kTokens>
+HWY_INLINE void multiply_few(const RowLanes<Kind>& rows, std::size_t first,
+                             const PreparedTile<Kind, 1>* tokens, bool begins, NextTile& next,
+                             float* out) {
+  const DF df;
+  const DI32 d32;
+  const DI8 d8;
+  const std::size_t n = hn::Lanes(df);
+  VF sums[kTokens][2];
+  for (std::size_t t = 0; t < kTokens; ++t) {
+    for (std::size_t p = 0; p < 2; ++p) {
+      sums[t][p] = begins ? hn::Zero(df) : hn::Load(df, out + t * kMaxMatmulRows + first + p * n);
+    }
+  }
+  for (std::size_t block = 0; block < kBlocksPerTile; ++block) {
+    next.fetch();
+    VF products[kTokens][2];
+    for (std::size_t half = 0; half < RowLanes<Kind>::kHalves; ++half) {
+      VI32 dots[kTokens][2];
+      MIXTRAL_UNROLL
+      for (std::size_t t = 0; t < kTokens; ++t) {
+        dots[t][0] = dots[t][1] = hn::Set(d32, tokens[t].begin[half][block]);
+      }
+      constexpr std::size_t kQuads = Kind::kHalves ? 4 : 8;
+      MIXTRAL_UNROLL
+      for (std::size_t i = 0; i < kQuads; ++i) {
+        const std::size_t quad = block * 8 + half * kQuads + i;
+        const auto load = [&](std::size_t p) MIXTRAL_LAMBDA {
+          const std::size_t at = (first + p * n) * kQuadsPerTile + quad * n;
+          return in_register(hn::BitCast(d8, hn::Load(d32, rows.q + at)));
+        };
+        const auto w0 = load(0), w1 = load(1);
+        MIXTRAL_UNROLL
+        for (std::size_t t = 0; t < kTokens; ++t) {
+          const auto x = in_register(broadcast_quad(tokens[t].q + quad * kQuad));
+          dots[t][0] = quad_dot_add<Kind::kSigned>(dots[t][0], w0, x);
+          dots[t][1] = quad_dot_add<Kind::kSigned>(dots[t][1], w1, x);
+        }
+      }
+      MIXTRAL_UNROLL
+      for (std::size_t p = 0; p < 2; ++p) {
+        const std::size_t at = (first + p * n) * kBlocksPerTile + block * n;
+        const auto scale = hn::Load(df, rows.scales[half] + at);
+        const auto offset = Kind::kOffset ? hn::Load(df, rows.offsets[half] + at) : hn::Zero(df);
+        MIXTRAL_UNROLL
+        for (std::size_t t = 0; t < kTokens; ++t) {
+          const auto base = hn::Set(df, tokens[t].base[block]);
+          const auto x_sum =
+              Kind::kOffset ? hn::Set(df, tokens[t].x_sum[half][block]) : hn::Zero(df);
+          const auto dot = hn::Sub(hn::BitCast(df, dots[t][p]), base);
+          products[t][p] = half == 0
+                               ? scaled_dot<Kind>(dot, scale, offset, x_sum)
+                               : add_scaled_dot<Kind>(products[t][p], dot, scale, offset, x_sum);
+        }
+      }
+    }
+    MIXTRAL_UNROLL
+    for (std::size_t t = 0; t < kTokens; ++t) {
+      sums[t][0] = hn::Add(sums[t][0], products[t][0]);
+      sums[t][1] = hn::Add(sums[t][1], products[t][1]);
+    }
+  }
+  for (std::size_t t = 0; t < kTokens; ++t) {
+    for (std::size_t p = 0; p < 2; ++p) {
+      hn::Store(sums[t][p], df, out + t * kMaxMatmulRows + first + p * n);
+    }
+  }
+}
+
+// As Kernels::matmul, for kMaxLanes tokens at most.
+template <class Kind>
+void matmul_few(const Matrix& w, const Unpacker& unpacker, std::size_t first_row,
+                std::size_t n_rows, const void* const* x, std::size_t n_tokens, float* out) {
+  const std::size_t n = hn::Lanes(DF());
+  TileRows rows;
+  RowLanes<Kind> lanes;
+  PreparedTile<Kind, 1> tokens[kMaxLanes];
+  const std::size_t n_times =
+      kBlocksPerTile * ((n_tokens + 3) / 4) * ((n_rows + 2 * n - 1) / (2 * n));
+  if (n_rows < kMaxMatmulRows) std::memset(&rows, 0, sizeof rows);
+  for (std::size_t col = 0; col < w.cols; col += kTile) {
+    unpacker.rows(w, first_row, n_rows, col, 0, rows);
+    lanes.set(rows);
+    for (std::size_t t = 0; t < n_tokens; ++t) {
+      const auto* token = static_cast<const std::uint8_t*>(x[t]);
+      tokens[t].set(token + col / kTile * kTokenTileBytes, 1, unpacker.zero_bits);
+    }
+    NextTile next(unpacker, w, first_row, n_rows, col, n_times);
+    for (std::size_t t = 0; t < n_tokens;) {
+      const std::size_t left = n_tokens - t, together = left >= 4 ? 4 : left >= 2 ? 2 : 1;
+      const auto multiply = [&](auto count) MIXTRAL_LAMBDA {
+        for (std::size_t r = 0; r < n_rows; r += 2 * n) {
+          multiply_few<Kind, decltype(count)::value>(lanes, r, tokens + t, col == 0, next,
+                                                     out + t * kMaxMatmulRows);
+        }
+      };
+      if (together == 4) {
+        multiply(std::integral_constant<std::size_t, 4>());
+      } else if (together == 2) {
+        multiply(std::integral_constant<std::size_t, 2>());
+      } else {
+        multiply(std::integral_constant<std::size_t, 1>());
+      }
+      t += together;
+    }
+  }
+}
+#endif
+
+// Measured: groups cost the same if there are fewer tokens than lanes.
+constexpr std::size_t kMinGroupedTokens = MIXTRAL_FEW && hn::MaxLanes(DF()) > 4 ? 14 : 6;
 
 }  // namespace HWY_NAMESPACE
 }  // namespace mixtral::simd
@@ -2307,7 +2561,17 @@ struct MatmulVisitor {
   }
   template <class Format>
   void quantized() const {
-    matmul_rows<DotKindOf<Format>>(w, unpacker<Format>(), first_row, n_rows, x, n_tokens, out);
+    using Kind = DotKindOf<Format>;
+#if MIXTRAL_FEW
+    if (n_tokens > 1) {
+      for (std::size_t t = 0; t < n_tokens; t += kMaxLanes) {
+        matmul_few<Kind>(w, unpacker<Format>(), first_row, n_rows, x + t,
+                         HWY_MIN(kMaxLanes, n_tokens - t), out + t * kMaxMatmulRows);
+      }
+      return;
+    }
+#endif
+    matmul_rows<Kind>(w, unpacker<Format>(), first_row, n_rows, x, n_tokens, out);
   }
 };
 
@@ -2566,6 +2830,7 @@ constexpr Kernels kKernels{MIXTRAL_TARGET_NAME(HWY_NAMESPACE),
                            HWY_TARGET,
                            HWY_NATIVE_FMA != 0,
                            lanes,
+                           kMinGroupedTokens,
                            matmul,
                            matmul_groups,
                            decode_rows,
@@ -3409,6 +3674,10 @@ struct Kernels {
 
   // How many tokens a group has: a power of two, at most kMaxLanes.
   std::size_t (*lanes)();
+
+  // So many tokens or more are multiplied faster in groups, fewer one by one.
+  std::size_t min_grouped_tokens;
+  bool in_groups(std::size_t n_tokens) const noexcept { return n_tokens >= min_grouped_tokens; }
 
   // out[t * kMaxMatmulRows + r] = dot(row (first_row + r) of w, x[t]) for r < n_rows, t < n_tokens.
   // x[t] points to float[padded(cols)] for a float format, to quantised activations of one token for
@@ -8591,11 +8860,6 @@ constexpr std::size_t round_up(std::size_t n, std::size_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
-// So many tokens or more are multiplied in groups (simd/kernels.hpp), fewer one by one.
-constexpr std::size_t kMinGroupedTokens = 6;
-
-constexpr bool in_groups(std::size_t n_tokens) { return n_tokens >= kMinGroupedTokens; }
-
 // Rows of `width` float32, each padded with zeros to whole tiles, and the same quantised to 8 bits:
 // once for each row, for all the matrices that read it.
 class Activations {
@@ -8616,6 +8880,7 @@ class Activations {
   }
 
   std::size_t lanes() const noexcept { return lanes_; }
+  bool in_groups(std::size_t n) const noexcept { return kernels_->in_groups(n); }
   float* row(std::size_t i) const noexcept { return floats_ + i * stride_; }
 
   // Row i, quantised alone.
@@ -8714,7 +8979,7 @@ struct Inputs {
 // The rows from `first` on, n of them, grouped if they are many.
 inline auto consecutive_rows(const Activations& x, std::size_t first, std::size_t n) {
   const auto row_of = [first](std::size_t t) { return first + t; };
-  return Inputs<decltype(row_of)>{x, row_of, in_groups(n) ? x.groups(first) : nullptr};
+  return Inputs<decltype(row_of)>{x, row_of, x.in_groups(n) ? x.groups(first) : nullptr};
 }
 
 // Calls body(begin, count) for n tokens in parts of as many as kernels take at a time, or a little
@@ -9030,8 +9295,9 @@ class Assignment {
   float* weights(std::size_t row) const noexcept { return weights_ + row * k_; }
 
   // Sorts the pairs of n_rows rows by expert, rows in order within one: a counting sort. Experts with
-  // many tokens get memory for them in groups of `lanes`.
-  void group(std::size_t n_rows, std::size_t lanes) {
+  // many tokens get memory for them in groups.
+  void group(std::size_t n_rows, const simd::Kernels& kernels) {
+    const std::size_t lanes = kernels.lanes();
     for (std::size_t e = 0; e <= n_experts_; ++e) begin_[e] = 0;
     for (std::size_t i = 0; i < n_rows * k_; ++i) ++begin_[experts_[i] + 1];
     n_active_ = 0;
@@ -9039,9 +9305,9 @@ class Assignment {
     for (std::size_t e = 0; e < n_experts_; ++e) {
       const std::size_t count = begin_[e + 1];
       if (count != 0) active_[n_active_++] = static_cast<std::uint32_t>(e);
-      if (in_groups(count)) place = round_up(place, lanes);
+      if (kernels.in_groups(count)) place = round_up(place, lanes);
       place_[e] = static_cast<std::uint32_t>(place);
-      place += in_groups(count) ? round_up(count, lanes) : count;
+      place += kernels.in_groups(count) ? round_up(count, lanes) : count;
       begin_[e + 1] += begin_[e];
       cursor_[e] = begin_[e];
     }
@@ -9065,10 +9331,10 @@ class Assignment {
   std::size_t place(std::size_t expert) const noexcept { return place_[expert]; }
   // How many places there are at most for n_rows rows.
   static std::size_t n_places(std::size_t n_rows, std::size_t n_experts, std::size_t k,
-                              std::size_t lanes) noexcept {
+                              const simd::Kernels& kernels) noexcept {
     const std::size_t n_slots = n_rows * k;
-    const std::size_t most_grouped = n_slots / kMinGroupedTokens;
-    return n_slots + 2 * lanes * (most_grouped < n_experts ? most_grouped : n_experts);
+    const std::size_t most_grouped = n_slots / kernels.min_grouped_tokens;
+    return n_slots + 2 * kernels.lanes() * (most_grouped < n_experts ? most_grouped : n_experts);
   }
   std::size_t slot_row(std::size_t slot) const noexcept { return slot_row_[slot]; }
   float slot_weight(std::size_t slot) const noexcept { return slot_weight_[slot]; }
@@ -9116,9 +9382,9 @@ class ForwardPass {
     attention_.take(slab, kernels(), max_rows, config.q_dim(), true);
     router_logits_ = slab.take<float>(max_rows * config.n_experts);
     assignment_.take(slab, max_rows, config.n_experts, k);
-    const std::size_t places =
-        Assignment::n_places(max_rows, config.n_experts, k, kernels().lanes());
-    expert_inputs_.take(slab, kernels(), in_groups(max_rows) ? places : 0, config.dim, false);
+    const std::size_t places = Assignment::n_places(max_rows, config.n_experts, k, kernels());
+    expert_inputs_.take(slab, kernels(), kernels().in_groups(max_rows) ? places : 0, config.dim,
+                        false);
     hidden_.take(slab, kernels(), places, config.hidden_dim, has_float_w2());
     shown_ = slab.take<float>(config.hidden_dim);
     most_logit_rows_ =
@@ -9165,11 +9431,13 @@ class ForwardPass {
   void run_chunk(std::size_t i) const {
     switch (stage_) {
       case Stage::embed: return embed(i);
-      case Stage::attention_norm: return normalize(i, layer().attention_norm, in_groups(n_rows_));
+      case Stage::attention_norm:
+        return normalize(i, layer().attention_norm, kernels().in_groups(n_rows_));
       case Stage::qkv: return qkv(i);
       case Stage::cache: return rotate_and_cache(i);
       case Stage::attention: return attend(i);
-      case Stage::attention_quantize: return attention_.quantize_row(i, in_groups(n_rows_));
+      case Stage::attention_quantize:
+        return attention_.quantize_row(i, kernels().in_groups(n_rows_));
       case Stage::attention_output: return attention_output(i);
       case Stage::router: return route(i);
       case Stage::experts_pack: return experts_pack(i);
@@ -9377,7 +9645,7 @@ class ForwardPass {
   }
 
   void finish_router() {
-    assignment_.group(n_rows_, normed_.lanes());
+    assignment_.group(n_rows_, kernels());
     down_ = 0;
     if (observer_ == nullptr || !model_->config.has_router()) return;
     const std::size_t k = model_->config.n_experts_used;
@@ -9428,7 +9696,7 @@ class ForwardPass {
   const float* hidden_row(std::size_t e, std::size_t t) const {
     const std::size_t place = assignment_.place(e) + t;
     if (!is_quantized(layer().experts[e].w2)) return hidden_.row(place);
-    hidden_.dequantize_row(place, in_groups(assignment_.count(e)), shown_);
+    hidden_.dequantize_row(place, kernels().in_groups(assignment_.count(e)), shown_);
     return shown_;
   }
 
@@ -9446,7 +9714,8 @@ class ForwardPass {
     const std::size_t e = assignment_.active(active);
     const std::size_t count = assignment_.count(e);
     const ExpertWeights& expert = layer().experts[e];
-    if (!in_groups(count) || (!is_quantized(expert.w1) && !is_quantized(expert.w3))) return;
+    if (!kernels().in_groups(count) || (!is_quantized(expert.w1) && !is_quantized(expert.w3)))
+      return;
     const std::size_t lanes = normed_.lanes();
     for (std::size_t t = 0; t < count; t += lanes) {
       const std::uint8_t* tokens[simd::kMaxLanes];
@@ -9468,8 +9737,8 @@ class ForwardPass {
     const std::size_t place = assignment_.place(e);
     const std::size_t n = assignment_.count(e);
     const auto row_of = [&](std::size_t t) { return assignment_.slot_row(begin + t); };
-    const Inputs<decltype(row_of)> inputs{normed_, row_of,
-                                          in_groups(n) ? expert_inputs_.groups(place) : nullptr};
+    const Inputs<decltype(row_of)> inputs{
+        normed_, row_of, kernels().in_groups(n) ? expert_inputs_.groups(place) : nullptr};
     const RowRange rows = chunk_rows(expert.w1, chunk % chunks);
     Products gate, up;
     for_each_part(n, [&](std::size_t first, std::size_t count) {
@@ -9478,7 +9747,8 @@ class ForwardPass {
       for (std::size_t t = 0; t < count; ++t) {
         kernels().swiglu(gate.of(t), up.of(t), rows.n);
         if (is_quantized(expert.w2)) {
-          hidden_.quantize(gate.of(t), rows.first, rows.n, place + first + t, in_groups(n));
+          hidden_.quantize(gate.of(t), rows.first, rows.n, place + first + t,
+                           kernels().in_groups(n));
         } else {
           std::memcpy(hidden_.row(place + first + t) + rows.first, gate.of(t),
                       rows.n * sizeof(float));
@@ -9515,7 +9785,7 @@ class ForwardPass {
   void final_norm(std::size_t i) const {
     kernels().rms_norm(x(logit_rows_[i]), model_->weights.output_norm, model_->config.norm_epsilon,
                        model_->config.dim, final_.row(i));
-    final_.quantize_row(i, in_groups(n_logit_rows_));
+    final_.quantize_row(i, kernels().in_groups(n_logit_rows_));
   }
 
   void output(std::size_t chunk) const {

@@ -19,11 +19,6 @@ constexpr std::size_t round_up(std::size_t n, std::size_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
-// So many tokens or more are multiplied in groups (simd/kernels.hpp), fewer one by one.
-constexpr std::size_t kMinGroupedTokens = 6;
-
-constexpr bool in_groups(std::size_t n_tokens) { return n_tokens >= kMinGroupedTokens; }
-
 // Rows of `width` float32, each padded with zeros to whole tiles, and the same quantised to 8 bits:
 // once for each row, for all the matrices that read it.
 class Activations {
@@ -44,6 +39,7 @@ class Activations {
   }
 
   std::size_t lanes() const noexcept { return lanes_; }
+  bool in_groups(std::size_t n) const noexcept { return kernels_->in_groups(n); }
   float* row(std::size_t i) const noexcept { return floats_ + i * stride_; }
 
   // Row i, quantised alone.
@@ -142,7 +138,7 @@ struct Inputs {
 // The rows from `first` on, n of them, grouped if they are many.
 inline auto consecutive_rows(const Activations& x, std::size_t first, std::size_t n) {
   const auto row_of = [first](std::size_t t) { return first + t; };
-  return Inputs<decltype(row_of)>{x, row_of, in_groups(n) ? x.groups(first) : nullptr};
+  return Inputs<decltype(row_of)>{x, row_of, x.in_groups(n) ? x.groups(first) : nullptr};
 }
 
 // Calls body(begin, count) for n tokens in parts of as many as kernels take at a time, or a little

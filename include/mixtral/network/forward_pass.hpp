@@ -43,9 +43,9 @@ class ForwardPass {
     attention_.take(slab, kernels(), max_rows, config.q_dim(), true);
     router_logits_ = slab.take<float>(max_rows * config.n_experts);
     assignment_.take(slab, max_rows, config.n_experts, k);
-    const std::size_t places =
-        Assignment::n_places(max_rows, config.n_experts, k, kernels().lanes());
-    expert_inputs_.take(slab, kernels(), in_groups(max_rows) ? places : 0, config.dim, false);
+    const std::size_t places = Assignment::n_places(max_rows, config.n_experts, k, kernels());
+    expert_inputs_.take(slab, kernels(), kernels().in_groups(max_rows) ? places : 0, config.dim,
+                        false);
     hidden_.take(slab, kernels(), places, config.hidden_dim, has_float_w2());
     shown_ = slab.take<float>(config.hidden_dim);
     most_logit_rows_ =
@@ -92,11 +92,13 @@ class ForwardPass {
   void run_chunk(std::size_t i) const {
     switch (stage_) {
       case Stage::embed: return embed(i);
-      case Stage::attention_norm: return normalize(i, layer().attention_norm, in_groups(n_rows_));
+      case Stage::attention_norm:
+        return normalize(i, layer().attention_norm, kernels().in_groups(n_rows_));
       case Stage::qkv: return qkv(i);
       case Stage::cache: return rotate_and_cache(i);
       case Stage::attention: return attend(i);
-      case Stage::attention_quantize: return attention_.quantize_row(i, in_groups(n_rows_));
+      case Stage::attention_quantize:
+        return attention_.quantize_row(i, kernels().in_groups(n_rows_));
       case Stage::attention_output: return attention_output(i);
       case Stage::router: return route(i);
       case Stage::experts_pack: return experts_pack(i);
@@ -304,7 +306,7 @@ class ForwardPass {
   }
 
   void finish_router() {
-    assignment_.group(n_rows_, normed_.lanes());
+    assignment_.group(n_rows_, kernels());
     down_ = 0;
     if (observer_ == nullptr || !model_->config.has_router()) return;
     const std::size_t k = model_->config.n_experts_used;
@@ -355,7 +357,7 @@ class ForwardPass {
   const float* hidden_row(std::size_t e, std::size_t t) const {
     const std::size_t place = assignment_.place(e) + t;
     if (!is_quantized(layer().experts[e].w2)) return hidden_.row(place);
-    hidden_.dequantize_row(place, in_groups(assignment_.count(e)), shown_);
+    hidden_.dequantize_row(place, kernels().in_groups(assignment_.count(e)), shown_);
     return shown_;
   }
 
@@ -373,7 +375,8 @@ class ForwardPass {
     const std::size_t e = assignment_.active(active);
     const std::size_t count = assignment_.count(e);
     const ExpertWeights& expert = layer().experts[e];
-    if (!in_groups(count) || (!is_quantized(expert.w1) && !is_quantized(expert.w3))) return;
+    if (!kernels().in_groups(count) || (!is_quantized(expert.w1) && !is_quantized(expert.w3)))
+      return;
     const std::size_t lanes = normed_.lanes();
     for (std::size_t t = 0; t < count; t += lanes) {
       const std::uint8_t* tokens[simd::kMaxLanes];
@@ -395,8 +398,8 @@ class ForwardPass {
     const std::size_t place = assignment_.place(e);
     const std::size_t n = assignment_.count(e);
     const auto row_of = [&](std::size_t t) { return assignment_.slot_row(begin + t); };
-    const Inputs<decltype(row_of)> inputs{normed_, row_of,
-                                          in_groups(n) ? expert_inputs_.groups(place) : nullptr};
+    const Inputs<decltype(row_of)> inputs{
+        normed_, row_of, kernels().in_groups(n) ? expert_inputs_.groups(place) : nullptr};
     const RowRange rows = chunk_rows(expert.w1, chunk % chunks);
     Products gate, up;
     for_each_part(n, [&](std::size_t first, std::size_t count) {
@@ -405,7 +408,8 @@ class ForwardPass {
       for (std::size_t t = 0; t < count; ++t) {
         kernels().swiglu(gate.of(t), up.of(t), rows.n);
         if (is_quantized(expert.w2)) {
-          hidden_.quantize(gate.of(t), rows.first, rows.n, place + first + t, in_groups(n));
+          hidden_.quantize(gate.of(t), rows.first, rows.n, place + first + t,
+                           kernels().in_groups(n));
         } else {
           std::memcpy(hidden_.row(place + first + t) + rows.first, gate.of(t),
                       rows.n * sizeof(float));
@@ -442,7 +446,7 @@ class ForwardPass {
   void final_norm(std::size_t i) const {
     kernels().rms_norm(x(logit_rows_[i]), model_->weights.output_norm, model_->config.norm_epsilon,
                        model_->config.dim, final_.row(i));
-    final_.quantize_row(i, in_groups(n_logit_rows_));
+    final_.quantize_row(i, kernels().in_groups(n_logit_rows_));
   }
 
   void output(std::size_t chunk) const {

@@ -55,8 +55,9 @@ class Assignment {
   float* weights(std::size_t row) const noexcept { return weights_ + row * k_; }
 
   // Sorts the pairs of n_rows rows by expert, rows in order within one: a counting sort. Experts with
-  // many tokens get memory for them in groups of `lanes`.
-  void group(std::size_t n_rows, std::size_t lanes) {
+  // many tokens get memory for them in groups.
+  void group(std::size_t n_rows, const simd::Kernels& kernels) {
+    const std::size_t lanes = kernels.lanes();
     for (std::size_t e = 0; e <= n_experts_; ++e) begin_[e] = 0;
     for (std::size_t i = 0; i < n_rows * k_; ++i) ++begin_[experts_[i] + 1];
     n_active_ = 0;
@@ -64,9 +65,9 @@ class Assignment {
     for (std::size_t e = 0; e < n_experts_; ++e) {
       const std::size_t count = begin_[e + 1];
       if (count != 0) active_[n_active_++] = static_cast<std::uint32_t>(e);
-      if (in_groups(count)) place = round_up(place, lanes);
+      if (kernels.in_groups(count)) place = round_up(place, lanes);
       place_[e] = static_cast<std::uint32_t>(place);
-      place += in_groups(count) ? round_up(count, lanes) : count;
+      place += kernels.in_groups(count) ? round_up(count, lanes) : count;
       begin_[e + 1] += begin_[e];
       cursor_[e] = begin_[e];
     }
@@ -90,10 +91,10 @@ class Assignment {
   std::size_t place(std::size_t expert) const noexcept { return place_[expert]; }
   // How many places there are at most for n_rows rows.
   static std::size_t n_places(std::size_t n_rows, std::size_t n_experts, std::size_t k,
-                              std::size_t lanes) noexcept {
+                              const simd::Kernels& kernels) noexcept {
     const std::size_t n_slots = n_rows * k;
-    const std::size_t most_grouped = n_slots / kMinGroupedTokens;
-    return n_slots + 2 * lanes * (most_grouped < n_experts ? most_grouped : n_experts);
+    const std::size_t most_grouped = n_slots / kernels.min_grouped_tokens;
+    return n_slots + 2 * kernels.lanes() * (most_grouped < n_experts ? most_grouped : n_experts);
   }
   std::size_t slot_row(std::size_t slot) const noexcept { return slot_row_[slot]; }
   float slot_weight(std::size_t slot) const noexcept { return slot_weight_[slot]; }

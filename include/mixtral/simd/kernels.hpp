@@ -101,6 +101,10 @@ struct Kernels {
   // How many tokens a group has: a power of two, at most kMaxLanes.
   std::size_t (*lanes)();
 
+  // So many tokens or more are multiplied faster in groups, fewer one by one.
+  std::size_t min_grouped_tokens;
+  bool in_groups(std::size_t n_tokens) const noexcept { return n_tokens >= min_grouped_tokens; }
+
   // out[t * kMaxMatmulRows + r] = dot(row (first_row + r) of w, x[t]) for r < n_rows, t < n_tokens.
   // x[t] points to float[padded(cols)] for a float format, to quantised activations of one token for
   // a quantised one; columns past w.cols are zero. `out` has room for kMaxMatmulRows rows, whatever

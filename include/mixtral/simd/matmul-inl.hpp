@@ -107,7 +107,17 @@ struct MatmulVisitor {
   }
   template <class Format>
   void quantized() const {
-    matmul_rows<DotKindOf<Format>>(w, unpacker<Format>(), first_row, n_rows, x, n_tokens, out);
+    using Kind = DotKindOf<Format>;
+#if MIXTRAL_FEW
+    if (n_tokens > 1) {
+      for (std::size_t t = 0; t < n_tokens; t += kMaxLanes) {
+        matmul_few<Kind>(w, unpacker<Format>(), first_row, n_rows, x + t,
+                         HWY_MIN(kMaxLanes, n_tokens - t), out + t * kMaxMatmulRows);
+      }
+      return;
+    }
+#endif
+    matmul_rows<Kind>(w, unpacker<Format>(), first_row, n_rows, x, n_tokens, out);
   }
 };
 

@@ -23,40 +23,46 @@ HWY_INLINE VI8 broadcast_quad(const std::int8_t* q) {
   return hn::BitCast(DI8(), hn::Set(DI32(), four));
 }
 
-// What is the same for all rows: of a tile of one group, for each block or each of its halves.
-template <class Kind>
-struct GroupTile {
+// What is the same for all rows: of a tile of kMaxTokens tokens, for each block or each of its halves.
+template <class Kind, std::size_t kMaxTokens>
+struct PreparedTile {
   static constexpr std::size_t kHalves = Kind::kHalves ? 2 : 1;
-  using Floats = float[kBlocksPerTile * kMaxLanes];
-  using Ints = std::int32_t[kBlocksPerTile * kMaxLanes];
+  using D = hn::CappedTag<float, kMaxTokens == 1 ? kBlocksPerTile : kMaxLanes>;
+  using Floats = float[kBlocksPerTile * kMaxTokens];  // [block][token]
+  using Ints = std::int32_t[kBlocksPerTile * kMaxTokens];
 
   const std::int8_t* q;
   HWY_ALIGN Floats base;            // 1.5 * 2^23 * scale
   HWY_ALIGN Ints begin[kHalves];    // its bits, less what the weights' zero adds to a dot
   HWY_ALIGN Floats x_sum[kHalves];  // the sum of the activations
 
-  HWY_INLINE void set(const std::uint8_t* tile, int zero_bits) {
-    const DF df;
-    const DI32 d32;
-    const std::size_t n = hn::Lanes(df);
-    const hn::Rebind<std::int16_t, DI32> d16;
+  // Of the n tokens at `tile`.
+  HWY_INLINE void set(const std::uint8_t* tile, std::size_t n, int zero_bits) {
+    const D df;
+    const hn::RebindToSigned<D> d32;
+    const hn::Rebind<std::int16_t, D> d16;
     const auto to_base = hn::Set(d32, (23 << 23) + (1 << 22));  // from 2^i to 1.5 * 2^(i + 23)
     q = tile_q(tile);
-    for (std::size_t i = 0; i < kBlocksPerTile * n; i += n) {
+    for (std::size_t i = 0; i < kBlocksPerTile * n; i += hn::Lanes(df)) {
       const auto scale = hn::Load(df, tile_scale(tile, n) + i);
       const auto bits = hn::Add(hn::BitCast(d32, scale), to_base);
       hn::Store(hn::BitCast(df, bits), df, base + i);
       const std::int16_t* q_sum = tile_q_sum(tile, n) + i;
-      const auto first = hn::PromoteTo(d32, hn::Load(d16, q_sum));
-      const auto last = hn::PromoteTo(d32, hn::Load(d16, q_sum + kBlocksPerTile * n));
+      const auto first = hn::PromoteTo(d32, hn::LoadU(d16, q_sum));
+      const auto last = hn::PromoteTo(d32, hn::LoadU(d16, q_sum + kBlocksPerTile * n));
       for (std::size_t half = 0; half < kHalves; ++half) {
         const auto sum = !Kind::kHalves ? hn::Add(first, last) : half == 0 ? first : last;
-        hn::Store(hn::Sub(bits, zero_part<Kind>(sum, zero_bits)), d32, begin[half] + i);
+        const auto begin_bits =
+            Kind::kZero ? hn::Sub(bits, hn::ShiftLeftSame(sum, zero_bits)) : bits;
+        hn::Store(begin_bits, d32, begin[half] + i);
         if (Kind::kOffset) hn::Store(hn::Mul(hn::ConvertTo(df, sum), scale), df, x_sum[half] + i);
       }
     }
   }
 };
+
+template <class Kind>
+using GroupTile = PreparedTile<Kind, kMaxLanes>;
 
 // Adds one tile of 4 rows times two or three groups, or of 8 rows times one, to the sums: there is a
 // vector for each row; those of the next group are sums_stride further.
@@ -193,7 +199,6 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
   const std::size_t group_bytes = token_bytes(w.cols) * n;
   const std::size_t group_sums = kMaxMatmulRows * n;
   const std::size_t n_padded = (n_rows + 7) / 8 * 8;
-  const std::size_t rows_per_fetch = (8 + n_groups) / n_groups;
   TileRows rows;
   GroupTile<Kind> tiles[3];
   if (n_rows < n_padded) std::memset(&rows, 0, sizeof rows);
@@ -201,26 +206,15 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
   for (std::size_t col = 0; col < w.cols; col += kTile) {
     unpacker.rows(w, first_row, n_rows, col, 0, rows);
     // The next tile is fetched from memory little by little, between the products of this one.
-    const std::uint8_t* next = w.data + first_row * w.row_bytes +
-                               col / kTile * unpacker.tile_bytes +
-                               unpacker.ahead(w, col, 1, kMaxMatmulRows);
-    std::size_t n_fetched = 0;
-    const auto fetch = [&] {
-      for (std::size_t end = n_fetched + rows_per_fetch; n_fetched < end; ++n_fetched) {
-        if (n_fetched == n_rows) return;
-        for (std::size_t i = 0; i < unpacker.tile_bytes; i += 64) {
-          hwy::Prefetch(next + n_fetched * w.row_bytes + i);
-        }
-      }
-    };
+    NextTile next(unpacker, w, first_row, n_rows, col, kMaxMatmulRows * n_groups / (8 + n_groups));
     const auto multiply = [&](auto count, std::size_t g) MIXTRAL_LAMBDA {
       constexpr std::size_t kGroups = decltype(count)::value;
       for (std::size_t i = 0; i < kGroups; ++i) {
-        tiles[i].set(groups + (g + i) * group_bytes + col / kTile * kTokenTileBytes * n,
+        tiles[i].set(groups + (g + i) * group_bytes + col / kTile * kTokenTileBytes * n, n,
                      unpacker.zero_bits);
       }
       for (std::size_t row = 0; row < n_padded; row += kGroups == 1 ? 8 : 4) {
-        fetch();
+        next.fetch();
         multiply_tile_block<Kind, kGroups>(rows, row, tiles, out + g * group_sums + row * n,
                                            group_sums);
       }

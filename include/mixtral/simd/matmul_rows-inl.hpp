@@ -63,6 +63,26 @@ HWY_INLINE VI32 load_q_sum(const std::int16_t* q_sum, std::size_t half, std::siz
   return hn::PromoteTo(DI32(), sums);
 }
 
+// Of `rows`, [row][block] for as many rows as there are lanes, vectors that each have a block.
+HWY_INLINE void load_blocks(const float* rows, VF& b0, VF& b1, VF& b2, VF& b3, VF& b4, VF& b5,
+                            VF& b6, VF& b7) {
+  const DF d;
+  const std::size_t n = hn::Lanes(d);
+  b0 = hn::Load(d, rows), b1 = hn::Load(d, rows + n);
+  b2 = hn::Load(d, rows + 2 * n), b3 = hn::Load(d, rows + 3 * n);
+  b4 = hn::Load(d, rows + 4 * n), b5 = hn::Load(d, rows + 5 * n);
+  b6 = hn::Load(d, rows + 6 * n), b7 = hn::Load(d, rows + 7 * n);
+  // Taking all even elements before all odd ones turns the bits of an element's number by one place:
+  // three times, and the block's number, which was below the row's, is above it.
+  for (int turn = 0; turn < 3; ++turn) {
+    const auto t0 = hn::ConcatOdd(d, b1, b0), t1 = hn::ConcatOdd(d, b3, b2);
+    const auto t2 = hn::ConcatOdd(d, b5, b4), t3 = hn::ConcatOdd(d, b7, b6);
+    b0 = hn::ConcatEven(d, b1, b0), b1 = hn::ConcatEven(d, b3, b2);
+    b2 = hn::ConcatEven(d, b5, b4), b3 = hn::ConcatEven(d, b7, b6);
+    b4 = t0, b5 = t1, b6 = t2, b7 = t3;
+  }
+}
+
 // Adds one tile of as many rows as there are lanes, times one token.
 template <class Kind>
 HWY_INLINE VF multiply_tile_rows(const TileRows& rows, int zero_bits, const std::uint8_t* x,
@@ -112,19 +132,8 @@ HWY_INLINE VF multiply_tile_rows(const TileRows& rows, int zero_bits, const std:
     multiply(i, even0, even1);
     multiply(i + 1, odd0, odd1);
   }
-  // Taking all even elements before all odd ones turns the bits of an element's number by one place:
-  // three times, and the block's number, which was below the row's, is above it.
-  VF b0 = hn::Load(df, blocks), b1 = hn::Load(df, blocks + n);
-  VF b2 = hn::Load(df, blocks + 2 * n), b3 = hn::Load(df, blocks + 3 * n);
-  VF b4 = hn::Load(df, blocks + 4 * n), b5 = hn::Load(df, blocks + 5 * n);
-  VF b6 = hn::Load(df, blocks + 6 * n), b7 = hn::Load(df, blocks + 7 * n);
-  for (int turn = 0; turn < 3; ++turn) {
-    const auto t0 = hn::ConcatOdd(df, b1, b0), t1 = hn::ConcatOdd(df, b3, b2);
-    const auto t2 = hn::ConcatOdd(df, b5, b4), t3 = hn::ConcatOdd(df, b7, b6);
-    b0 = hn::ConcatEven(df, b1, b0), b1 = hn::ConcatEven(df, b3, b2);
-    b2 = hn::ConcatEven(df, b5, b4), b3 = hn::ConcatEven(df, b7, b6);
-    b4 = t0, b5 = t1, b6 = t2, b7 = t3;
-  }
+  VF b0, b1, b2, b3, b4, b5, b6, b7;
+  load_blocks(blocks, b0, b1, b2, b3, b4, b5, b6, b7);
   const float* scale = tile_scale(x, 1);
   sum = hn::MulAdd(b0, hn::Set(df, scale[0]), sum);
   sum = hn::MulAdd(b1, hn::Set(df, scale[1]), sum);

@@ -46,6 +46,8 @@
 #include "mixtral/simd/matmul_groups-inl.hpp"
 #include "mixtral/simd/matmul_rows-inl.hpp"
 //
+#include "mixtral/simd/matmul_few-inl.hpp"
+//
 #include "mixtral/simd/elementwise-inl.hpp"
 #include "mixtral/simd/matmul-inl.hpp"
 //
@@ -59,6 +61,7 @@ constexpr Kernels kKernels{MIXTRAL_TARGET_NAME(HWY_NAMESPACE),
                            HWY_TARGET,
                            HWY_NATIVE_FMA != 0,
                            lanes,
+                           kMinGroupedTokens,
                            matmul,
                            matmul_groups,
                            decode_rows,

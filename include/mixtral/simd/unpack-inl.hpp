@@ -63,6 +63,31 @@ struct Unpacker {
     return n_tiles * tile_bytes + (at_end ? (n_rows - 1) * w.row_bytes : 0);
   }
 };
+
+// Fetches the tile after the one at column `col` of n_rows rows from memory, in n_times parts.
+class NextTile {
+ public:
+  NextTile(const Unpacker& unpacker, const Matrix& w, std::size_t first_row, std::size_t n_rows,
+           std::size_t col, std::size_t n_times)
+      : row_(w.data + first_row * w.row_bytes + col / kTile * unpacker.tile_bytes +
+             unpacker.ahead(w, col, 1, kMaxMatmulRows)),
+        row_bytes_(w.row_bytes),
+        tile_bytes_(unpacker.tile_bytes),
+        rows_left_(n_rows),
+        rows_a_time_((n_rows + n_times - 1) / n_times) {}
+
+  HWY_INLINE void fetch() {
+    for (std::size_t n = HWY_MIN(rows_a_time_, rows_left_); n != 0; --n, --rows_left_) {
+      for (std::size_t i = 0; i < tile_bytes_; i += 64) hwy::Prefetch(row_ + i);
+      row_ += row_bytes_;
+    }
+  }
+
+ private:
+  const std::uint8_t* row_;
+  std::size_t row_bytes_, tile_bytes_, rows_left_, rows_a_time_;
+};
+
 template <class Format>
 HWY_INLINE Unpacker unpacker() {
   return {unpack_rows<Format>, kBytesPerTile<Format>, zero_bits_of(kZeroOf<Format>)};
