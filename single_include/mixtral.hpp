@@ -1963,7 +1963,8 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
 }  // namespace HWY_NAMESPACE
 }  // namespace mixtral::simd
 HWY_AFTER_NAMESPACE();
-// Per target: quantised weights times a few tokens, as in decoding.
+// Per target: quantised weights times one token, as in decoding, or a few, where matmul_few-inl.hpp is not
+// compiled (SVE and RVV, whose vectors are in no array).
 //
 // A vector goes along the columns of a row. For as many rows as a vector has lanes, the dots of a
 // tile's eight blocks of 32 columns then change places, so that a row's sum is in one lane and runs
