@@ -190,19 +190,18 @@ HWY_INLINE float half_to_float(const std::uint8_t* bytes) {
 #endif
 }
 
-// The same for a vector. Without an instruction for it in integer arithmetic, so that it is exact on
-// every target (subnormals too): the magnitude bits are shifted into place and the exponent is
-// corrected by a multiplication with 2^112; infinities and NaNs get the largest exponent afterwards.
+// The same for a vector of their bits. Without an instruction for it in integer arithmetic, so that it
+// is exact on every target (subnormals too): the magnitude bits are shifted into place and the exponent
+// is corrected by a multiplication with 2^112; infinities and NaNs get the largest exponent afterwards.
 template <class D>
-HWY_INLINE hn::Vec<D> halves_to_float_vector(D d, const std::uint8_t* data) {
-  const hn::Rebind<std::uint16_t, D> d16;
-  const hn::Repartition<std::uint8_t, decltype(d16)> d8;
-  const auto halves = hn::BitCast(d16, hn::LoadU(d8, data));
+HWY_INLINE hn::Vec<D> half_bits_to_floats(D d, hn::Vec<hn::RebindToUnsigned<D>> half) {
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2 && !defined(HWY_DISABLE_F16C)
-  return hn::PromoteTo(d, hn::BitCast(hn::Rebind<hwy::float16_t, D>(), halves));
+  const hn::Rebind<std::uint16_t, D> d16;
+  const hn::Rebind<hwy::float16_t, D> d_half;
+  const auto narrow = hn::DemoteTo(d16, hn::BitCast(hn::RebindToSigned<D>(), half));
+  return hn::PromoteTo(d, hn::BitCast(d_half, narrow));
 #else
   const hn::RebindToUnsigned<D> d32;
-  const auto half = hn::PromoteTo(d32, halves);
   const auto sign = hn::ShiftLeft<16>(hn::And(half, hn::Set(d32, 0x8000u)));
   const auto magnitude = hn::And(half, hn::Set(d32, 0x7fffu));
   const auto shifted = hn::BitCast(d, hn::ShiftLeft<13>(magnitude));
@@ -214,182 +213,266 @@ HWY_INLINE hn::Vec<D> halves_to_float_vector(D d, const std::uint8_t* data) {
 #endif
 }
 
+// The same for halves in memory.
+template <class D>
+HWY_INLINE hn::Vec<D> halves_to_float_vector(D d, const std::uint8_t* data) {
+  const hn::Rebind<std::uint16_t, D> d16;
+  const hn::Repartition<std::uint8_t, decltype(d16)> d8;
+  const auto halves = hn::BitCast(d16, hn::LoadU(d8, data));
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2 && !defined(HWY_DISABLE_F16C)
+  return hn::PromoteTo(d, hn::BitCast(hn::Rebind<hwy::float16_t, D>(), halves));
+#else
+  return half_bits_to_floats(d, hn::PromoteTo(hn::RebindToUnsigned<D>(), halves));
+#endif
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace mixtral::simd
 HWY_AFTER_NAMESPACE();
 // Per target: what every block format unpacks to, and the helpers that they share.
+//
+// Weights are unpacked for as many rows at a time as a vector has lanes, n. First the rows' bytes change
+// places, so that a vector has the same four bytes of each row; then all of a format's masks and
+// shifts, of quants and of scales, are the same in all lanes, and so are the columns that come out.
 
 HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
-// Where a format unpacks 256 weights of one row to: weight[i] = scale * (q[i] - zero) - offset, where
-// zero is the format's and there are a scale and, if the format has kOffset, an offset for every
-// kScaleColumns columns: for blocks of 32, or for their first halves, then for their second halves.
-struct TileRow {
-  std::int8_t* q;
-  float* scales[2];   // [half][block]
-  float* offsets[2];  // the same
+using DU32 = hn::RebindToUnsigned<DI32>;
+using VU32 = hn::Vec<DU32>;
+
+// out[i * n + r] = the four bytes at data + r * row_bytes + 4 * i, i < kWords, for n rows.
+#if HWY_HAVE_SCALABLE
+template <std::size_t kWords>
+HWY_INLINE void transpose_words(const std::uint8_t* data, std::size_t row_bytes,
+                                std::uint32_t* out) {
+  const std::size_t n = hn::Lanes(DU32());
+  for (std::size_t r = 0; r < n; ++r) {
+    for (std::size_t i = 0; i < kWords; ++i) {
+      std::memcpy(out + i * n + r, data + r * row_bytes + 4 * i, 4);
+    }
+  }
+}
+#else
+// Vector k gets the k-th words of the 128 bits at the same place in a, b, c and e.
+HWY_INLINE void transpose_blocks(VU32 a, VU32 b, VU32 c, VU32 e, VU32& v0, VU32& v1, VU32& v2,
+                                 VU32& v3) {
+  const DU32 d;
+  const hn::Repartition<std::uint64_t, DU32> d64;
+  const auto low_ab = hn::BitCast(d64, hn::InterleaveLower(d, a, b));
+  const auto high_ab = hn::BitCast(d64, hn::InterleaveUpper(d, a, b));
+  const auto low_ce = hn::BitCast(d64, hn::InterleaveLower(d, c, e));
+  const auto high_ce = hn::BitCast(d64, hn::InterleaveUpper(d, c, e));
+  v0 = hn::BitCast(d, hn::InterleaveLower(d64, low_ab, low_ce));
+  v1 = hn::BitCast(d, hn::InterleaveUpper(d64, low_ab, low_ce));
+  v2 = hn::BitCast(d, hn::InterleaveLower(d64, high_ab, high_ce));
+  v3 = hn::BitCast(d, hn::InterleaveUpper(d64, high_ab, high_ce));
+}
+
+// Four words.
+HWY_INLINE void transpose_4_words(const std::uint8_t* data, std::size_t row_bytes,
+                                  std::uint32_t* out) {
+  const DU32 d;
+  const std::size_t n = hn::Lanes(d);
+  // Of rows r, r + 4 ..., one in each 128 bits.
+  const auto load = [&](std::size_t r) MIXTRAL_LAMBDA {
+    const hn::FixedTag<std::uint8_t, 16> d16;
+    const hn::FixedTag<std::uint32_t, 4> d4;
+    const auto row = [&](std::size_t i) MIXTRAL_LAMBDA {
+      return hn::BitCast(d4, hn::LoadU(d16, data + (r + 4 * i) * row_bytes));
+    };
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+    const hn::FixedTag<std::uint32_t, 8> d8;
+    return hn::Combine(d, hn::Combine(d8, row(3), row(2)), hn::Combine(d8, row(1), row(0)));
+#elif HWY_TARGET == HWY_AVX2
+    return hn::Combine(d, row(1), row(0));
+#else
+    static_assert(hn::MaxLanes(DU32()) == 4, "128 bits");
+    return row(0);
+#endif
+  };
+  VU32 v0, v1, v2, v3;
+  transpose_blocks(load(0), load(1), load(2), load(3), v0, v1, v2, v3);
+  hn::Store(v0, d, out), hn::Store(v1, d, out + n);
+  hn::Store(v2, d, out + 2 * n), hn::Store(v3, d, out + 3 * n);
+}
+
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+// As many as there are lanes: half the time of four times four.
+HWY_INLINE void transpose_16_words(const std::uint8_t* data, std::size_t row_bytes,
+                                   std::uint32_t* out) {
+  const DU32 d;
+  const auto four_rows = [&](VU32& v0, VU32& v1, VU32& v2, VU32& v3) MIXTRAL_LAMBDA {
+    const auto load = [&](std::size_t r) MIXTRAL_LAMBDA {
+      return VU32{in_register(hn::BitCast(DI8(), hn::LoadU(DU8(), data + r * row_bytes))).raw};
+    };
+    transpose_blocks(load(0), load(1), load(2), load(3), v0, v1, v2, v3);
+    data += 4 * row_bytes;
+  };
+  VU32 a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, e0, e1, e2, e3;
+  four_rows(a0, a1, a2, a3), four_rows(b0, b1, b2, b3);
+  four_rows(c0, c1, c2, c3), four_rows(e0, e1, e2, e3);
+  const auto join = [&](VU32 a, VU32 b, VU32 c, VU32 e, std::size_t k) MIXTRAL_LAMBDA {
+    const auto first_ab = _mm512_shuffle_i32x4(a.raw, b.raw, 0x44);
+    const auto last_ab = _mm512_shuffle_i32x4(a.raw, b.raw, 0xee);
+    const auto first_ce = _mm512_shuffle_i32x4(c.raw, e.raw, 0x44);
+    const auto last_ce = _mm512_shuffle_i32x4(c.raw, e.raw, 0xee);
+    hn::Store(VU32{_mm512_shuffle_i32x4(first_ab, first_ce, 0x88)}, d, out + k * 16);
+    hn::Store(VU32{_mm512_shuffle_i32x4(first_ab, first_ce, 0xdd)}, d, out + (4 + k) * 16);
+    hn::Store(VU32{_mm512_shuffle_i32x4(last_ab, last_ce, 0x88)}, d, out + (8 + k) * 16);
+    hn::Store(VU32{_mm512_shuffle_i32x4(last_ab, last_ce, 0xdd)}, d, out + (12 + k) * 16);
+  };
+  join(a0, b0, c0, e0, 0), join(a1, b1, c1, e1, 1);
+  join(a2, b2, c2, e2, 2), join(a3, b3, c3, e3, 3);
+}
+#endif
+
+template <std::size_t kWords>
+HWY_INLINE void transpose_words(const std::uint8_t* data, std::size_t row_bytes,
+                                std::uint32_t* out) {
+  static_assert(kWords >= 4, "the last four are read together");
+  const std::size_t n = hn::Lanes(DU32());
+  std::size_t i = 0;
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+  for (; i + 16 <= kWords; i += 16) transpose_16_words(data + 4 * i, row_bytes, out + i * n);
+  if (kWords >= 16 && i + 8 < kWords) {
+    transpose_16_words(data + 4 * (kWords - 16), row_bytes, out + (kWords - 16) * n);
+    return;
+  }
+#endif
+  for (; i + 4 <= kWords; i += 4) transpose_4_words(data + 4 * i, row_bytes, out + i * n);
+  if (i < kWords) {
+    transpose_4_words(data + 4 * (kWords - 4), row_bytes, out + (kWords - 4) * n);
+  }
+}
+#endif
+
+// A tile of the rows as the file has it, [word][row].
+struct PackedRows {
+  const std::uint32_t* words;
+
+  HWY_INLINE VU32 word(std::size_t i) const {
+    const DU32 d;
+    return hn::Load(d, words + i * hn::Lanes(d));
+  }
+
+  // What begins at `offset`, a multiple of four.
+  HWY_INLINE PackedRows from(std::size_t offset) const {
+    return {words + offset / 4 * hn::Lanes(DU32())};
+  }
+
+  // The four bytes from `offset` on, a multiple of two.
+  HWY_INLINE VU32 bytes(std::size_t offset) const {
+    if (offset % 4 == 0) return word(offset / 4);
+    return hn::Or(hn::ShiftRight<16>(word(offset / 4)), hn::ShiftLeft<16>(word(offset / 4 + 1)));
+  }
+
+  // The half-precision numbers at `offset`, a multiple of two.
+  HWY_INLINE VF half(std::size_t offset) const {
+    const auto v = word(offset / 4);
+    return half_bits_to_floats(
+        DF(), offset % 4 == 0 ? hn::And(v, hn::Set(DU32(), 0xffff)) : hn::ShiftRight<16>(v));
+  }
 };
 
-// Sets the scale, or the offset, of kColumns columns from column `first` of the tile.
+// Signed quants in the form that the dot product wants: 128 higher where it takes unsigned ones.
+HWY_INLINE VU32 signed_quad(VU32 v) {
+  return kUnsignedDot ? hn::Xor(v, hn::Set(DU32(), 0x80808080u)) : v;
+}
+
+// Where they are unpacked to: weight[i] = scale * (q[i] - zero) - offset, where zero is the format's and
+// there are a scale and, if the format has kOffset, an offset for every kScaleColumns columns: for
+// blocks of 32, or for their first halves, then for their second halves.
+struct TileScales {
+  float* scales[2];   // [half][block][row]
+  float* offsets[2];  // the same
+
+  HWY_INLINE void set_scale(VF v, std::size_t half, std::size_t block) const {
+    const DF d;
+    hn::Store(v, d, scales[half] + block * hn::Lanes(d));
+  }
+  HWY_INLINE void set_offset(VF v, std::size_t half, std::size_t block) const {
+    const DF d;
+    hn::Store(v, d, offsets[half] + block * hn::Lanes(d));
+  }
+};
+// Quants are unpacked kStepBlocks blocks of 32 at a time, in steps.
+struct TileQuants {
+  std::uint32_t* q;  // [quad][row]
+
+  HWY_INLINE void store(VU32 v, std::size_t quad) const {
+    const DU32 d;
+    hn::Store(v, d, q + quad * hn::Lanes(d));
+  }
+  HWY_INLINE void store_signed(VU32 v, std::size_t quad) const { store(signed_quad(v), quad); }
+};
+
+// v & bits, and (v >> kShift) & bits or, where kShift < 0, (v << -kShift) & bits, in each byte.
+HWY_INLINE VU32 and_bytes(VU32 v, std::uint32_t bits) {
+  return hn::And(v, hn::Set(DU32(), bits * 0x01010101u));
+}
+template <int kShift>
+HWY_INLINE VU32 shifted_bits(VU32 v, std::uint32_t bits) {
+  constexpr int kRight = kShift > 0 ? kShift : 0, kLeft = kShift < 0 ? -kShift : 0;
+  if (kShift > 0) return and_bytes(hn::ShiftRight<kRight>(v), bits);
+  return and_bytes(kShift < 0 ? hn::ShiftLeft<kLeft>(v) : v, bits);
+}
+
+// Calls body with 0 to kCount - 1 as constants.
+template <class Body, std::size_t... i>
+HWY_INLINE void for_constants(const Body& body, std::index_sequence<i...>) {
+  (body(std::integral_constant<std::size_t, i>()), ...);
+}
+template <std::size_t kCount, class Body>
+HWY_INLINE void for_constants(const Body& body) {
+  for_constants(body, std::make_index_sequence<kCount>());
+}
+
+// Byte k of each lane.
+template <std::size_t k>
+HWY_INLINE VF byte_to_float(VU32 v) {
+  const auto byte = hn::And(hn::ShiftRight<8 * k>(v), hn::Set(DU32(), 0xff));
+  return hn::ConvertTo(DF(), hn::BitCast(DI32(), byte));
+}
+template <std::size_t k>
+HWY_INLINE VF signed_byte_to_float(VU32 v) {
+  const auto top = hn::BitCast(DI32(), hn::ShiftLeft<24 - 8 * k>(v));
+  return hn::ConvertTo(DF(), hn::ShiftRight<24>(top));
+}
+
+// Calls body(nibbles, i) for the quads i of a block of 32 columns, whose 16 bytes begin at `offset`: the
+// low nibbles come first.
+template <class Body>
+HWY_INLINE void unpack_nibbles(const PackedRows& rows, std::size_t offset, const Body& body) {
+  MIXTRAL_UNROLL
+  for (std::size_t i = 0; i < 4; ++i) {
+    const auto packed = rows.bytes(offset + 4 * i);
+    body(shifted_bits<0>(packed, 0x0f), i);
+    body(shifted_bits<4>(packed, 0x0f), 4 + i);
+  }
+}
+
+// 16 in the bytes of quad i of 32 columns whose bits are set.
+HWY_INLINE VU32 fifth_bits(VU32 bits, std::size_t i) {
+  const DU32 d;
+  // Bits 0 to 3 get to where bytes begin, once each; what else there is, is masked away.
+  const auto four = hn::And(hn::ShiftRightSame(bits, static_cast<int>(4 * i)), hn::Set(d, 15));
+  const auto spread = hn::Mul(four, hn::Set(d, 0x00204081u));
+  return hn::ShiftLeft<4>(and_bytes(spread, 1));
+}
+
+// One row of a tile, for formats that look points up in grids: q[column], scales[half][block].
+struct TileRow {
+  std::int8_t* q;
+  float* scales[2];
+};
+
+// Sets the scale of kColumns columns from column `first` of the tile.
 template <std::size_t kColumns>
 HWY_INLINE void set_scale(const TileRow& tile, std::size_t first, float scale) {
   tile.scales[first % kBlock / kColumns][first / kBlock] = scale;
 }
-template <std::size_t kColumns>
-HWY_INLINE void set_offset(const TileRow& tile, std::size_t first, float offset) {
-  tile.offsets[first % kBlock / kColumns][first / kBlock] = offset;
-}
-
-// Bytes shifted as pairs: bits come in from the neighbour and are to be masked away.
-template <int kBits, class D>
-HWY_INLINE hn::Vec<D> shift_right(D d, hn::Vec<D> v) {
-  const hn::Repartition<std::uint16_t, D> d16;
-  return hn::BitCast(d, hn::ShiftRight<kBits>(hn::BitCast(d16, v)));
-}
-template <int kBits, class D>
-HWY_INLINE hn::Vec<D> shift_left(D d, hn::Vec<D> v) {
-  const hn::Repartition<std::uint16_t, D> d16;
-  return hn::BitCast(d, hn::ShiftLeft<kBits>(hn::BitCast(d16, v)));
-}
-
-// Sixteen bytes, such as the scales of a block.
-using D16Bytes = hn::FixedTag<std::uint8_t, 16>;
-using V16Bytes = hn::Vec<D16Bytes>;
-
-// out_low[i] = low_factor * v[i] and out_high[i] = high_factor * v[8 + i] for i < 8; the bytes are
-// signed ones if kSigned.
-template <bool kSigned>
-HWY_INLINE void multiply_bytes(V16Bytes v, float low_factor, float* out_low, float high_factor,
-                               float* out_high) {
-  const hn::CappedTag<float, 8> d;
-  const hn::RebindToSigned<decltype(d)> d32;
-  using Byte = std::conditional_t<kSigned, std::int8_t, std::uint8_t>;
-  const hn::Rebind<Byte, decltype(d)> d8;
-  alignas(16) Byte bytes[16];
-  hn::Store(v, D16Bytes(), reinterpret_cast<std::uint8_t*>(bytes));
-  for (std::size_t i = 0; i < 8; i += hn::Lanes(d)) {
-    const auto low = hn::ConvertTo(d, hn::PromoteTo(d32, hn::LoadU(d8, bytes + i)));
-    const auto high = hn::ConvertTo(d, hn::PromoteTo(d32, hn::LoadU(d8, bytes + 8 + i)));
-    hn::StoreU(hn::Mul(low, hn::Set(d, low_factor)), d, out_low + i);
-    hn::StoreU(hn::Mul(high, hn::Set(d, high_factor)), d, out_high + i);
-  }
-}
-
-// Those of 16 scales or offsets with even numbers, then those with odd ones.
-HWY_INLINE V16Bytes even_then_odd(V16Bytes v) {
-  alignas(16) static constexpr std::uint8_t kOrder[16] = {0, 2, 4, 6, 8, 10, 12, 14,
-                                                          1, 3, 5, 7, 9, 11, 13, 15};
-  return hn::TableLookupBytes(v, hn::Load(D16Bytes(), kOrder));
-}
-
-// v & bits, and v | (bits & mask), in each byte.
-template <class V>
-HWY_INLINE V and_bytes(V v, std::uint8_t bits) {
-  return hn::And(v, hn::Set(hn::DFromV<V>(), bits));
-}
-template <class V>
-HWY_INLINE V or_bits(V v, V bits, std::uint8_t mask) {
-  return hn::OrAnd(v, bits, hn::Set(hn::DFromV<V>(), mask));
-}
-
-// Stores unsigned quants as the tile's bytes.
-template <class D>
-HWY_INLINE void store_quants(hn::Vec<D> v, D, std::int8_t* to) {
-  const hn::RebindToSigned<D> ds;
-  hn::StoreU(hn::BitCast(ds, v), ds, to);
-}
-
-// Signed quants in the form that the dot product wants: 128 higher where it takes unsigned ones.
-template <class D>
-HWY_INLINE hn::Vec<D> signed_quants(D d, hn::Vec<D> v) {
-  return kUnsignedDot ? hn::Xor(v, hn::Set(d, 0x80)) : v;
-}
-template <class D>
-HWY_INLINE void store_signed_quants(hn::Vec<D> v, D d, std::int8_t* to) {
-  store_quants(signed_quants(d, v), d, to);
-}
-
-// 64 quants, of which the first 32 and the last 32 are made of the same 32 bytes, or of 64 bytes: all
-// in one vector, or in several. for_64_quants calls its body with something that
-//   load(bytes)            loads 32 bytes, load_64(bytes) loads 64, load_two(a, b) 32 from each
-//   shift_right<A, B>(v)   shifts those of the first 32 quants by A bits, the others by B, as
-//                          shift_right above; shift_left alike
-//   store(v, q)            stores them
-// (Masks of ones, here and below, since g++ 12 warns of the intrinsics without.)
-#if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
-struct Quants64 {
-  using D = hn::FixedTag<std::uint8_t, 64>;
-  using V = hn::Vec<D>;
-
-  static HWY_INLINE V load(const std::uint8_t* bytes) {
-    return V{_mm512_maskz_broadcast_i64x4(
-        0xff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes)))};
-  }
-  static HWY_INLINE V load_64(const std::uint8_t* bytes) { return hn::LoadU(D(), bytes); }
-  static HWY_INLINE V load_two(const std::uint8_t* a, const std::uint8_t* b) {
-    const auto first = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a));
-    const auto second = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b));
-    return V{_mm512_maskz_inserti64x4(0xff, _mm512_castsi256_si512(first), second, 1)};
-  }
-  static HWY_INLINE D d() { return D(); }
-  template <int kFirst, int kLast>
-  static HWY_INLINE V shift_right(V v) {
-    return V{_mm512_srlv_epi16(v.raw, words(kFirst, kLast))};
-  }
-  template <int kFirst, int kLast>
-  static HWY_INLINE V shift_left(V v) {
-    return V{_mm512_sllv_epi16(v.raw, words(kFirst, kLast))};
-  }
-  static HWY_INLINE void store(V v, std::int8_t* q) { store_quants(v, D(), q); }
-
- private:
-  static HWY_INLINE __m512i words(int first, int last) {
-    return _mm512_maskz_inserti64x4(0xff, _mm512_set1_epi16(static_cast<short>(first)),
-                                    _mm256_set1_epi16(static_cast<short>(last)), 1);
-  }
-};
-
-template <class Body>
-HWY_INLINE void for_64_quants(const Body& body) {
-  body(Quants64());
-}
-#else
-template <bool kLast32>
-struct Quants32 {
-  using D = hn::CappedTag<std::uint8_t, 32>;
-  using V = hn::Vec<D>;
-  std::size_t i;
-
-  HWY_INLINE V load(const std::uint8_t* bytes) const { return hn::LoadU(D(), bytes + i); }
-  HWY_INLINE V load_64(const std::uint8_t* bytes) const {
-    return hn::LoadU(D(), bytes + (kLast32 ? 32 : 0) + i);
-  }
-  HWY_INLINE V load_two(const std::uint8_t* a, const std::uint8_t* b) const {
-    return load(kLast32 ? b : a);
-  }
-  HWY_INLINE D d() const { return D(); }
-  template <int kFirst, int kLast>
-  HWY_INLINE V shift_right(V v) const {
-    return simd::HWY_NAMESPACE::shift_right < kLast32 ? kLast : kFirst > (D(), v);
-  }
-  template <int kFirst, int kLast>
-  HWY_INLINE V shift_left(V v) const {
-    return simd::HWY_NAMESPACE::shift_left < kLast32 ? kLast : kFirst > (D(), v);
-  }
-  HWY_INLINE void store(V v, std::int8_t* q) const {
-    store_quants(v, D(), q + (kLast32 ? 32 : 0) + i);
-  }
-};
-
-template <class Body>
-HWY_INLINE void for_64_quants(const Body& body) {
-  const hn::CappedTag<std::uint8_t, 32> d;
-  for (std::size_t i = 0; i < 32; i += hn::Lanes(d)) body(Quants32<false>{i});
-  for (std::size_t i = 0; i < 32; i += hn::Lanes(d)) body(Quants32<true>{i});
-}
-#endif
 
 HWY_INLINE std::uint32_t load_u32(const std::uint8_t* bytes) {
   std::uint32_t value;
@@ -411,138 +494,17 @@ HWY_INLINE hn::Vec<D16> spread_bits(D16 d, std::uint32_t bits) {
   return hn::VecFromMask(d, hn::Eq(present, select));
 }
 
-// out[i] = the half-precision number at data + i * kStride, for 8.
-template <std::size_t kStride>
-HWY_INLINE void halves_to_floats(const std::uint8_t* data, float* out) {
-  const hn::CappedTag<float, 8> d;
-  const auto half = [&](std::size_t i) {
-    std::uint16_t bits;
-    std::memcpy(&bits, data + i * kStride, 2);
-    return std::uint64_t{bits};
-  };
-  alignas(16)
-      const std::uint64_t words[2] = {half(0) | half(1) << 16 | half(2) << 32 | half(3) << 48,
-                                      half(4) | half(5) << 16 | half(6) << 32 | half(7) << 48};
-  const auto* bytes = reinterpret_cast<const std::uint8_t*>(words);
-  for (std::size_t i = 0; i < 8; i += hn::Lanes(d)) {
-    hn::StoreU(halves_to_float_vector(d, bytes + 2 * i), d, out + i);
-  }
-}
-
-// Unpacks 8 blocks of 32 nibbles: each has 16 bytes of them, kStride apart, of which the low nibbles
-// are the first weights. finish(d, v, i, half) makes quants of nibbles: half of those of block i, or all
-// of two blocks from there if a vector has 64 bytes.
-#if HWY_TARGET <= HWY_AVX3_DL && HWY_ARCH_X86
-template <std::size_t kStride>
-struct NibbleOrder {
-  // Where in 64 bytes the nibbles of two blocks are, each for the low and for the high ones.
-  alignas(64) std::uint8_t from_start[64] = {};
-  alignas(64) std::uint8_t to_end[64] = {};
-
-  constexpr NibbleOrder() {
-    for (std::size_t i = 0; i < 64; ++i) {
-      from_start[i] = static_cast<std::uint8_t>(i / 32 * kStride + i % 16);
-      to_end[i] = static_cast<std::uint8_t>(48 - kStride + from_start[i]);
-    }
-  }
-};
-
-template <std::size_t kStride, class Finish>
-HWY_INLINE void unpack_nibbles(const std::uint8_t* data, std::int8_t* q, const Finish& finish) {
-  static constexpr NibbleOrder<kStride> kOrder;
-  const hn::FixedTag<std::uint8_t, 64> d;
-  const hn::Repartition<std::uint64_t, decltype(d)> d64;
-  alignas(64) static constexpr std::uint64_t kShift[8] = {
-      0, 0, 0x0004000400040004, 0x0004000400040004, 0, 0, 0x0004000400040004, 0x0004000400040004};
-  const auto shift = hn::Load(d64, kShift);
-  const auto fifteen = hn::Set(d, 0x0f);
-  MIXTRAL_UNROLL
-  for (std::size_t i = 0; i < 8; i += 2) {
-    // The last two are read from the end, so that nothing behind it is.
-    const bool last = i == 6;
-    const auto bytes = hn::LoadU(d, last ? data + 7 * kStride + 16 - 64 : data + i * kStride);
-    const auto order = hn::Load(d, last ? kOrder.to_end : kOrder.from_start);
-    const auto twice = _mm512_maskz_permutexvar_epi8(~__mmask64{0}, order.raw, bytes.raw);
-    const hn::Vec<decltype(d)> nibbles{_mm512_srlv_epi16(twice, shift.raw)};
-    store_quants(finish(d, hn::And(nibbles, fifteen), i, std::size_t{0}), d, q + i * 32);
-  }
-}
-
-// 16 more for the quants of block i, of which there is one bit each at bits + i * kStride.
-template <std::size_t kStride, class D>
-HWY_INLINE hn::Vec<D> add_fifth_bits(D d, hn::Vec<D> v, const std::uint8_t* bits, std::size_t i,
-                                     std::size_t) {
-  const std::uint64_t mask =
-      load_u32(bits + i * kStride) | std::uint64_t{load_u32(bits + (i + 1) * kStride)} << 32;
-  return hn::Vec<D>{_mm512_mask_add_epi8(v.raw, mask, v.raw, hn::Set(d, 16).raw)};
-}
-#else
-template <std::size_t kStride, class Finish>
-HWY_INLINE void unpack_nibbles(const std::uint8_t* data, std::int8_t* q, const Finish& finish) {
-  const D16Bytes d;
-  const auto fifteen = hn::Set(d, 0x0f);
-  for (std::size_t i = 0; i < 8; ++i) {
-    const auto packed = hn::LoadU(d, data + i * kStride);
-    store_quants(finish(d, hn::And(packed, fifteen), i, std::size_t{0}), d, q + i * 32);
-    store_quants(finish(d, hn::And(shift_right<4>(d, packed), fifteen), i, std::size_t{1}), d,
-                 q + i * 32 + 16);
-  }
-}
-
-// 16 more for the quants of half of block i, of which there is one bit each at bits + i * kStride.
-template <std::size_t kStride, class D>
-HWY_INLINE hn::Vec<D> add_fifth_bits(D d, hn::Vec<D> v, const std::uint8_t* bits, std::size_t i,
-                                     std::size_t half) {
-  const std::uint32_t all = load_u32(bits + i * kStride);
-  return hn::OrAnd(v, spread_bits(d, half == 0 ? all & 0xffffu : all >> 16), hn::Set(d, 16));
-}
-#endif
-
-// A tile of the formats with blocks of 32, which begin with their scale and, if there is one, their
-// offset with its sign turned: unpacks n_blocks blocks, clears the rest of the tile.
-template <class Format>
-HWY_INLINE void unpack_small_blocks(const std::uint8_t* data, std::size_t n_blocks,
-                                    const TileRow& tile) {
-  constexpr std::size_t kBytes = Format::kBlockBytes;
-  if (n_blocks == kBlocksPerTile) {
-    halves_to_floats<kBytes>(data, tile.scales[0]);
-    if (Format::kOffset) halves_to_floats<kBytes>(data + 2, tile.offsets[0]);
-  } else {
-    for (std::size_t b = 0; b < kBlocksPerTile; ++b) {
-      const bool inside = b < n_blocks;
-      tile.scales[0][b] = inside ? half_to_float(data + b * kBytes) : 0.0f;
-      if (Format::kOffset) {
-        tile.offsets[0][b] = inside ? half_to_float(data + b * kBytes + 2) : 0.0f;
-      }
-    }
-    std::memset(tile.q + n_blocks * 32, 0, kTile - n_blocks * 32);
-  }
-  if (Format::kOffset) {
-    for (std::size_t b = 0; b < kBlocksPerTile; ++b) tile.offsets[0][b] = -tile.offsets[0][b];
-  }
-  if (n_blocks == kBlocksPerTile) return Format::unpack_8_blocks(data, tile.q);
-  // So few that they are copied to where there is room for 8.
-  std::uint8_t copy[8 * kBytes] = {};
-  std::int8_t q[kTile];
-  std::memcpy(copy, data, n_blocks * kBytes);
-  Format::unpack_8_blocks(copy, q);
-  std::memcpy(tile.q, q, n_blocks * 32);
-}
-
-// How many weights a block of the format has: the longest of 32 takes 34 bytes, the shortest of 256
-// takes 66.
-template <class Format>
-constexpr std::size_t kBlockSize = Format::kBlockBytes < 64 ? 32 : 256;
-
 // Stores 16 magnitudes, eight in a word; negative where a bit of `signs` is set.
 HWY_INLINE void store_points(std::uint64_t first, std::uint64_t second, std::uint32_t signs,
                              std::int8_t* q) {
   const hn::CappedTag<std::uint8_t, 16> d;
+  const hn::RebindToSigned<decltype(d)> ds;
   const hn::Repartition<std::uint64_t, decltype(d)> d64;
   alignas(16) const std::uint64_t words[2] = {first, second};
   const auto magnitudes = hn::BitCast(d, hn::Load(d64, words));
   const auto minus = spread_bits(d, signs);
-  store_signed_quants(hn::Sub(hn::Xor(magnitudes, minus), minus), d, q);
+  const auto points = hn::Sub(hn::Xor(magnitudes, minus), minus);
+  hn::StoreU(hn::BitCast(ds, kUnsignedDot ? hn::Xor(points, hn::Set(d, 0x80)) : points), ds, q);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -638,8 +600,9 @@ struct Iq2_S {
   static constexpr bool kOffset = false;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 16;
+  static constexpr bool kByRow = true;
 
-  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
+  static HWY_INLINE void unpack(const std::uint8_t* block, const TileRow& tile) {
     const float d_scale = 0.25f * half_to_float(block);
     const std::uint8_t* qs = block + 2;
     const std::uint8_t* signs = block + 34;
@@ -671,8 +634,9 @@ struct Iq2_Xs {
   static constexpr bool kOffset = false;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 16;
+  static constexpr bool kByRow = true;
 
-  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
+  static HWY_INLINE void unpack(const std::uint8_t* block, const TileRow& tile) {
     const float d_scale = 0.25f * half_to_float(block);
     for (std::size_t s = 0; s < 16; ++s) {
       const int scale = block[66 + s / 2] >> (s % 2 * 4) & 15;
@@ -701,8 +665,9 @@ struct Iq2_Xxs {
   static constexpr bool kOffset = false;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
+  static constexpr bool kByRow = true;
 
-  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
+  static HWY_INLINE void unpack(const std::uint8_t* block, const TileRow& tile) {
     const float d_scale = 0.25f * half_to_float(block);
     for (std::size_t s = 0; s < 8; ++s) {
       const std::uint8_t* part = block + 2 + 8 * s;
@@ -735,8 +700,9 @@ struct Iq3_S {
   static constexpr bool kOffset = false;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
+  static constexpr bool kByRow = true;
 
-  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
+  static HWY_INLINE void unpack(const std::uint8_t* block, const TileRow& tile) {
     const float d_scale = half_to_float(block);
     for (std::size_t s = 0; s < 8; ++s) {
       const int scale = block[106 + s / 2] >> (s % 2 * 4) & 15;
@@ -775,8 +741,9 @@ struct Iq3_Xxs {
   static constexpr bool kOffset = false;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
+  static constexpr bool kByRow = true;
 
-  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
+  static HWY_INLINE void unpack(const std::uint8_t* block, const TileRow& tile) {
     const float d_scale = 0.5f * half_to_float(block);
     const auto eight = [](const std::uint8_t* q) {
       return kIq3XxsGrid[q[0]] | static_cast<std::uint64_t>(kIq3XxsGrid[q[1]]) << 32;
@@ -805,14 +772,13 @@ HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
-// The levels that nibbles stand for.
-template <class D>
-HWY_INLINE hn::Vec<D> level_quants(D d, hn::Vec<D> nibbles) {
+// The levels that nibbles, one in each byte, stand for.
+HWY_INLINE VU32 levels_of(VU32 nibbles) {
   alignas(16) static constexpr std::int8_t kLevel[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                                          1,    13,   25,  38,  53,  69,  89,  113};
-  const hn::RebindToSigned<D> di;
-  const auto levels = signed_quants(d, hn::BitCast(d, hn::LoadDup128(di, kLevel)));
-  return hn::TableLookupBytes(levels, nibbles);
+  const DI8 d;
+  const auto levels = hn::LoadDup128(d, kLevel);
+  return hn::BitCast(DU32(), hn::TableLookupBytes(levels, hn::BitCast(d, nibbles)));
 }
 
 struct Iq4_Nl {
@@ -821,15 +787,25 @@ struct Iq4_Nl {
   static constexpr bool kOffset = false;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
+  static constexpr bool kByRow = false;
+  static constexpr std::size_t kStepBlocks = 2;
 
-  static HWY_INLINE void unpack_8_blocks(const std::uint8_t* data, std::int8_t* q) {
-    unpack_nibbles<kBlockBytes>(data + 2, q, [](auto d, auto v, std::size_t, std::size_t) HWY_ATTR {
-      return level_quants(d, v);
-    });
+  static HWY_INLINE void unpack_scales(const PackedRows& rows, const TileScales& scales) {
+    MIXTRAL_UNROLL
+    for (std::size_t block = 0; block < kBlocksPerTile; ++block) {
+      scales.set_scale(rows.half(block * kBlockBytes), 0, block);
+    }
   }
 
-  static HWY_INLINE void unpack(const std::uint8_t* data, std::size_t n_cols, const TileRow& tile) {
-    unpack_small_blocks<Iq4_Nl>(data, n_cols / 32, tile);
+  template <class Quants>
+  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
+    const PackedRows pair = rows.from(step * 2 * kBlockBytes);
+    for_constants<2>([&](auto block) MIXTRAL_LAMBDA {
+      constexpr std::size_t kBlock = decltype(block)::value, kAt = kBlock * kBlockBytes;
+      unpack_nibbles(pair, kAt + 2, [&](VU32 v, std::size_t i) MIXTRAL_LAMBDA {
+        quants.store_signed(levels_of(v), kBlock * 8 + i);
+      });
+    });
   }
 };
 
@@ -851,25 +827,33 @@ struct Iq4_Xs {
   static constexpr bool kOffset = false;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
+  static constexpr bool kByRow = false;
+  static constexpr std::size_t kStepBlocks = 2;
 
-  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
-    const hn::CappedTag<std::uint32_t, 8> d32;
-    const hn::RebindToSigned<decltype(d32)> di32;
-    const hn::RebindToFloat<decltype(d32)> df;
-    alignas(32) static constexpr std::uint32_t kLowShift[8] = {0, 4, 8, 12, 16, 20, 24, 28};
-    alignas(32) static constexpr std::uint32_t kHighShift[8] = {0, 2, 4, 6, 8, 10, 12, 14};
-    const auto low_bits = hn::Set(d32, load_u32(block + 4));
-    const auto high_bits = hn::Set(d32, block[2] | static_cast<std::uint32_t>(block[3]) << 8);
-    const auto d_scale = hn::Set(df, half_to_float(block));
-    for (std::size_t s = 0; s < 8; s += hn::Lanes(d32)) {
-      const auto low = hn::And(hn::Shr(low_bits, hn::Load(d32, kLowShift + s)), hn::Set(d32, 15));
-      const auto high = hn::And(hn::Shr(high_bits, hn::Load(d32, kHighShift + s)), hn::Set(d32, 3));
-      const auto both = hn::BitCast(di32, hn::Or(low, hn::ShiftLeft<4>(high)));
-      const auto scale = hn::ConvertTo(df, hn::Sub(both, hn::Set(di32, 32)));
-      hn::StoreU(hn::Mul(d_scale, scale), df, tile.scales[0] + s);
-    }
-    unpack_nibbles<16>(block + 8, tile.q, [](auto d, auto v, std::size_t, std::size_t) HWY_ATTR {
-      return level_quants(d, v);
+  static HWY_INLINE void unpack_scales(const PackedRows& rows, const TileScales& scales) {
+    const DF df;
+    const DI32 d32;
+    const DU32 du32;
+    const auto d_scale = rows.half(0);
+    const auto high = hn::ShiftRight<16>(rows.word(0)), low = rows.word(1);
+    for_constants<kBlocksPerTile>([&](auto block) MIXTRAL_LAMBDA {
+      constexpr std::size_t kBlock = decltype(block)::value;
+      const auto low4 = hn::And(hn::ShiftRight<4 * kBlock>(low), hn::Set(du32, 15));
+      const auto top2 = hn::And(hn::ShiftRight<2 * kBlock>(high), hn::Set(du32, 3));
+      const auto scale = hn::BitCast(d32, hn::Or(low4, hn::ShiftLeft<4>(top2)));
+      scales.set_scale(hn::Mul(d_scale, hn::ConvertTo(df, hn::Sub(scale, hn::Set(d32, 32)))), 0,
+                       kBlock);
+    });
+  }
+
+  template <class Quants>
+  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
+    const PackedRows pair = rows.from(8 + step * 32);
+    for_constants<2>([&](auto block) MIXTRAL_LAMBDA {
+      constexpr std::size_t kBlock = decltype(block)::value;
+      unpack_nibbles(pair, 16 * kBlock, [&](VU32 v, std::size_t i) MIXTRAL_LAMBDA {
+        quants.store_signed(levels_of(v), kBlock * 8 + i);
+      });
     });
   }
 };
@@ -892,23 +876,31 @@ struct Q2_K {
   static constexpr bool kOffset = true;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 16;
+  static constexpr bool kByRow = false;
+  static constexpr std::size_t kStepBlocks = 4;
 
-  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
-    const auto packed_scales = even_then_odd(hn::LoadU(D16Bytes(), block));
-    const auto fifteen = hn::Set(D16Bytes(), 0x0f);
-    const float d_scale = half_to_float(block + 80);
-    const float d_min = half_to_float(block + 82);
-    multiply_bytes<false>(hn::And(packed_scales, fifteen), d_scale, tile.scales[0], d_scale,
-                          tile.scales[1]);
-    multiply_bytes<false>(hn::And(shift_right<4>(D16Bytes(), packed_scales), fifteen), d_min,
-                          tile.offsets[0], d_min, tile.offsets[1]);
-    for (std::size_t half = 0; half < 2; ++half) {
-      for_64_quants([&](auto quants) MIXTRAL_LAMBDA {
-        const auto packed = quants.load(block + 16 + half * 32);
-        std::int8_t* q = tile.q + half * 128;
-        quants.store(and_bytes(quants.template shift_right<0, 2>(packed), 3), q);
-        quants.store(and_bytes(quants.template shift_right<4, 6>(packed), 3), q + 64);
+  static HWY_INLINE void unpack_scales(const PackedRows& rows, const TileScales& scales) {
+    const auto d_scale = rows.half(80), d_min = rows.half(82);
+    for (std::size_t i = 0; i < 4; ++i) {
+      const auto low = shifted_bits<0>(rows.word(i), 0x0f);
+      const auto high = shifted_bits<4>(rows.word(i), 0x0f);
+      for_constants<4>([&](auto byte) MIXTRAL_LAMBDA {
+        constexpr std::size_t k = decltype(byte)::value;
+        scales.set_scale(hn::Mul(byte_to_float<k>(low), d_scale), k % 2, i * 2 + k / 2);
+        scales.set_offset(hn::Mul(byte_to_float<k>(high), d_min), k % 2, i * 2 + k / 2);
       });
+    }
+  }
+
+  template <class Quants>
+  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
+    const PackedRows packed = rows.from(16 + step * 32);
+    MIXTRAL_UNROLL
+    for (std::size_t i = 0; i < 8; ++i) {
+      quants.store(shifted_bits<0>(packed.word(i), 3), i);
+      quants.store(shifted_bits<2>(packed.word(i), 3), 8 + i);
+      quants.store(shifted_bits<4>(packed.word(i), 3), 16 + i);
+      quants.store(shifted_bits<6>(packed.word(i), 3), 24 + i);
     }
   }
 };
@@ -932,56 +924,38 @@ struct Q3_K {
   static constexpr bool kOffset = false;
   static constexpr int kZero = 4;
   static constexpr std::size_t kScaleColumns = 16;
+  static constexpr bool kByRow = false;
+  static constexpr std::size_t kStepBlocks = 4;
 
-  static HWY_INLINE void unpack_scales(const std::uint8_t* block, const TileRow& tile) {
-    const D16Bytes d;
-    // Of the scales with even numbers, then of those with odd ones, where in the last 16 bytes of the
-    // block (two quants, 12 bytes of scales, d) the nibble and the top bits are.
-    alignas(16) static constexpr std::uint8_t kNibble[16] = {2, 4, 6, 8, 2, 4, 6, 8,
-                                                             3, 5, 7, 9, 3, 5, 7, 9};
-    alignas(16) static constexpr std::uint8_t kTop[16] = {10, 12, 10, 12, 10, 12, 10, 12,
-                                                          11, 13, 11, 13, 11, 13, 11, 13};
-    // Scales 0 to 7 have the low nibbles; of 4 scales each the top bits are 2 places further up.
-    alignas(16) static constexpr std::uint8_t kLow[16] = {15, 15, 15, 15, 0, 0, 0, 0,
-                                                          15, 15, 15, 15, 0, 0, 0, 0};
-    alignas(16) static constexpr std::uint8_t kHigh[16] = {0, 0, 0, 0, 15, 15, 15, 15,
-                                                           0, 0, 0, 0, 15, 15, 15, 15};
-    alignas(16) static constexpr std::uint8_t kTop0[16] = {48, 48, 0, 0, 0, 0, 0, 0,
-                                                           48, 48, 0, 0, 0, 0, 0, 0};
-    alignas(16) static constexpr std::uint8_t kTop1[16] = {0, 0, 48, 48, 0, 0, 0, 0,
-                                                           0, 0, 48, 48, 0, 0, 0, 0};
-    alignas(16) static constexpr std::uint8_t kTop2[16] = {0, 0, 0, 0, 48, 48, 0, 0,
-                                                           0, 0, 0, 0, 48, 48, 0, 0};
-    alignas(16) static constexpr std::uint8_t kTop3[16] = {0, 0, 0, 0, 0, 0, 48, 48,
-                                                           0, 0, 0, 0, 0, 0, 48, 48};
-    const auto tail = hn::LoadU(d, block + 94);
-    const auto nibbles = hn::TableLookupBytes(tail, hn::Load(d, kNibble));
-    const auto top = hn::TableLookupBytes(tail, hn::Load(d, kTop));
-    auto scales = hn::And(nibbles, hn::Load(d, kLow));
-    scales = hn::OrAnd(scales, shift_right<4>(d, nibbles), hn::Load(d, kHigh));
-    scales = hn::OrAnd(scales, shift_left<4>(d, top), hn::Load(d, kTop0));
-    scales = hn::OrAnd(scales, shift_left<2>(d, top), hn::Load(d, kTop1));
-    scales = hn::OrAnd(scales, top, hn::Load(d, kTop2));
-    scales = hn::OrAnd(scales, shift_right<2>(d, top), hn::Load(d, kTop3));
-    const float d_scale = half_to_float(block + 108);
-    multiply_bytes<true>(hn::Sub(scales, hn::Set(d, 32)), d_scale, tile.scales[0], d_scale,
-                         tile.scales[1]);
+  static HWY_INLINE void unpack_scales(const PackedRows& rows, const TileScales& scales) {
+    const auto d_scale = rows.half(108);
+    const auto a = rows.word(24), b = rows.word(25), top = rows.word(26);
+    const auto set_scales = [&](VU32 low, VU32 high, std::size_t block) MIXTRAL_LAMBDA {
+      const auto four = hn::Or(low, high);
+      for_constants<4>([&](auto byte) MIXTRAL_LAMBDA {
+        constexpr std::size_t k = decltype(byte)::value;
+        const auto scale = hn::Sub(byte_to_float<k>(four), hn::Set(DF(), 32.0f));
+        scales.set_scale(hn::Mul(scale, d_scale), k % 2, block + k / 2);
+      });
+    };
+    set_scales(shifted_bits<0>(a, 0x0f), shifted_bits<-4>(top, 0x30), 0);
+    set_scales(shifted_bits<0>(b, 0x0f), shifted_bits<-2>(top, 0x30), 2);
+    set_scales(shifted_bits<4>(a, 0x0f), shifted_bits<0>(top, 0x30), 4);
+    set_scales(shifted_bits<4>(b, 0x0f), shifted_bits<2>(top, 0x30), 6);
   }
 
-  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
-    unpack_scales(block, tile);
-    for_64_quants([&](auto quants) MIXTRAL_LAMBDA {
-      const auto high = quants.load(block);
-      const auto first = quants.load(block + 32);
-      const auto second = quants.load(block + 64);
-      const auto join = [&](auto low, auto high_bits, std::size_t col) MIXTRAL_LAMBDA {
-        quants.store(or_bits(and_bytes(low, 3), high_bits, 4), tile.q + col);
-      };
-      join(quants.template shift_right<0, 2>(first), quants.template shift_left<2, 1>(high), 0);
-      join(quants.template shift_right<4, 6>(first), quants.template shift_right<0, 1>(high), 64);
-      join(quants.template shift_right<0, 2>(second), quants.template shift_right<2, 3>(high), 128);
-      join(quants.template shift_right<4, 6>(second), quants.template shift_right<4, 5>(high), 192);
-    });
+  template <class Quants>
+  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
+    const PackedRows packed = rows.from(32 + step * 32);
+    MIXTRAL_UNROLL
+    for (std::size_t i = 0; i < 8; ++i) {
+      const auto low = packed.word(i);
+      const auto high = hn::ShiftRightSame(rows.word(i), static_cast<int>(4 * step));
+      quants.store(hn::Or(shifted_bits<0>(low, 3), shifted_bits<-2>(high, 4)), i);
+      quants.store(hn::Or(shifted_bits<2>(low, 3), shifted_bits<-1>(high, 4)), 8 + i);
+      quants.store(hn::Or(shifted_bits<4>(low, 3), shifted_bits<0>(high, 4)), 16 + i);
+      quants.store(hn::Or(shifted_bits<6>(low, 3), shifted_bits<1>(high, 4)), 24 + i);
+    }
   }
 };
 
@@ -1001,14 +975,25 @@ struct Q4_0 {
   static constexpr bool kOffset = false;
   static constexpr int kZero = 8;
   static constexpr std::size_t kScaleColumns = 32;
+  static constexpr bool kByRow = false;
+  static constexpr std::size_t kStepBlocks = 2;
 
-  static HWY_INLINE void unpack_8_blocks(const std::uint8_t* data, std::int8_t* q) {
-    unpack_nibbles<kBlockBytes>(data + 2, q,
-                                [](auto, auto v, std::size_t, std::size_t) HWY_ATTR { return v; });
+  static HWY_INLINE void unpack_scales(const PackedRows& rows, const TileScales& scales) {
+    MIXTRAL_UNROLL
+    for (std::size_t block = 0; block < kBlocksPerTile; ++block) {
+      scales.set_scale(rows.half(block * kBlockBytes), 0, block);
+    }
   }
 
-  static HWY_INLINE void unpack(const std::uint8_t* data, std::size_t n_cols, const TileRow& tile) {
-    unpack_small_blocks<Q4_0>(data, n_cols / 32, tile);
+  template <class Quants>
+  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
+    const PackedRows pair = rows.from(step * 2 * kBlockBytes);
+    for_constants<2>([&](auto block) MIXTRAL_LAMBDA {
+      constexpr std::size_t kBlock = decltype(block)::value, kAt = kBlock * kBlockBytes;
+      unpack_nibbles(pair, kAt + 2, [&](VU32 v, std::size_t i) MIXTRAL_LAMBDA {
+        quants.store(v, kBlock * 8 + i);
+      });
+    });
   }
 };
 
@@ -1028,14 +1013,26 @@ struct Q4_1 {
   static constexpr bool kOffset = true;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
+  static constexpr bool kByRow = false;
+  static constexpr std::size_t kStepBlocks = 2;
 
-  static HWY_INLINE void unpack_8_blocks(const std::uint8_t* data, std::int8_t* q) {
-    unpack_nibbles<kBlockBytes>(data + 4, q,
-                                [](auto, auto v, std::size_t, std::size_t) HWY_ATTR { return v; });
+  static HWY_INLINE void unpack_scales(const PackedRows& rows, const TileScales& scales) {
+    MIXTRAL_UNROLL
+    for (std::size_t block = 0; block < kBlocksPerTile; ++block) {
+      scales.set_scale(rows.half(block * kBlockBytes), 0, block);
+      scales.set_offset(hn::Neg(rows.half(block * kBlockBytes + 2)), 0, block);
+    }
   }
 
-  static HWY_INLINE void unpack(const std::uint8_t* data, std::size_t n_cols, const TileRow& tile) {
-    unpack_small_blocks<Q4_1>(data, n_cols / 32, tile);
+  template <class Quants>
+  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
+    const PackedRows pair = rows.from(step * 2 * kBlockBytes);
+    for_constants<2>([&](auto block) MIXTRAL_LAMBDA {
+      constexpr std::size_t kBlock = decltype(block)::value, kAt = kBlock * kBlockBytes;
+      unpack_nibbles(pair, kAt + 4, [&](VU32 v, std::size_t i) MIXTRAL_LAMBDA {
+        quants.store(v, kBlock * 8 + i);
+      });
+    });
   }
 };
 
@@ -1053,26 +1050,19 @@ namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
 // Sets the scales and offsets of a Q4_K or Q5_K block, which begin alike.
-HWY_INLINE void unpack_scales_and_mins(const std::uint8_t* block, const TileRow& tile) {
-  const D16Bytes d;
-  // Four bytes each: scales 0 to 3, nibbles for scales 4 to 7, mins 0 to 3, nibbles for mins 4 to 7.
-  alignas(16) static constexpr std::uint8_t kLow[16] = {4, 5, 6,  7,  12, 13, 14, 15,
-                                                        8, 9, 10, 11, 12, 13, 14, 15};
-  // Whose upper two bits top scales 4 to 7 and mins 4 to 7; 0x80 gives 0.
-  alignas(16) static constexpr std::uint8_t kTop[16] = {128, 128, 128, 128, 4, 5, 6,  7,
-                                                        128, 128, 128, 128, 8, 9, 10, 11};
-  alignas(16) static constexpr std::uint8_t kLowMask[16] = {63, 63, 63, 63, 15, 15, 15, 15,
-                                                            63, 63, 63, 63, 0,  0,  0,  0};
-  alignas(16) static constexpr std::uint8_t kHighMask[16] = {0, 0, 0, 0, 0,  0,  0,  0,
-                                                             0, 0, 0, 0, 15, 15, 15, 15};
-  const auto head = hn::LoadU(d, block);
-  const auto low = hn::TableLookupBytes(head, hn::Load(d, kLow));
-  const auto top = hn::TableLookupBytesOr0(head, hn::Load(d, kTop));
-  const auto bits = hn::OrAnd(hn::And(low, hn::Load(d, kLowMask)), shift_right<4>(d, low),
-                              hn::Load(d, kHighMask));
-  const auto all = hn::OrAnd(bits, shift_right<2>(d, top), hn::Set(d, 0x30));
-  multiply_bytes<false>(all, half_to_float(block), tile.scales[0], half_to_float(block + 2),
-                        tile.offsets[0]);
+HWY_INLINE void unpack_scales_and_mins(const PackedRows& rows, const TileScales& scales) {
+  const auto d_scale = rows.half(0), d_min = rows.half(2);
+  const auto a = rows.word(1), b = rows.word(2), c = rows.word(3);
+  const auto scales0 = shifted_bits<0>(a, 0x3f), mins0 = shifted_bits<0>(b, 0x3f);
+  const auto scales4 = hn::Or(shifted_bits<0>(c, 0x0f), shifted_bits<2>(a, 0x30));
+  const auto mins4 = hn::Or(shifted_bits<4>(c, 0x0f), shifted_bits<2>(b, 0x30));
+  for_constants<4>([&](auto byte) MIXTRAL_LAMBDA {
+    constexpr std::size_t k = decltype(byte)::value;
+    scales.set_scale(hn::Mul(byte_to_float<k>(scales0), d_scale), 0, k);
+    scales.set_scale(hn::Mul(byte_to_float<k>(scales4), d_scale), 0, 4 + k);
+    scales.set_offset(hn::Mul(byte_to_float<k>(mins0), d_min), 0, k);
+    scales.set_offset(hn::Mul(byte_to_float<k>(mins4), d_min), 0, 4 + k);
+  });
 }
 
 struct Q4_K {
@@ -1081,15 +1071,20 @@ struct Q4_K {
   static constexpr bool kOffset = true;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
+  static constexpr bool kByRow = false;
+  static constexpr std::size_t kStepBlocks = 2;
 
-  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
-    unpack_scales_and_mins(block, tile);
-    for (std::size_t quarter = 0; quarter < 4; ++quarter) {
-      for_64_quants([&](auto quants) MIXTRAL_LAMBDA {
-        const auto packed = quants.load(block + 16 + quarter * 32);
-        const auto low_or_high = quants.template shift_right<0, 4>(packed);
-        quants.store(and_bytes(low_or_high, 0x0f), tile.q + quarter * 64);
-      });
+  static HWY_INLINE void unpack_scales(const PackedRows& rows, const TileScales& scales) {
+    unpack_scales_and_mins(rows, scales);
+  }
+
+  template <class Quants>
+  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
+    const PackedRows packed = rows.from(16 + step * 32);
+    MIXTRAL_UNROLL
+    for (std::size_t i = 0; i < 8; ++i) {
+      quants.store(shifted_bits<0>(packed.word(i), 0x0f), i);
+      quants.store(shifted_bits<4>(packed.word(i), 0x0f), 8 + i);
     }
   }
 };
@@ -1110,16 +1105,26 @@ struct Q5_0 {
   static constexpr bool kOffset = false;
   static constexpr int kZero = 16;
   static constexpr std::size_t kScaleColumns = 32;
+  static constexpr bool kByRow = false;
+  static constexpr std::size_t kStepBlocks = 2;
 
-  static HWY_INLINE void unpack_8_blocks(const std::uint8_t* data, std::int8_t* q) {
-    unpack_nibbles<kBlockBytes>(data + 6, q,
-                                [&](auto d, auto v, std::size_t i, std::size_t half) HWY_ATTR {
-                                  return add_fifth_bits<kBlockBytes>(d, v, data + 2, i, half);
-                                });
+  static HWY_INLINE void unpack_scales(const PackedRows& rows, const TileScales& scales) {
+    MIXTRAL_UNROLL
+    for (std::size_t block = 0; block < kBlocksPerTile; ++block) {
+      scales.set_scale(rows.half(block * kBlockBytes), 0, block);
+    }
   }
 
-  static HWY_INLINE void unpack(const std::uint8_t* data, std::size_t n_cols, const TileRow& tile) {
-    unpack_small_blocks<Q5_0>(data, n_cols / 32, tile);
+  template <class Quants>
+  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
+    const PackedRows pair = rows.from(step * 2 * kBlockBytes);
+    for_constants<2>([&](auto block) MIXTRAL_LAMBDA {
+      constexpr std::size_t kBlock = decltype(block)::value, kAt = kBlock * kBlockBytes;
+      const auto high = pair.bytes(kAt + 2);
+      unpack_nibbles(pair, kAt + 6, [&](VU32 v, std::size_t i) MIXTRAL_LAMBDA {
+        quants.store(hn::Or(v, fifth_bits(high, i)), kBlock * 8 + i);
+      });
+    });
   }
 };
 
@@ -1139,16 +1144,27 @@ struct Q5_1 {
   static constexpr bool kOffset = true;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
+  static constexpr bool kByRow = false;
+  static constexpr std::size_t kStepBlocks = 2;
 
-  static HWY_INLINE void unpack_8_blocks(const std::uint8_t* data, std::int8_t* q) {
-    unpack_nibbles<kBlockBytes>(data + 8, q,
-                                [&](auto d, auto v, std::size_t i, std::size_t half) HWY_ATTR {
-                                  return add_fifth_bits<kBlockBytes>(d, v, data + 4, i, half);
-                                });
+  static HWY_INLINE void unpack_scales(const PackedRows& rows, const TileScales& scales) {
+    MIXTRAL_UNROLL
+    for (std::size_t block = 0; block < kBlocksPerTile; ++block) {
+      scales.set_scale(rows.half(block * kBlockBytes), 0, block);
+      scales.set_offset(hn::Neg(rows.half(block * kBlockBytes + 2)), 0, block);
+    }
   }
 
-  static HWY_INLINE void unpack(const std::uint8_t* data, std::size_t n_cols, const TileRow& tile) {
-    unpack_small_blocks<Q5_1>(data, n_cols / 32, tile);
+  template <class Quants>
+  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
+    const PackedRows pair = rows.from(step * 2 * kBlockBytes);
+    for_constants<2>([&](auto block) MIXTRAL_LAMBDA {
+      constexpr std::size_t kBlock = decltype(block)::value, kAt = kBlock * kBlockBytes;
+      const auto high = pair.bytes(kAt + 4);
+      unpack_nibbles(pair, kAt + 8, [&](VU32 v, std::size_t i) MIXTRAL_LAMBDA {
+        quants.store(hn::Or(v, fifth_bits(high, i)), kBlock * 8 + i);
+      });
+    });
   }
 };
 
@@ -1169,21 +1185,23 @@ struct Q5_K {
   static constexpr bool kOffset = true;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
+  static constexpr bool kByRow = false;
+  static constexpr std::size_t kStepBlocks = 2;
 
-  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
-    unpack_scales_and_mins(block, tile);
-    for_64_quants([&](auto quants) MIXTRAL_LAMBDA {
-      const auto high = quants.load(block + 16);
-      const auto unpack_quarter = [&](std::size_t quarter, auto fifth_bits) MIXTRAL_LAMBDA {
-        const auto packed = quants.load(block + 48 + quarter * 32);
-        const auto low = and_bytes(quants.template shift_right<0, 4>(packed), 0x0f);
-        quants.store(or_bits(low, fifth_bits, 0x10), tile.q + quarter * 64);
-      };
-      unpack_quarter(0, quants.template shift_left<4, 3>(high));
-      unpack_quarter(1, quants.template shift_left<2, 1>(high));
-      unpack_quarter(2, quants.template shift_right<0, 1>(high));
-      unpack_quarter(3, quants.template shift_right<2, 3>(high));
-    });
+  static HWY_INLINE void unpack_scales(const PackedRows& rows, const TileScales& scales) {
+    unpack_scales_and_mins(rows, scales);
+  }
+
+  template <class Quants>
+  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
+    const PackedRows packed = rows.from(48 + step * 32);
+    MIXTRAL_UNROLL
+    for (std::size_t i = 0; i < 8; ++i) {
+      const auto high = hn::ShiftRightSame(rows.word(4 + i), static_cast<int>(2 * step));
+      const auto first = shifted_bits<-4>(high, 0x10), second = shifted_bits<-3>(high, 0x10);
+      quants.store(hn::Or(shifted_bits<0>(packed.word(i), 0x0f), first), i);
+      quants.store(hn::Or(shifted_bits<4>(packed.word(i), 0x0f), second), 8 + i);
+    }
   }
 };
 
@@ -1206,22 +1224,30 @@ struct Q6_K {
   static constexpr bool kOffset = false;
   static constexpr int kZero = 32;
   static constexpr std::size_t kScaleColumns = 16;
+  static constexpr bool kByRow = false;
+  static constexpr std::size_t kStepBlocks = 4;
 
-  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
-    const float d_scale = half_to_float(block + 208);
-    multiply_bytes<true>(even_then_odd(hn::LoadU(D16Bytes(), block + 192)), d_scale, tile.scales[0],
-                         d_scale, tile.scales[1]);
-    for (std::size_t half = 0; half < 2; ++half) {
-      for_64_quants([&](auto quants) MIXTRAL_LAMBDA {
-        const auto low = quants.load_64(block + half * 64);
-        const auto high = quants.load(block + 128 + half * 32);
-        std::int8_t* q = tile.q + half * 128;
-        quants.store(or_bits(and_bytes(low, 0x0f), quants.template shift_left<4, 2>(high), 0x30),
-                     q);
-        quants.store(or_bits(and_bytes(quants.template shift_right<4, 4>(low), 0x0f),
-                             quants.template shift_right<0, 2>(high), 0x30),
-                     q + 64);
+  static HWY_INLINE void unpack_scales(const PackedRows& rows, const TileScales& scales) {
+    const auto d_scale = rows.half(208);
+    for (std::size_t i = 0; i < 4; ++i) {
+      for_constants<4>([&](auto byte) MIXTRAL_LAMBDA {
+        constexpr std::size_t k = decltype(byte)::value;
+        const auto scale = signed_byte_to_float<k>(rows.word(48 + i));
+        scales.set_scale(hn::Mul(scale, d_scale), k % 2, i * 2 + k / 2);
       });
+    }
+  }
+
+  template <class Quants>
+  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
+    const PackedRows low = rows.from(step * 64), top = rows.from(128 + step * 32);
+    MIXTRAL_UNROLL
+    for (std::size_t i = 0; i < 8; ++i) {
+      const auto first = low.word(i), second = low.word(8 + i), high = top.word(i);
+      quants.store(hn::Or(shifted_bits<0>(first, 0x0f), shifted_bits<-4>(high, 0x30)), i);
+      quants.store(hn::Or(shifted_bits<0>(second, 0x0f), shifted_bits<-2>(high, 0x30)), 8 + i);
+      quants.store(hn::Or(shifted_bits<4>(first, 0x0f), shifted_bits<0>(high, 0x30)), 16 + i);
+      quants.store(hn::Or(shifted_bits<4>(second, 0x0f), shifted_bits<2>(high, 0x30)), 24 + i);
     }
   }
 };
@@ -1242,19 +1268,26 @@ struct Q8_0 {
   static constexpr bool kOffset = false;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
+  static constexpr bool kByRow = false;
+  static constexpr std::size_t kStepBlocks = 2;
 
-  static HWY_INLINE void unpack_8_blocks(const std::uint8_t* data, std::int8_t* q) {
-    for (std::size_t b = 0; b < 8; b += 2) {
-      for_64_quants([&](auto quants) MIXTRAL_LAMBDA {
-        const std::uint8_t* first = data + b * kBlockBytes + 2;
-        const auto v = quants.load_two(first, first + kBlockBytes);
-        quants.store(signed_quants(quants.d(), v), q + b * 32);
-      });
+  static HWY_INLINE void unpack_scales(const PackedRows& rows, const TileScales& scales) {
+    MIXTRAL_UNROLL
+    for (std::size_t block = 0; block < kBlocksPerTile; ++block) {
+      scales.set_scale(rows.half(block * kBlockBytes), 0, block);
     }
   }
 
-  static HWY_INLINE void unpack(const std::uint8_t* data, std::size_t n_cols, const TileRow& tile) {
-    unpack_small_blocks<Q8_0>(data, n_cols / 32, tile);
+  template <class Quants>
+  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
+    const PackedRows pair = rows.from(step * 2 * kBlockBytes);
+    for_constants<2>([&](auto block) MIXTRAL_LAMBDA {
+      constexpr std::size_t kBlock = decltype(block)::value, kAt = kBlock * kBlockBytes;
+      MIXTRAL_UNROLL
+      for (std::size_t i = 0; i < 8; ++i) {
+        quants.store_signed(pair.bytes(kAt + 2 + 4 * i), kBlock * 8 + i);
+      }
+    });
   }
 };
 
@@ -1383,11 +1416,24 @@ HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
-// One tile of each of some rows.
+// A tile of as many rows as a vector has lanes.
+struct TilePart {
+  TileQuants quants;
+  TileScales scales;
+};
+
+// One tile of kMaxMatmulRows rows, in parts.
 struct TileRows {
-  HWY_ALIGN std::int8_t q[kMaxMatmulRows * kTile];              // [row][column]
-  HWY_ALIGN float scales[2][kMaxMatmulRows * kBlocksPerTile];   // [half][row][block]
+  HWY_ALIGN std::uint32_t q[kMaxMatmulRows * kQuadsPerTile];    // [part][quad][row]
+  HWY_ALIGN float scales[2][kMaxMatmulRows * kBlocksPerTile];   // [half][part][block][row]
   HWY_ALIGN float offsets[2][kMaxMatmulRows * kBlocksPerTile];  // the same
+
+  // The part that begins with a row.
+  HWY_INLINE TilePart part(std::size_t row) {
+    const std::size_t block = row * kBlocksPerTile;
+    return {{q + row * kQuadsPerTile},
+            {{scales[0] + block, scales[1] + block}, {offsets[0] + block, offsets[1] + block}}};
+  }
 };
 
 // Where the dot product wants unsigned weights, signed ones are 128 higher.
@@ -1397,69 +1443,38 @@ constexpr int kZeroOf = Format::kSigned&& kUnsignedDot ? 128 : Format::kZero;
 // Zeros are powers of two: the exponent.
 constexpr int zero_bits_of(int zero) { return zero <= 1 ? 0 : 1 + zero_bits_of(zero / 2); }
 
+// How many weights a block of the format has: the longest of 32 takes 34 bytes, the shortest of 256
+// takes 66.
+template <class Format>
+constexpr std::size_t kBlockSize = Format::kBlockBytes < 64 ? 32 : 256;
 template <class Format>
 constexpr std::size_t kBytesPerTile = kTile / kBlockSize<Format>* Format::kBlockBytes;
 
-HWY_INLINE TileRow tile_row(TileRows& rows, std::size_t r) {
-  const std::size_t block = r * kBlocksPerTile;
-  return {rows.q + r * kTile,
-          {rows.scales[0] + block, rows.scales[1] + block},
-          {rows.offsets[0] + block, rows.offsets[1] + block}};
-}
-
-// Unpacks the tiles of n_cols columns at `data`, one for each of n rows; fetches what is `ahead` of
-// each from memory unless that is 0.
-template <class Format>
-void unpack_rows(const std::uint8_t* data, std::size_t row_bytes, std::size_t n, std::size_t n_cols,
-                 std::size_t ahead, TileRows& rows) {
-  for (std::size_t r = 0; r < n; ++r, data += row_bytes) {
-    if (ahead != 0) {
-      for (std::size_t i = 0; i < kBytesPerTile<Format>; i += 64) hwy::Prefetch(data + ahead + i);
-    }
-    Format::unpack(data, n_cols, tile_row(rows, r));
-  }
-}
-
-// How a format is unpacked, for code that multiplies several formats.
-struct Unpacker {
-  void (*unpack)(const std::uint8_t*, std::size_t, std::size_t, std::size_t, std::size_t,
-                 TileRows&);
-  std::size_t tile_bytes;
-  int zero_bits;
-
-  // The tile at column `col` of n rows.
-  void rows(const Matrix& w, std::size_t first_row, std::size_t n, std::size_t col,
-            std::size_t ahead, TileRows& to) const {
-    unpack(w.data + first_row * w.row_bytes + col / kTile * tile_bytes, w.row_bytes, n,
-           HWY_MIN(kTile, w.cols - col), ahead, to);
-  }
-
-  // How far ahead of it is the tile which is n_tiles later, if after the end of some rows there come
-  // those n_rows further.
-  std::size_t ahead(const Matrix& w, std::size_t col, std::size_t n_tiles,
-                    std::size_t n_rows) const {
-    const bool at_end = col + (n_tiles + 1) * kTile > w.cols;
-    return n_tiles * tile_bytes + (at_end ? (n_rows - 1) * w.row_bytes : 0);
-  }
-};
-
-// Fetches the tile after the one at column `col` of n_rows rows from memory, in n_times parts.
-class NextTile {
+// Fetches a later tile of n_rows rows from memory, in n_times parts. Measured in decoding: to be early
+// enough it is half a kilobyte of each row ahead, and what is fetched little by little comes sooner.
+class LaterTile {
  public:
-  NextTile(const Unpacker& unpacker, const Matrix& w, std::size_t first_row, std::size_t n_rows,
-           std::size_t col, std::size_t n_times)
-      : row_(w.data + first_row * w.row_bytes + col / kTile * unpacker.tile_bytes +
-             unpacker.ahead(w, col, 1, kMaxMatmulRows)),
-        row_bytes_(w.row_bytes),
-        tile_bytes_(unpacker.tile_bytes),
+  LaterTile(const Matrix& w, std::size_t tile_bytes, std::size_t first_row, std::size_t n_rows,
+            std::size_t col, std::size_t n_times)
+      : row_bytes_(w.row_bytes),
+        tile_bytes_(tile_bytes),
         rows_left_(n_rows),
-        rows_a_time_((n_rows + n_times - 1) / n_times) {}
+        rows_a_time_((n_rows + n_times - 1) / n_times) {
+    const std::size_t n_ahead = 1 + 512 / tile_bytes;
+    // After the end of these rows there come those after them.
+    const bool at_end = col + n_ahead * kTile >= w.cols;
+    row_ = w.data + (first_row + (at_end ? n_rows - 1 : 0)) * w.row_bytes +
+           (col / kTile + n_ahead) * tile_bytes;
+  }
 
   HWY_INLINE void fetch() {
-    for (std::size_t n = HWY_MIN(rows_a_time_, rows_left_); n != 0; --n, --rows_left_) {
-      for (std::size_t i = 0; i < tile_bytes_; i += 64) hwy::Prefetch(row_ + i);
-      row_ += row_bytes_;
+    const std::size_t n = HWY_MIN(rows_a_time_, rows_left_), n_bytes = tile_bytes_;
+    const std::uint8_t* row = row_;
+    for (std::size_t r = 0; r < n; ++r, row += row_bytes_) {
+      for (std::size_t i = 0; i < n_bytes; i += 64) hwy::Prefetch(row + i);
     }
+    row_ = row;
+    rows_left_ -= n;
   }
 
  private:
@@ -1467,15 +1482,106 @@ class NextTile {
   std::size_t row_bytes_, tile_bytes_, rows_left_, rows_a_time_;
 };
 
+// The bytes of a part: those of the file or, where that has no whole tile or no more rows, a copy with
+// zeros after them.
+template <class Format>
+class PartBytes {
+ public:
+  static constexpr std::size_t kWords = (kBytesPerTile<Format> + 3) / 4;
+
+  HWY_INLINE PartBytes(const Matrix& w, std::size_t first_row, std::size_t n_rows, std::size_t col)
+      : data_(w.data + first_row * w.row_bytes + col / kTile * kBytesPerTile<Format>),
+        row_bytes_(w.row_bytes) {
+    const std::size_t n_cols = HWY_MIN(kTile, w.cols - col);
+    // The last word may begin before the end of the block and end after it.
+    const bool ends = first_row + n_rows == w.rows && col + kTile >= w.cols;
+    if (n_rows < hn::Lanes(DF()) || n_cols < kTile || (kBytesPerTile<Format> % 4 != 0 && ends)) {
+      std::memset(copy_, 0, sizeof copy_);
+      const std::size_t n_bytes = n_cols / kBlockSize<Format> * Format::kBlockBytes;
+      for (std::size_t r = 0; r < n_rows; ++r) {
+        std::memcpy(copy_ + r * kWords * 4, data_ + r * row_bytes_, n_bytes);
+      }
+      data_ = copy_;
+      row_bytes_ = kWords * 4;
+    }
+  }
+
+  HWY_INLINE const std::uint8_t* row(std::size_t r) const { return data_ + r * row_bytes_; }
+
+  HWY_INLINE void transpose(std::uint32_t* words) const {
+    transpose_words<kWords>(data_, row_bytes_, words);
+  }
+
+ private:
+  const std::uint8_t* data_;
+  std::size_t row_bytes_;
+  HWY_ALIGN std::uint8_t copy_[kMaxLanes * kWords * 4];
+};
+
+// Unpacks the tile at column `col` of n_rows rows, as many as there are lanes at most; the rest becomes
+// zeros.
+template <class Format>
+void unpack_part(const Matrix& w, std::size_t first_row, std::size_t n_rows, std::size_t col,
+                 TilePart part) {
+  const std::size_t n = hn::Lanes(DF());
+  const PartBytes<Format> bytes(w, first_row, n_rows, col);
+  if constexpr (Format::kByRow) {
+    HWY_ALIGN std::int8_t q[kMaxLanes * kTile];
+    HWY_ALIGN float scales[2][kMaxLanes * kBlocksPerTile];
+    for (std::size_t r = 0; r < n; ++r) {
+      const std::size_t block = r * kBlocksPerTile;
+      Format::unpack(bytes.row(r), {q + r * kTile, {scales[0] + block, scales[1] + block}});
+    }
+    const auto transpose = [](auto n_words, const void* from, void* to) MIXTRAL_LAMBDA {
+      constexpr std::size_t kCount = decltype(n_words)::value;
+      transpose_words<kCount>(static_cast<const std::uint8_t*>(from), kCount * 4,
+                              static_cast<std::uint32_t*>(to));
+    };
+    transpose(std::integral_constant<std::size_t, kQuadsPerTile>(), q, part.quants.q);
+    constexpr std::integral_constant<std::size_t, kBlocksPerTile> kBlocks;
+    transpose(kBlocks, scales[0], part.scales.scales[0]);
+    if (Format::kScaleColumns == 16) transpose(kBlocks, scales[1], part.scales.scales[1]);
+  } else {
+    HWY_ALIGN std::uint32_t words[PartBytes<Format>::kWords * kMaxLanes];
+    bytes.transpose(words);
+    const PackedRows rows{words};
+    Format::unpack_scales(rows, part.scales);
+    for (std::size_t step = 0; step < kBlocksPerTile / Format::kStepBlocks; ++step) {
+      TileQuants quants{part.quants.q + step * Format::kStepBlocks * 8 * n};
+      Format::unpack_quants(rows, step, quants);
+    }
+  }
+}
+
+// How a format is unpacked, for code that multiplies several formats.
+struct Unpacker {
+  void (*part)(const Matrix&, std::size_t first_row, std::size_t n_rows, std::size_t col, TilePart);
+  std::size_t tile_bytes;
+  int zero_bits;
+};
 template <class Format>
 HWY_INLINE Unpacker unpacker() {
-  return {unpack_rows<Format>, kBytesPerTile<Format>, zero_bits_of(kZeroOf<Format>)};
+  return {unpack_part<Format>, kBytesPerTile<Format>, zero_bits_of(kZeroOf<Format>)};
+}
+
+// How many times fetch() is called while a part is unpacked.
+constexpr std::size_t kFetchesPerPart = 2;
+
+// Unpacks the tile at column `col` of n_rows rows.
+inline void unpack_rows(const Matrix& w, const Unpacker& unpacker, std::size_t first_row,
+                        std::size_t n_rows, std::size_t col, LaterTile& later, TileRows& rows) {
+  const std::size_t n = hn::Lanes(DF());
+  for (std::size_t r = 0; r < n_rows; r += n) {
+    later.fetch();
+    unpacker.part(w, first_row + r, HWY_MIN(n, n_rows - r), col, rows.part(r));
+    later.fetch();
+  }
 }
 
 // Formats that are multiplied by the same code.
 template <bool kHasHalves, bool kHasOffset, bool kIsSigned>
 struct DotKind {
-  static constexpr bool kHalves = kHasHalves;  // the halves of a block have their own scales
+  static constexpr std::size_t kHalves = kHasHalves ? 2 : 1;  // of a block, with their own scales
   static constexpr bool kOffset = kHasOffset;
   static constexpr bool kSigned = kIsSigned;                // the stored quants are
   static constexpr bool kZero = !kHasOffset && !kIsSigned;  // there is a zero to subtract
@@ -1484,23 +1590,17 @@ template <class Format>
 using DotKindOf =
     DotKind<Format::kScaleColumns == 16, Format::kOffset, Format::kSigned && !kUnsignedDot>;
 
-// What the quants' zero adds to a dot, to be subtracted.
-template <class Kind>
-HWY_INLINE VI32 zero_part(VI32 q_sum, int zero_bits) {
-  return Kind::kZero ? hn::ShiftLeftSame(q_sum, zero_bits) : hn::Zero(DI32());
-}
-
-// scale * dot - offset * q_sum, for a block, or added to what its first half gave. Multiplications and
+// scale * dot - offset * x_sum, for a block, or added to what its first half gave. Multiplications and
 // additions are joined by hand, with a zero at least, so that no compiler joins others.
 template <class Kind>
-HWY_INLINE VF scaled_dot(VF dot, VF scale, VF offset, VF q_sum) {
+HWY_INLINE VF scaled_dot(VF dot, VF scale, VF offset, VF x_sum) {
   if (!Kind::kOffset) return hn::MulAdd(dot, scale, hn::Zero(DF()));
-  return hn::NegMulAdd(offset, q_sum, hn::Mul(dot, scale));
+  return hn::NegMulAdd(offset, x_sum, hn::Mul(dot, scale));
 }
 template <class Kind>
-HWY_INLINE VF add_scaled_dot(VF first, VF dot, VF scale, VF offset, VF q_sum) {
+HWY_INLINE VF add_scaled_dot(VF first, VF dot, VF scale, VF offset, VF x_sum) {
   const auto sum = hn::MulAdd(dot, scale, first);
-  return Kind::kOffset ? hn::NegMulAdd(offset, q_sum, sum) : sum;
+  return Kind::kOffset ? hn::NegMulAdd(offset, x_sum, sum) : sum;
 }
 
 }  // namespace HWY_NAMESPACE
@@ -1733,7 +1833,7 @@ constexpr bool kThreeGroups = false;
 constexpr bool kThreeGroups = true;
 #endif
 
-HWY_INLINE VI8 broadcast_quad(const std::int8_t* q) {
+HWY_INLINE VI8 broadcast_quad(const void* q) {
   std::int32_t four;
   std::memcpy(&four, q, kQuad);
   return hn::BitCast(DI8(), hn::Set(DI32(), four));
@@ -1742,15 +1842,14 @@ HWY_INLINE VI8 broadcast_quad(const std::int8_t* q) {
 // What is the same for all rows: of a tile of kMaxTokens tokens, for each block or each of its halves.
 template <class Kind, std::size_t kMaxTokens>
 struct PreparedTile {
-  static constexpr std::size_t kHalves = Kind::kHalves ? 2 : 1;
   using D = hn::CappedTag<float, kMaxTokens == 1 ? kBlocksPerTile : kMaxLanes>;
   using Floats = float[kBlocksPerTile * kMaxTokens];  // [block][token]
   using Ints = std::int32_t[kBlocksPerTile * kMaxTokens];
 
   const std::int8_t* q;
-  HWY_ALIGN Floats base;            // 1.5 * 2^23 * scale
-  HWY_ALIGN Ints begin[kHalves];    // its bits, less what the weights' zero adds to a dot
-  HWY_ALIGN Floats x_sum[kHalves];  // the sum of the activations
+  HWY_ALIGN Floats base;                  // 1.5 * 2^23 * scale
+  HWY_ALIGN Ints begin[Kind::kHalves];    // its bits, less what the weights' zero adds to a dot
+  HWY_ALIGN Floats x_sum[Kind::kHalves];  // the sum of the activations
 
   // Of the n tokens at `tile`.
   HWY_INLINE void set(const std::uint8_t* tile, std::size_t n, int zero_bits) {
@@ -1766,8 +1865,8 @@ struct PreparedTile {
       const std::int16_t* q_sum = tile_q_sum(tile, n) + i;
       const auto first = hn::PromoteTo(d32, hn::LoadU(d16, q_sum));
       const auto last = hn::PromoteTo(d32, hn::LoadU(d16, q_sum + kBlocksPerTile * n));
-      for (std::size_t half = 0; half < kHalves; ++half) {
-        const auto sum = !Kind::kHalves ? hn::Add(first, last) : half == 0 ? first : last;
+      for (std::size_t half = 0; half < Kind::kHalves; ++half) {
+        const auto sum = Kind::kHalves == 1 ? hn::Add(first, last) : half == 0 ? first : last;
         const auto begin_bits =
             Kind::kZero ? hn::Sub(bits, hn::ShiftLeftSame(sum, zero_bits)) : bits;
         hn::Store(begin_bits, d32, begin[half] + i);
@@ -1790,7 +1889,16 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row,
   const DI8 d8;
   const DI32 d32;
   const std::size_t n = hn::Lanes(df);
-  const std::int8_t* q = rows.q + first_row * kTile;
+  // With 4 lanes, the last 4 of 8 rows are in the next part.
+  const std::size_t part = first_row / n, in_part = first_row % n;
+  const std::uint32_t* q = rows.q + part * n * kQuadsPerTile + in_part;
+  const auto row_quad = [&](std::size_t r) MIXTRAL_LAMBDA {
+    return r + (r >= 4 && n == 4 ? (kQuadsPerTile - 1) * n : 0);
+  };
+  const auto row_block = [&](std::size_t r, std::size_t block) MIXTRAL_LAMBDA {
+    return part * n * kBlocksPerTile + in_part + r +
+           (r >= 4 && n == 4 ? (kBlocksPerTile - 1) * n : 0) + block * n;
+  };
   const GroupTile<Kind>& ga = groups[0];
   const GroupTile<Kind>& gb = groups[kGroups > 1 ? 1 : 0];
   const GroupTile<Kind>& gc = groups[kGroups > 2 ? 2 : 0];
@@ -1814,7 +1922,7 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row,
       d0 = begin_of(0), d1 = begin_of(1), d2 = begin_of(2), d3 = begin_of(3);
       d4 = begin_of(4), d5 = begin_of(5), d6 = begin_of(6), d7 = begin_of(7);
       d8_ = begin_of(8), d9 = begin_of(9), d10 = begin_of(10), d11 = begin_of(11);
-      constexpr std::size_t kQuads = Kind::kHalves ? 4 : 8;
+      constexpr std::size_t kQuads = 8 / Kind::kHalves;
       MIXTRAL_UNROLL
       for (std::size_t i = 0; i < kQuads; ++i) {
         const std::size_t quad = block * 8 + half * kQuads + i;
@@ -1825,7 +1933,7 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row,
         const auto xb = kGroups > 1 ? load(gb) : xa;
         const auto xc = kGroups > 2 ? load(gc) : xa;
         const auto add = [&](VI32& dot, std::size_t j) MIXTRAL_LAMBDA {
-          const auto w = broadcast_quad(q + row(j) * kTile + quad * kQuad);
+          const auto w = broadcast_quad(q + row_quad(row(j)) + quad * n);
           dot = quad_dot_add<Kind::kSigned>(dot, w, of_group(j, xa, xb, xc));
         };
         add(d0, 0), add(d1, 1), add(d2, 2), add(d3, 3);
@@ -1840,11 +1948,11 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row,
       return hn::Sub(hn::BitCast(df, dot), of_group(i, base_a, base_b, base_c));
     };
     const auto scale = [&](std::size_t i, std::size_t half) MIXTRAL_LAMBDA {
-      return hn::Set(df, rows.scales[half][(first_row + row(i)) * kBlocksPerTile + block]);
+      return hn::Set(df, rows.scales[half][row_block(row(i), block)]);
     };
     const auto offset = [&](std::size_t i, std::size_t half) MIXTRAL_LAMBDA {
-      const std::size_t at = (first_row + row(i)) * kBlocksPerTile + block;
-      return Kind::kOffset ? hn::Set(df, rows.offsets[half][at]) : hn::Zero(df);
+      return Kind::kOffset ? hn::Set(df, rows.offsets[half][row_block(row(i), block)])
+                           : hn::Zero(df);
     };
     const auto x_sum = [&](const GroupTile<Kind>& group, std::size_t half) MIXTRAL_LAMBDA {
       return Kind::kOffset ? of_block(group.x_sum[half]) : hn::Zero(df);
@@ -1858,7 +1966,7 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row,
     const auto first = [&](VI32 dot, std::size_t i) MIXTRAL_LAMBDA {
       return scaled_dot<Kind>(to_float(dot, i), scale(i, 0), offset(i, 0), of_group(i, a0, b0, c0));
     };
-    if (!Kind::kHalves) {
+    if (Kind::kHalves == 1) {
       const auto all = [&](VI32 dot, std::size_t i) MIXTRAL_LAMBDA { add(first(dot, i), i); };
       all(d0, 0), all(d1, 1), all(d2, 2), all(d3, 3), all(d4, 4), all(d5, 5), all(d6, 6),
           all(d7, 7);
@@ -1869,7 +1977,7 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row,
     const auto u4 = first(d4, 4), u5 = first(d5, 5), u6 = first(d6, 6), u7 = first(d7, 7);
     VF u8 = u0, u9 = u0, u10 = u0, u11 = u0;
     if (kTwelve) u8 = first(d8_, 8), u9 = first(d9, 9), u10 = first(d10, 10), u11 = first(d11, 11);
-    constexpr std::size_t kLast = GroupTile<Kind>::kHalves - 1;
+    constexpr std::size_t kLast = Kind::kHalves - 1;
     multiply(kLast);
     const auto a1 = x_sum(ga, kLast), b1 = x_sum(gb, kLast), c1 = x_sum(gc, kLast);
     const auto last = [&](VF u, VI32 dot, std::size_t i) MIXTRAL_LAMBDA {
@@ -1915,14 +2023,15 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
   const std::size_t group_bytes = token_bytes(w.cols) * n;
   const std::size_t group_sums = kMaxMatmulRows * n;
   const std::size_t n_padded = (n_rows + 7) / 8 * 8;
+  const std::size_t n_fetches =
+      kMaxMatmulRows / n * kFetchesPerPart + kMaxMatmulRows * n_groups / (8 + n_groups);
   TileRows rows;
   GroupTile<Kind> tiles[3];
   if (n_rows < n_padded) std::memset(&rows, 0, sizeof rows);
   std::memset(out, 0, n_groups * group_sums * sizeof(float));
   for (std::size_t col = 0; col < w.cols; col += kTile) {
-    unpacker.rows(w, first_row, n_rows, col, 0, rows);
-    // The next tile is fetched from memory little by little, between the products of this one.
-    NextTile next(unpacker, w, first_row, n_rows, col, kMaxMatmulRows * n_groups / (8 + n_groups));
+    LaterTile later(w, unpacker.tile_bytes, first_row, n_rows, col, n_fetches);
+    unpack_rows(w, unpacker, first_row, n_rows, col, later, rows);
     const auto multiply = [&](auto count, std::size_t g) MIXTRAL_LAMBDA {
       constexpr std::size_t kGroups = decltype(count)::value;
       for (std::size_t i = 0; i < kGroups; ++i) {
@@ -1930,7 +2039,7 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
                      unpacker.zero_bits);
       }
       for (std::size_t row = 0; row < n_padded; row += kGroups == 1 ? 8 : 4) {
-        next.fetch();
+        later.fetch();
         multiply_tile_block<Kind, kGroups>(rows, row, tiles, out + g * group_sums + row * n,
                                            group_sums);
       }
@@ -1963,402 +2072,267 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
 }  // namespace HWY_NAMESPACE
 }  // namespace mixtral::simd
 HWY_AFTER_NAMESPACE();
-// Per target: quantised weights times one token, as in decoding, or a few, where matmul_few-inl.hpp is not
-// compiled (SVE and RVV, whose vectors are in no array).
 //
-// A vector goes along the columns of a row. For as many rows as a vector has lanes, the dots of a
-// tile's eight blocks of 32 columns then change places, so that a row's sum is in one lane and runs
-// over the blocks in their order, as in matmul_groups-inl.hpp: the results are the same bits.
+// Per target: quantised weights times one token, as in decoding, or a few.
+//
+// A vector goes along the rows of a part: four columns of each, times the same four of a token in all
+// lanes, so that nothing has to be summed across lanes. A row's sum runs over the blocks of 32 columns
+// in their order, as in matmul_groups-inl.hpp: the results are the same bits.
 
 HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
-// The sums of neighbours: those of `first`, then those of `second`.
-HWY_INLINE VI32 add_neighbours(VI32 first, VI32 second) {
-  const DI32 d;
-  return hn::Add(hn::ConcatEven(d, second, first), hn::ConcatOdd(d, second, first));
-}
+// Measured: groups cost the same if there are fewer tokens than lanes.
+constexpr std::size_t kMinGroupedTokens = hn::MaxLanes(DF()) > 4 ? 14 : 6;
 
-// The sums of every 4 lanes of a, b, c and d: in this order, or (kGroupsInBlocks, where shuffles inside
-// 128 bits are cheaper) first those of all four's first 128 bits, and so on.
-#if HWY_ARCH_X86
-constexpr bool kGroupsInBlocks = true;
-#else
-constexpr bool kGroupsInBlocks = false;
-#endif
-HWY_INLINE VI32 sums_of_4(VI32 a, VI32 b, VI32 c, VI32 d) {
-  if (!kGroupsInBlocks) return add_neighbours(add_neighbours(a, b), add_neighbours(c, d));
-  const DI32 d32;
-  const hn::Repartition<std::int64_t, DI32> d64;
-  const auto ab =
-      hn::BitCast(d64, hn::Add(hn::InterleaveLower(d32, a, b), hn::InterleaveUpper(d32, a, b)));
-  const auto cd =
-      hn::BitCast(d64, hn::Add(hn::InterleaveLower(d32, c, d), hn::InterleaveUpper(d32, c, d)));
-  return hn::Add(hn::BitCast(d32, hn::InterleaveLower(d64, ab, cd)),
-                 hn::BitCast(d32, hn::InterleaveUpper(d64, ab, cd)));
-}
-
-// Of two results of sums_of_4, the sums with even numbers or (kOdd 1) those with odd ones.
-template <int kOdd>
-HWY_INLINE VI32 every_other(VI32 first, VI32 second) {
-#if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
-  // Sum 4 * j + k of one result is in lane j + 4 * k.
-  alignas(64) static constexpr std::int32_t kOrder[2][16] = {
-      {0, 8, 1, 9, 2, 10, 3, 11, 16, 24, 17, 25, 18, 26, 19, 27},
-      {4, 12, 5, 13, 6, 14, 7, 15, 20, 28, 21, 29, 22, 30, 23, 31}};
-  const auto order = hn::Load(DI32(), kOrder[kOdd]);
-  return VI32{_mm512_permutex2var_epi32(first.raw, order.raw, second.raw)};
-#elif HWY_TARGET == HWY_AVX2
-  // Sum 2 * j + k is in lane j + 4 * k.
-  const DI32 d;
-  return kOdd ? hn::ConcatUpperUpper(d, second, first) : hn::ConcatLowerLower(d, second, first);
-#else
-  const DI32 d;
-  return kOdd ? hn::ConcatOdd(d, second, first) : hn::ConcatEven(d, second, first);
-#endif
-}
-
-// The sums of q over one half of 32 columns, for the blocks [i * n, (i + 1) * n) modulo 8.
-HWY_INLINE VI32 load_q_sum(const std::int16_t* q_sum, std::size_t half, std::size_t i) {
-  const hn::Rebind<std::int16_t, DI32> d;
-  const std::size_t n = hn::Lanes(d);
-  q_sum += half * kBlocksPerTile;
-  const auto sums =
-      n >= kBlocksPerTile ? hn::LoadDup128(d, q_sum) : hn::LoadU(d, q_sum + i * n % kBlocksPerTile);
-  return hn::PromoteTo(DI32(), sums);
-}
-
-// Of `rows`, [row][block] for as many rows as there are lanes, vectors that each have a block.
-HWY_INLINE void load_blocks(const float* rows, VF& b0, VF& b1, VF& b2, VF& b3, VF& b4, VF& b5,
-                            VF& b6, VF& b7) {
-  const DF d;
-  const std::size_t n = hn::Lanes(d);
-  b0 = hn::Load(d, rows), b1 = hn::Load(d, rows + n);
-  b2 = hn::Load(d, rows + 2 * n), b3 = hn::Load(d, rows + 3 * n);
-  b4 = hn::Load(d, rows + 4 * n), b5 = hn::Load(d, rows + 5 * n);
-  b6 = hn::Load(d, rows + 6 * n), b7 = hn::Load(d, rows + 7 * n);
-  // Taking all even elements before all odd ones turns the bits of an element's number by one place:
-  // three times, and the block's number, which was below the row's, is above it.
-  for (int turn = 0; turn < 3; ++turn) {
-    const auto t0 = hn::ConcatOdd(d, b1, b0), t1 = hn::ConcatOdd(d, b3, b2);
-    const auto t2 = hn::ConcatOdd(d, b5, b4), t3 = hn::ConcatOdd(d, b7, b6);
-    b0 = hn::ConcatEven(d, b1, b0), b1 = hn::ConcatEven(d, b3, b2);
-    b2 = hn::ConcatEven(d, b5, b4), b3 = hn::ConcatEven(d, b7, b6);
-    b4 = t0, b5 = t1, b6 = t2, b7 = t3;
-  }
-}
-
-// Adds one tile of as many rows as there are lanes, times one token.
-template <class Kind>
-HWY_INLINE VF multiply_tile_rows(const TileRows& rows, int zero_bits, const std::uint8_t* x,
-                                 VF sum) {
-  const DF df;
-  const DI8 d8;
-  const std::size_t n = hn::Lanes(df);
-  const std::int8_t* x_q = tile_q(x);
-  const std::int16_t* x_q_sum = tile_q_sum(x, 1);
-  // The rows are one line of quads, of which vector i begins at quad i * n; so is the token.
-  const auto dots = [&](std::size_t i) MIXTRAL_LAMBDA {
-    return quad_dot<Kind::kSigned>(hn::Load(d8, rows.q + i * n * kQuad),
-                                   hn::Load(d8, x_q + i * n * kQuad % kTile));
-  };
-  const auto dots_of_16 = [&](std::size_t i) MIXTRAL_LAMBDA {
-    return sums_of_4(dots(4 * i), dots(4 * i + 1), dots(4 * i + 2), dots(4 * i + 3));
-  };
-  HWY_ALIGN float blocks[kBlocksPerTile * kMaxLanes];  // [row][block of 32 columns]
-  const auto multiply = [&](std::size_t i, VI32 q_sum0, VI32 q_sum1) MIXTRAL_LAMBDA {
-    const auto scale = [&](std::size_t half)
-                           MIXTRAL_LAMBDA { return hn::Load(df, rows.scales[half] + i * n); };
-    const auto offset = [&](std::size_t half) MIXTRAL_LAMBDA {
-      return Kind::kOffset ? hn::Load(df, rows.offsets[half] + i * n) : hn::Zero(df);
-    };
-    const auto to_float = [&](VI32 dot, VI32 q_sum) MIXTRAL_LAMBDA {
-      return hn::ConvertTo(df, hn::Sub(dot, zero_part<Kind>(q_sum, zero_bits)));
-    };
-    const auto dots_a = dots_of_16(2 * i), dots_b = dots_of_16(2 * i + 1);
-    const auto even = every_other<0>(dots_a, dots_b);
-    const auto odd = every_other<1>(dots_a, dots_b);
-    if (Kind::kHalves) {
-      const auto dot0 = to_float(even, q_sum0), dot1 = to_float(odd, q_sum1);
-      const auto first = scaled_dot<Kind>(dot0, scale(0), offset(0), hn::ConvertTo(df, q_sum0));
-      hn::Store(add_scaled_dot<Kind>(first, dot1, scale(1), offset(1), hn::ConvertTo(df, q_sum1)),
-                df, blocks + i * n);
-    } else {
-      const auto q_sum = hn::Add(q_sum0, q_sum1);
-      const auto dot = to_float(hn::Add(even, odd), q_sum);
-      hn::Store(scaled_dot<Kind>(dot, scale(0), offset(0), hn::ConvertTo(df, q_sum)), df,
-                blocks + i * n);
-    }
-  };
-  // With 4 lanes it takes two vectors of `blocks` to get to the same columns again.
-  const auto even0 = load_q_sum(x_q_sum, 0, 0), even1 = load_q_sum(x_q_sum, 1, 0);
-  const auto odd0 = load_q_sum(x_q_sum, 0, 1), odd1 = load_q_sum(x_q_sum, 1, 1);
-  for (std::size_t i = 0; i < 8; i += 2) {
-    multiply(i, even0, even1);
-    multiply(i + 1, odd0, odd1);
-  }
-  VF b0, b1, b2, b3, b4, b5, b6, b7;
-  load_blocks(blocks, b0, b1, b2, b3, b4, b5, b6, b7);
-  const float* scale = tile_scale(x, 1);
-  sum = hn::MulAdd(b0, hn::Set(df, scale[0]), sum);
-  sum = hn::MulAdd(b1, hn::Set(df, scale[1]), sum);
-  sum = hn::MulAdd(b2, hn::Set(df, scale[2]), sum);
-  sum = hn::MulAdd(b3, hn::Set(df, scale[3]), sum);
-  sum = hn::MulAdd(b4, hn::Set(df, scale[4]), sum);
-  sum = hn::MulAdd(b5, hn::Set(df, scale[5]), sum);
-  sum = hn::MulAdd(b6, hn::Set(df, scale[6]), sum);
-  return hn::MulAdd(b7, hn::Set(df, scale[7]), sum);
-}
-
-// As Kernels::matmul. Tokens share what was unpacked; `out` holds the sums as they grow.
-template <class Kind>
-void matmul_rows(const Matrix& w, const Unpacker& unpacker, std::size_t first_row,
-                 std::size_t n_rows, const void* const* x, std::size_t n_tokens, float* out) {
-  const DF df;
-  const std::size_t n = hn::Lanes(df);
-  TileRows rows;
-  if (n_rows % n != 0) std::memset(&rows, 0, sizeof rows);
-  for (std::size_t begin = 0; begin < n_rows; begin += n) {
-    for (std::size_t col = 0; col < w.cols; col += kTile) {
-      // So many rows at a time are more than the hardware foresees: the tile after the next is fetched.
-      unpacker.rows(w, first_row + begin, HWY_MIN(n, n_rows - begin), col,
-                    unpacker.ahead(w, col, 2, n), rows);
-      for (std::size_t t = 0; t < n_tokens; ++t) {
-        const auto* tile = static_cast<const std::uint8_t*>(x[t]) + col / kTile * kTokenTileBytes;
-        float* to = out + t * kMaxMatmulRows + begin;
-        const VF sum = col == 0 ? hn::Zero(df) : hn::Load(df, to);
-        hn::Store(multiply_tile_rows<Kind>(rows, unpacker.zero_bits, tile, sum), df, to);
-      }
-    }
-  }
-}
-
-}  // namespace HWY_NAMESPACE
-}  // namespace mixtral::simd
-HWY_AFTER_NAMESPACE();
-//
-// Per target: quantised weights times a few tokens, as of sessions that go on together.
-//
-// A vector goes along the rows: four columns of as many rows as it has lanes, times the same four of a
-// token in all lanes. For one token it would not pay to put the weights in that order, for a vector
-// full of tokens it is not needed (matmul_groups-inl.hpp). A row's sum runs over the blocks of 32
-// columns in their order, as there: the results are the same bits.
-
-HWY_BEFORE_NAMESPACE();
-namespace mixtral::simd {
-namespace HWY_NAMESPACE {
-
-#undef MIXTRAL_FEW  // differs between targets
-#if HWY_HAVE_SCALABLE
-#define MIXTRAL_FEW 0
-#else
-#define MIXTRAL_FEW 1
-
-// Quads of as many rows as there are lanes, n: to[quad * n + row] = from[row * kQuadsPerTile + quad] for
-// n quads.
-HWY_INLINE void transpose_quads(const std::int32_t* from, std::int32_t* to) {
-  const DI32 d;
-  const hn::Repartition<std::int64_t, DI32> d64;
-  const std::size_t n = hn::Lanes(d);
-  // Of rows [r, r + 4), vector k has in each 128 bits the k-th of the quads that a row has there.
-  const auto inside_blocks = [&](std::size_t r, VI32& v0, VI32& v1, VI32& v2,
-                                 VI32& v3) MIXTRAL_LAMBDA {
-    const auto load = [&](std::size_t i)
-                          MIXTRAL_LAMBDA { return hn::Load(d, from + (r + i) * kQuadsPerTile); };
-    const auto a = load(0), b = load(1), c = load(2), e = load(3);
-    const auto low_ab = hn::BitCast(d64, hn::InterleaveLower(d, a, b));
-    const auto high_ab = hn::BitCast(d64, hn::InterleaveUpper(d, a, b));
-    const auto low_ce = hn::BitCast(d64, hn::InterleaveLower(d, c, e));
-    const auto high_ce = hn::BitCast(d64, hn::InterleaveUpper(d, c, e));
-    v0 = hn::BitCast(d, hn::InterleaveLower(d64, low_ab, low_ce));
-    v1 = hn::BitCast(d, hn::InterleaveUpper(d64, low_ab, low_ce));
-    v2 = hn::BitCast(d, hn::InterleaveLower(d64, high_ab, high_ce));
-    v3 = hn::BitCast(d, hn::InterleaveUpper(d64, high_ab, high_ce));
-  };
-  VI32 a0, a1, a2, a3;
-  inside_blocks(0, a0, a1, a2, a3);
-#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
-  VI32 b0, b1, b2, b3, c0, c1, c2, c3, e0, e1, e2, e3;
-  inside_blocks(4, b0, b1, b2, b3);
-  inside_blocks(8, c0, c1, c2, c3);
-  inside_blocks(12, e0, e1, e2, e3);
-  const auto join = [&](VI32 a, VI32 b, VI32 c, VI32 e, std::size_t k) MIXTRAL_LAMBDA {
-    const auto first_ab = _mm512_shuffle_i32x4(a.raw, b.raw, 0x44);
-    const auto last_ab = _mm512_shuffle_i32x4(a.raw, b.raw, 0xee);
-    const auto first_ce = _mm512_shuffle_i32x4(c.raw, e.raw, 0x44);
-    const auto last_ce = _mm512_shuffle_i32x4(c.raw, e.raw, 0xee);
-    hn::Store(VI32{_mm512_shuffle_i32x4(first_ab, first_ce, 0x88)}, d, to + k * n);
-    hn::Store(VI32{_mm512_shuffle_i32x4(first_ab, first_ce, 0xdd)}, d, to + (4 + k) * n);
-    hn::Store(VI32{_mm512_shuffle_i32x4(last_ab, last_ce, 0x88)}, d, to + (8 + k) * n);
-    hn::Store(VI32{_mm512_shuffle_i32x4(last_ab, last_ce, 0xdd)}, d, to + (12 + k) * n);
-  };
-  join(a0, b0, c0, e0, 0), join(a1, b1, c1, e1, 1);
-  join(a2, b2, c2, e2, 2), join(a3, b3, c3, e3, 3);
-#elif HWY_TARGET == HWY_AVX2
-  VI32 b0, b1, b2, b3;
-  inside_blocks(4, b0, b1, b2, b3);
-  const auto join = [&](VI32 a, VI32 b, std::size_t k) MIXTRAL_LAMBDA {
-    hn::Store(hn::ConcatLowerLower(d, b, a), d, to + k * n);
-    hn::Store(hn::ConcatUpperUpper(d, b, a), d, to + (4 + k) * n);
-  };
-  join(a0, b0, 0), join(a1, b1, 1), join(a2, b2, 2), join(a3, b3, 3);
-#else
-  static_assert(hn::MaxLanes(DI32()) == 4, "128 bits");
-  hn::Store(a0, d, to), hn::Store(a1, d, to + n);
-  hn::Store(a2, d, to + 2 * n), hn::Store(a3, d, to + 3 * n);
-#endif
-}
-
-// One tile of kMaxMatmulRows rows, in parts of as many rows as there are lanes.
-template <class Kind>
-struct RowLanes {
-  static constexpr std::size_t kHalves = Kind::kHalves ? 2 : 1;
-
-  HWY_ALIGN std::int32_t q[kMaxMatmulRows * kQuadsPerTile];           // [part][quad][row]
-  HWY_ALIGN float scales[kHalves][kMaxMatmulRows * kBlocksPerTile];   // [half][part][block][row]
-  HWY_ALIGN float offsets[kHalves][kMaxMatmulRows * kBlocksPerTile];  // the same
-
-  HWY_INLINE void set(const TileRows& rows) {
-    const std::size_t n = hn::Lanes(DF());
-    for (std::size_t r = 0; r < kMaxMatmulRows; r += n) {
-      const auto* from = reinterpret_cast<const std::int32_t*>(rows.q + r * kTile);
-      for (std::size_t i = 0; i < kQuadsPerTile; i += n) {
-        transpose_quads(from + i, q + r * kQuadsPerTile + i * n);
-      }
-      for (std::size_t half = 0; half < kHalves; ++half) {
-        const std::size_t at = r * kBlocksPerTile;
-        transpose_blocks(rows.scales[half] + at, scales[half] + at);
-        if (Kind::kOffset) transpose_blocks(rows.offsets[half] + at, offsets[half] + at);
-      }
-    }
-  }
-
- private:
-  static HWY_INLINE void transpose_blocks(const float* from, float* to) {
-    const DF d;
-    const std::size_t n = hn::Lanes(d);
-    VF b0, b1, b2, b3, b4, b5, b6, b7;
-    load_blocks(from, b0, b1, b2, b3, b4, b5, b6, b7);
-    hn::Store(b0, d, to), hn::Store(b1, d, to + n);
-    hn::Store(b2, d, to + 2 * n), hn::Store(b3, d, to + 3 * n);
-    hn::Store(b4, d, to + 4 * n), hn::Store(b5, d, to + 5 * n);
-    hn::Store(b6, d, to + 6 * n), hn::Store(b7, d, to + 7 * n);
-  }
-};
-
-// Adds one tile of two parts of the rows, from row `first` on, times kTokens tokens, to `out`.
+// Adds one tile of two parts of rows times kTokens tokens, 1, 2 or 4, to `out`, or begins with it.
 template <class Kind, std::size_t kTokens>
-HWY_INLINE void multiply_few(const RowLanes<Kind>& rows, std::size_t first,
-                             const PreparedTile<Kind, 1>* tokens, bool begins, NextTile& next,
-                             float* out) {
+HWY_INLINE void multiply_parts(const TileRows& rows, const PreparedTile<Kind, 1>* tokens,
+                               bool begins, LaterTile& later, float* out) {
   const DF df;
   const DI32 d32;
   const DI8 d8;
+  const DU32 du32;
   const std::size_t n = hn::Lanes(df);
-  VF sums[kTokens][2];
-  for (std::size_t t = 0; t < kTokens; ++t) {
-    for (std::size_t p = 0; p < 2; ++p) {
-      sums[t][p] = begins ? hn::Zero(df) : hn::Load(df, out + t * kMaxMatmulRows + first + p * n);
-    }
-  }
+  // Of token t: part 0, part 1. (Highway has no arrays of vectors.)
+  const auto sum_at = [&](std::size_t t, std::size_t p)
+                          MIXTRAL_LAMBDA { return out + t * kMaxMatmulRows + p * n; };
+  const auto load_sum = [&](std::size_t t, std::size_t p) MIXTRAL_LAMBDA {
+    return begins || t >= kTokens ? hn::Zero(df) : hn::Load(df, sum_at(t, p));
+  };
+  VF s00 = load_sum(0, 0), s01 = load_sum(0, 1), s10 = load_sum(1, 0), s11 = load_sum(1, 1);
+  VF s20 = load_sum(2, 0), s21 = load_sum(2, 1), s30 = load_sum(3, 0), s31 = load_sum(3, 1);
   for (std::size_t block = 0; block < kBlocksPerTile; ++block) {
-    next.fetch();
-    VF products[kTokens][2];
-    for (std::size_t half = 0; half < RowLanes<Kind>::kHalves; ++half) {
-      VI32 dots[kTokens][2];
-      MIXTRAL_UNROLL
-      for (std::size_t t = 0; t < kTokens; ++t) {
-        dots[t][0] = dots[t][1] = hn::Set(d32, tokens[t].begin[half][block]);
-      }
-      constexpr std::size_t kQuads = Kind::kHalves ? 4 : 8;
+    later.fetch();
+    VI32 d00, d01, d10, d11, d20, d21, d30, d31;
+    const auto multiply = [&](std::size_t half) MIXTRAL_LAMBDA {
+      const auto begin = [&](std::size_t t) MIXTRAL_LAMBDA {
+        return hn::Set(d32, tokens[t < kTokens ? t : 0].begin[half][block]);
+      };
+      d00 = d01 = begin(0), d10 = d11 = begin(1), d20 = d21 = begin(2), d30 = d31 = begin(3);
+      constexpr std::size_t kQuads = 8 / Kind::kHalves;
       MIXTRAL_UNROLL
       for (std::size_t i = 0; i < kQuads; ++i) {
         const std::size_t quad = block * 8 + half * kQuads + i;
         const auto load = [&](std::size_t p) MIXTRAL_LAMBDA {
-          const std::size_t at = (first + p * n) * kQuadsPerTile + quad * n;
-          return in_register(hn::BitCast(d8, hn::Load(d32, rows.q + at)));
+          const std::size_t at = (p * kQuadsPerTile + quad) * n;
+          return in_register(hn::BitCast(d8, hn::Load(du32, rows.q + at)));
         };
         const auto w0 = load(0), w1 = load(1);
-        MIXTRAL_UNROLL
-        for (std::size_t t = 0; t < kTokens; ++t) {
+        const auto add = [&](VI32& dot0, VI32& dot1, std::size_t t) MIXTRAL_LAMBDA {
           const auto x = in_register(broadcast_quad(tokens[t].q + quad * kQuad));
-          dots[t][0] = quad_dot_add<Kind::kSigned>(dots[t][0], w0, x);
-          dots[t][1] = quad_dot_add<Kind::kSigned>(dots[t][1], w1, x);
-        }
+          dot0 = quad_dot_add<Kind::kSigned>(dot0, w0, x);
+          dot1 = quad_dot_add<Kind::kSigned>(dot1, w1, x);
+        };
+        add(d00, d01, 0);
+        if (kTokens > 1) add(d10, d11, 1);
+        if (kTokens > 2) add(d20, d21, 2), add(d30, d31, 3);
       }
-      MIXTRAL_UNROLL
-      for (std::size_t p = 0; p < 2; ++p) {
-        const std::size_t at = (first + p * n) * kBlocksPerTile + block * n;
-        const auto scale = hn::Load(df, rows.scales[half] + at);
-        const auto offset = Kind::kOffset ? hn::Load(df, rows.offsets[half] + at) : hn::Zero(df);
-        MIXTRAL_UNROLL
-        for (std::size_t t = 0; t < kTokens; ++t) {
-          const auto base = hn::Set(df, tokens[t].base[block]);
-          const auto x_sum =
-              Kind::kOffset ? hn::Set(df, tokens[t].x_sum[half][block]) : hn::Zero(df);
-          const auto dot = hn::Sub(hn::BitCast(df, dots[t][p]), base);
-          products[t][p] = half == 0
-                               ? scaled_dot<Kind>(dot, scale, offset, x_sum)
-                               : add_scaled_dot<Kind>(products[t][p], dot, scale, offset, x_sum);
-        }
-      }
+    };
+    const auto scale = [&](std::size_t half, std::size_t p) MIXTRAL_LAMBDA {
+      return hn::Load(df, rows.scales[half] + (p * kBlocksPerTile + block) * n);
+    };
+    const auto offset = [&](std::size_t half, std::size_t p) MIXTRAL_LAMBDA {
+      return Kind::kOffset ? hn::Load(df, rows.offsets[half] + (p * kBlocksPerTile + block) * n)
+                           : hn::Zero(df);
+    };
+    const auto to_float = [&](VI32 dot, std::size_t t) MIXTRAL_LAMBDA {
+      return hn::Sub(hn::BitCast(df, dot), hn::Set(df, tokens[t].base[block]));
+    };
+    const auto x_sum = [&](std::size_t t, std::size_t half) MIXTRAL_LAMBDA {
+      return Kind::kOffset ? hn::Set(df, tokens[t].x_sum[half][block]) : hn::Zero(df);
+    };
+    multiply(0);
+    const auto first = [&](VI32 dot, std::size_t t, std::size_t p) MIXTRAL_LAMBDA {
+      return scaled_dot<Kind>(to_float(dot, t), scale(0, p), offset(0, p), x_sum(t, 0));
+    };
+    VF p00 = first(d00, 0, 0), p01 = first(d01, 0, 1);
+    VF p10 = p00, p11 = p00, p20 = p00, p21 = p00, p30 = p00, p31 = p00;
+    if (kTokens > 1) p10 = first(d10, 1, 0), p11 = first(d11, 1, 1);
+    if (kTokens > 2)
+      p20 = first(d20, 2, 0), p21 = first(d21, 2, 1), p30 = first(d30, 3, 0),
+      p31 = first(d31, 3, 1);
+    if (Kind::kHalves > 1) {
+      constexpr std::size_t kLast = Kind::kHalves - 1;
+      multiply(kLast);
+      const auto add = [&](VF& product, VI32 dot, std::size_t t, std::size_t p) MIXTRAL_LAMBDA {
+        product = add_scaled_dot<Kind>(product, to_float(dot, t), scale(kLast, p), offset(kLast, p),
+                                       x_sum(t, kLast));
+      };
+      add(p00, d00, 0, 0), add(p01, d01, 0, 1);
+      if (kTokens > 1) add(p10, d10, 1, 0), add(p11, d11, 1, 1);
+      if (kTokens > 2)
+        add(p20, d20, 2, 0), add(p21, d21, 2, 1), add(p30, d30, 3, 0), add(p31, d31, 3, 1);
     }
-    MIXTRAL_UNROLL
-    for (std::size_t t = 0; t < kTokens; ++t) {
-      sums[t][0] = hn::Add(sums[t][0], products[t][0]);
-      sums[t][1] = hn::Add(sums[t][1], products[t][1]);
-    }
+    s00 = hn::Add(s00, p00), s01 = hn::Add(s01, p01);
+    if (kTokens > 1) s10 = hn::Add(s10, p10), s11 = hn::Add(s11, p11);
+    if (kTokens > 2)
+      s20 = hn::Add(s20, p20), s21 = hn::Add(s21, p21), s30 = hn::Add(s30, p30),
+      s31 = hn::Add(s31, p31);
   }
-  for (std::size_t t = 0; t < kTokens; ++t) {
-    for (std::size_t p = 0; p < 2; ++p) {
-      hn::Store(sums[t][p], df, out + t * kMaxMatmulRows + first + p * n);
+  const auto store = [&](VF sum0, VF sum1, std::size_t t) MIXTRAL_LAMBDA {
+    hn::Store(sum0, df, sum_at(t, 0));
+    hn::Store(sum1, df, sum_at(t, 1));
+  };
+  store(s00, s01, 0);
+  if (kTokens > 1) store(s10, s11, 1);
+  if (kTokens > 2) store(s20, s21, 2), store(s30, s31, 3);
+}
+
+// The tile at column `col` of each token.
+template <class Kind>
+HWY_NOINLINE void prepare_tokens(const void* const* x, std::size_t n_tokens, std::size_t col,
+                                 int zero_bits, PreparedTile<Kind, 1>* tokens) {
+  for (std::size_t t = 0; t < n_tokens; ++t) {
+    const auto* token = static_cast<const std::uint8_t*>(x[t]);
+    tokens[t].set(token + col / kTile * kTokenTileBytes, 1, zero_bits);
+  }
+}
+
+// As Kernels::matmul, for kMaxLanes tokens at most, which share what was unpacked; `out` holds the sums
+// as they grow.
+template <class Kind>
+void matmul_few(const Matrix& w, const Unpacker& unpacker, std::size_t first_row,
+                std::size_t n_rows, const void* const* x, std::size_t n_tokens, float* out) {
+  const std::size_t n = 2 * hn::Lanes(DF());
+  const std::size_t n_fetches = 2 * kFetchesPerPart + kBlocksPerTile * ((n_tokens + 3) / 4);
+  TileRows rows;
+  PreparedTile<Kind, 1> tokens[kMaxLanes];
+  if (n_rows % n != 0) std::memset(&rows, 0, sizeof rows);
+  for (std::size_t begin = 0; begin < n_rows; begin += n) {
+    const std::size_t count = HWY_MIN(n, n_rows - begin);
+    for (std::size_t col = 0; col < w.cols; col += kTile) {
+      LaterTile later(w, unpacker.tile_bytes, first_row + begin, count, col, n_fetches);
+      unpack_rows(w, unpacker, first_row + begin, count, col, later, rows);
+      prepare_tokens(x, n_tokens, col, unpacker.zero_bits, tokens);
+      for (std::size_t t = 0, together; t < n_tokens; t += together) {
+        const std::size_t left = n_tokens - t;
+        together = left >= 4 ? 4 : left >= 2 ? 2 : 1;
+        const auto multiply = [&](auto n_together) MIXTRAL_LAMBDA {
+          multiply_parts<Kind, decltype(n_together)::value>(rows, tokens + t, col == 0, later,
+                                                            out + t * kMaxMatmulRows + begin);
+        };
+        if (together == 4) {
+          multiply(std::integral_constant<std::size_t, 4>());
+        } else if (together == 2) {
+          multiply(std::integral_constant<std::size_t, 2>());
+        } else {
+          multiply(std::integral_constant<std::size_t, 1>());
+        }
+      }
     }
   }
 }
 
-// As Kernels::matmul, for kMaxLanes tokens at most.
-template <class Kind>
-void matmul_few(const Matrix& w, const Unpacker& unpacker, std::size_t first_row,
-                std::size_t n_rows, const void* const* x, std::size_t n_tokens, float* out) {
-  const std::size_t n = hn::Lanes(DF());
-  TileRows rows;
-  RowLanes<Kind> lanes;
-  PreparedTile<Kind, 1> tokens[kMaxLanes];
-  const std::size_t n_times =
-      kBlocksPerTile * ((n_tokens + 3) / 4) * ((n_rows + 2 * n - 1) / (2 * n));
-  if (n_rows < kMaxMatmulRows) std::memset(&rows, 0, sizeof rows);
-  for (std::size_t col = 0; col < w.cols; col += kTile) {
-    unpacker.rows(w, first_row, n_rows, col, 0, rows);
-    lanes.set(rows);
-    for (std::size_t t = 0; t < n_tokens; ++t) {
-      const auto* token = static_cast<const std::uint8_t*>(x[t]);
-      tokens[t].set(token + col / kTile * kTokenTileBytes, 1, unpacker.zero_bits);
+#undef MIXTRAL_TOKEN_DOTS  // differs between targets
+#if HWY_HAVE_SCALABLE || HWY_TARGET == HWY_SSSE3 || (HWY_ARCH_X86 && HWY_TARGET == HWY_AVX3)
+#define MIXTRAL_TOKEN_DOTS \
+  0  // no arrays of vectors, or old CPUs, not worth what it takes to compile
+#else
+#define MIXTRAL_TOKEN_DOTS 1
+// Blocks of one part of the rows that are multiplied with a token as they are unpacked, instead of
+// being stored: an equal of TileQuants.
+template <class Kind, std::size_t kBlocks>
+class TokenDots {
+ public:
+  // From block `first` of the tile on.
+  HWY_INLINE TokenDots(const PreparedTile<Kind, 1>& x, std::size_t first) : x_(x), first_(first) {
+    MIXTRAL_UNROLL
+    for (std::size_t i = 0; i < kBlocks * kHalves; ++i) {
+      dots_[i] = hn::Set(DI32(), x.begin[i % kHalves][first + i / kHalves]);
     }
-    NextTile next(unpacker, w, first_row, n_rows, col, n_times);
-    for (std::size_t t = 0; t < n_tokens;) {
-      const std::size_t left = n_tokens - t, together = left >= 4 ? 4 : left >= 2 ? 2 : 1;
-      const auto multiply = [&](auto count) MIXTRAL_LAMBDA {
-        for (std::size_t r = 0; r < n_rows; r += 2 * n) {
-          multiply_few<Kind, decltype(count)::value>(lanes, r, tokens + t, col == 0, next,
-                                                     out + t * kMaxMatmulRows);
-        }
+  }
+
+  HWY_INLINE void store(VU32 v, std::size_t quad) {
+    VI32& dot = dots_[quad * kHalves / 8];
+    const auto x = broadcast_quad(x_.q + (first_ * 8 + quad) * kQuad);
+    dot = quad_dot_add<Kind::kSigned>(dot, hn::BitCast(DI8(), v), x);
+  }
+  HWY_INLINE void store_signed(VU32 v, std::size_t quad) { store(signed_quad(v), quad); }
+
+  HWY_INLINE VF add_to(VF sum, const TileScales& scales) const {
+    const DF df;
+    MIXTRAL_UNROLL
+    for (std::size_t i = 0; i < kBlocks; ++i) {
+      const std::size_t block = first_ + i, at = block * hn::Lanes(df);
+      const auto base = hn::Set(df, x_.base[block]);
+      const auto dot = [&](std::size_t half) MIXTRAL_LAMBDA {
+        return hn::Sub(hn::BitCast(df, dots_[i * kHalves + half]), base);
       };
-      if (together == 4) {
-        multiply(std::integral_constant<std::size_t, 4>());
-      } else if (together == 2) {
-        multiply(std::integral_constant<std::size_t, 2>());
-      } else {
-        multiply(std::integral_constant<std::size_t, 1>());
+      const auto scale = [&](std::size_t half)
+                             MIXTRAL_LAMBDA { return hn::Load(df, scales.scales[half] + at); };
+      const auto offset = [&](std::size_t half) MIXTRAL_LAMBDA {
+        return Kind::kOffset ? hn::Load(df, scales.offsets[half] + at) : base;
+      };
+      const auto x_sum = [&](std::size_t half) MIXTRAL_LAMBDA {
+        return Kind::kOffset ? hn::Set(df, x_.x_sum[half][block]) : base;
+      };
+      VF product = scaled_dot<Kind>(dot(0), scale(0), offset(0), x_sum(0));
+      if (kHalves > 1) {
+        product =
+            add_scaled_dot<Kind>(product, dot(kLast), scale(kLast), offset(kLast), x_sum(kLast));
       }
-      t += together;
+      sum = hn::Add(sum, product);
     }
+    return sum;
+  }
+
+ private:
+  static constexpr std::size_t kHalves = Kind::kHalves, kLast = kHalves - 1;
+  const PreparedTile<Kind, 1>& x_;
+  std::size_t first_;
+  VI32 dots_[kBlocks * kHalves];  // [block][half]
+};
+
+// As Kernels::matmul, for one token. Fewer rows at a time than for a few tokens, since memory is then
+// read at fewer places at the same time.
+template <class Format>
+void matmul_one(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* x,
+                float* out) {
+  using Kind = DotKindOf<Format>;
+  constexpr std::size_t kSteps = kBlocksPerTile / Format::kStepBlocks;
+  const DF df;
+  const std::size_t n = hn::Lanes(df);
+  PreparedTile<Kind, 1> token;
+  HWY_ALIGN std::uint32_t words[PartBytes<Format>::kWords * kMaxLanes];
+  HWY_ALIGN float values[4][kMaxLanes * kBlocksPerTile];
+  const TileScales scales{{values[0], values[1]}, {values[2], values[3]}};
+  for (std::size_t begin = 0; begin < n_rows; begin += n) {
+    const std::size_t row = first_row + begin, count = HWY_MIN(n, n_rows - begin);
+    VF sum = hn::Zero(df);
+    for (std::size_t col = 0; col < w.cols; col += kTile) {
+      LaterTile later(w, kBytesPerTile<Format>, row, count, col, kSteps);
+      PartBytes<Format>(w, row, count, col).transpose(words);
+      const PackedRows rows{words};
+      const auto* tile = static_cast<const std::uint8_t*>(x) + col / kTile * kTokenTileBytes;
+      token.set(tile, 1, zero_bits_of(kZeroOf<Format>));
+      Format::unpack_scales(rows, scales);
+      for (std::size_t step = 0; step < kSteps; ++step) {
+        later.fetch();
+        TokenDots<Kind, Format::kStepBlocks> dots(token, step * Format::kStepBlocks);
+        Format::unpack_quants(rows, step, dots);
+        sum = dots.add_to(sum, scales);
+      }
+    }
+    hn::Store(sum, df, out + begin);
   }
 }
 #endif
 
-// Measured: groups cost the same if there are fewer tokens than lanes.
-constexpr std::size_t kMinGroupedTokens = MIXTRAL_FEW && hn::MaxLanes(DF()) > 4 ? 14 : 6;
+template <class Format>
+void matmul_rows(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
+                 std::size_t n_tokens, float* out) {
+#if MIXTRAL_TOKEN_DOTS
+  if constexpr (!Format::kByRow) {
+    if (n_tokens == 1) return matmul_one<Format>(w, first_row, n_rows, x[0], out);
+  }
+#endif
+  for (std::size_t t = 0; t < n_tokens; t += kMaxLanes) {
+    matmul_few<DotKindOf<Format>>(w, unpacker<Format>(), first_row, n_rows, x + t,
+                                  HWY_MIN(kMaxLanes, n_tokens - t), out + t * kMaxMatmulRows);
+  }
+}
 
 }  // namespace HWY_NAMESPACE
 }  // namespace mixtral::simd
@@ -2459,35 +2433,51 @@ HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
-template <class Format>
-void decode_quantized_row(const Matrix& w, std::size_t row, float* out) {
+// How unpacked weights become floats.
+struct Decoding {
+  int zero;
+  std::size_t scale_columns;
+  bool offset;
+};
+
+// At most kMaxMatmulRows rows.
+void decode_quantized_rows(const Matrix& w, const Unpacker& unpacker, const Decoding& how,
+                           std::size_t first_row, std::size_t n_rows, float* out) {
   const DF df;
   const DI32 d32;
   const hn::Rebind<std::int8_t, DF> d8;
   const hn::Rebind<std::uint8_t, DF> du8;
-  const std::size_t n = hn::Lanes(d8);
-  const std::uint8_t* data = w.data + row * w.row_bytes;
+  const std::size_t n = hn::Lanes(df);
   TileRows rows;
-  const TileRow tile = tile_row(rows, 0);
+  HWY_ALIGN std::int8_t q[kTile];
   HWY_ALIGN float scale[kTile];
   HWY_ALIGN float offset[kTile];
   HWY_ALIGN float values[kTile];
   for (std::size_t col = 0; col < w.cols; col += kTile) {
     const std::size_t n_cols = HWY_MIN(kTile, w.cols - col);
-    Format::unpack(data + col / kTile * kBytesPerTile<Format>, n_cols, tile);
-    for (std::size_t i = 0; i < kTile; ++i) {
-      const std::size_t half = i % kBlock / Format::kScaleColumns;
-      scale[i] = tile.scales[half][i / kBlock];
-      offset[i] = Format::kOffset ? tile.offsets[half][i / kBlock] : 0.0f;
+    LaterTile later(w, unpacker.tile_bytes, first_row, n_rows, col, 1);
+    unpack_rows(w, unpacker, first_row, n_rows, col, later, rows);
+    for (std::size_t r = 0; r < n_rows; ++r) {
+      const TilePart part = rows.part(r / n * n);
+      const std::size_t lane = r % n;
+      for (std::size_t quad = 0; quad < kQuadsPerTile; ++quad) {
+        std::memcpy(q + quad * kQuad, part.quants.q + quad * n + lane, kQuad);
+      }
+      for (std::size_t i = 0; i < kTile; ++i) {
+        const std::size_t half = i % kBlock / how.scale_columns, at = i / kBlock * n + lane;
+        scale[i] = part.scales.scales[half][at];
+        offset[i] = how.offset ? part.scales.offsets[half][at] : 0.0f;
+      }
+      for (std::size_t i = 0; i < kTile; i += n) {
+        const auto stored = hn::LoadU(d8, q + i);
+        const auto whole = kUnsignedDot ? hn::PromoteTo(d32, hn::BitCast(du8, stored))
+                                        : hn::PromoteTo(d32, stored);
+        const auto number = hn::ConvertTo(df, hn::Sub(whole, hn::Set(d32, how.zero)));
+        hn::Store(hn::MulSub(number, hn::Load(df, scale + i), hn::Load(df, offset + i)), df,
+                  values + i);
+      }
+      std::memcpy(out + r * w.cols + col, values, n_cols * sizeof(float));
     }
-    for (std::size_t i = 0; i < kTile; i += n) {
-      const auto stored = hn::LoadU(d8, tile.q + i);
-      const auto whole =
-          kUnsignedDot ? hn::PromoteTo(d32, hn::BitCast(du8, stored)) : hn::PromoteTo(d32, stored);
-      const auto q = hn::ConvertTo(df, hn::Sub(whole, hn::Set(d32, kZeroOf<Format>)));
-      hn::Store(hn::MulSub(q, hn::Load(df, scale + i), hn::Load(df, offset + i)), df, values + i);
-    }
-    std::memcpy(out + col, values, n_cols * sizeof(float));
   }
 }
 
@@ -2562,17 +2552,7 @@ struct MatmulVisitor {
   }
   template <class Format>
   void quantized() const {
-    using Kind = DotKindOf<Format>;
-#if MIXTRAL_FEW
-    if (n_tokens > 1) {
-      for (std::size_t t = 0; t < n_tokens; t += kMaxLanes) {
-        matmul_few<Kind>(w, unpacker<Format>(), first_row, n_rows, x + t,
-                         HWY_MIN(kMaxLanes, n_tokens - t), out + t * kMaxMatmulRows);
-      }
-      return;
-    }
-#endif
-    matmul_rows<Kind>(w, unpacker<Format>(), first_row, n_rows, x, n_tokens, out);
+    matmul_rows<Format>(w, first_row, n_rows, x, n_tokens, out);
   }
 };
 
@@ -2616,8 +2596,10 @@ struct DecodeRowsVisitor {
   }
   template <class Format>
   void quantized() const {
-    for (std::size_t r = 0; r < n_rows; ++r) {
-      decode_quantized_row<Format>(w, first_row + r, out + r * w.cols);
+    const Decoding how{kZeroOf<Format>, Format::kScaleColumns, Format::kOffset};
+    for (std::size_t r = 0; r < n_rows; r += kMaxMatmulRows) {
+      decode_quantized_rows(w, unpacker<Format>(), how, first_row + r,
+                            HWY_MIN(kMaxMatmulRows, n_rows - r), out + r * w.cols);
     }
   }
 };

@@ -12,8 +12,9 @@ struct Iq2_S {
   static constexpr bool kOffset = false;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 16;
+  static constexpr bool kByRow = true;
 
-  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
+  static HWY_INLINE void unpack(const std::uint8_t* block, const TileRow& tile) {
     const float d_scale = 0.25f * half_to_float(block);
     const std::uint8_t* qs = block + 2;
     const std::uint8_t* signs = block + 34;

@@ -12,8 +12,9 @@ struct Iq3_S {
   static constexpr bool kOffset = false;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
+  static constexpr bool kByRow = true;
 
-  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
+  static HWY_INLINE void unpack(const std::uint8_t* block, const TileRow& tile) {
     const float d_scale = half_to_float(block);
     for (std::size_t s = 0; s < 8; ++s) {
       const int scale = block[106 + s / 2] >> (s % 2 * 4) & 15;

@@ -12,8 +12,9 @@ struct Iq3_Xxs {
   static constexpr bool kOffset = false;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
+  static constexpr bool kByRow = true;
 
-  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
+  static HWY_INLINE void unpack(const std::uint8_t* block, const TileRow& tile) {
     const float d_scale = 0.5f * half_to_float(block);
     const auto eight = [](const std::uint8_t* q) {
       return kIq3XxsGrid[q[0]] | static_cast<std::uint64_t>(kIq3XxsGrid[q[1]]) << 32;

@@ -5,14 +5,13 @@ HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
-// The levels that nibbles stand for.
-template <class D>
-HWY_INLINE hn::Vec<D> level_quants(D d, hn::Vec<D> nibbles) {
+// The levels that nibbles, one in each byte, stand for.
+HWY_INLINE VU32 levels_of(VU32 nibbles) {
   alignas(16) static constexpr std::int8_t kLevel[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                                          1,    13,   25,  38,  53,  69,  89,  113};
-  const hn::RebindToSigned<D> di;
-  const auto levels = signed_quants(d, hn::BitCast(d, hn::LoadDup128(di, kLevel)));
-  return hn::TableLookupBytes(levels, nibbles);
+  const DI8 d;
+  const auto levels = hn::LoadDup128(d, kLevel);
+  return hn::BitCast(DU32(), hn::TableLookupBytes(levels, hn::BitCast(d, nibbles)));
 }
 
 struct Iq4_Nl {
@@ -21,15 +20,25 @@ struct Iq4_Nl {
   static constexpr bool kOffset = false;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
+  static constexpr bool kByRow = false;
+  static constexpr std::size_t kStepBlocks = 2;
 
-  static HWY_INLINE void unpack_8_blocks(const std::uint8_t* data, std::int8_t* q) {
-    unpack_nibbles<kBlockBytes>(data + 2, q, [](auto d, auto v, std::size_t, std::size_t) HWY_ATTR {
-      return level_quants(d, v);
-    });
+  static HWY_INLINE void unpack_scales(const PackedRows& rows, const TileScales& scales) {
+    MIXTRAL_UNROLL
+    for (std::size_t block = 0; block < kBlocksPerTile; ++block) {
+      scales.set_scale(rows.half(block * kBlockBytes), 0, block);
+    }
   }
 
-  static HWY_INLINE void unpack(const std::uint8_t* data, std::size_t n_cols, const TileRow& tile) {
-    unpack_small_blocks<Iq4_Nl>(data, n_cols / 32, tile);
+  template <class Quants>
+  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
+    const PackedRows pair = rows.from(step * 2 * kBlockBytes);
+    for_constants<2>([&](auto block) MIXTRAL_LAMBDA {
+      constexpr std::size_t kBlock = decltype(block)::value, kAt = kBlock * kBlockBytes;
+      unpack_nibbles(pair, kAt + 2, [&](VU32 v, std::size_t i) MIXTRAL_LAMBDA {
+        quants.store_signed(levels_of(v), kBlock * 8 + i);
+      });
+    });
   }
 };
 

@@ -13,25 +13,33 @@ struct Iq4_Xs {
   static constexpr bool kOffset = false;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
+  static constexpr bool kByRow = false;
+  static constexpr std::size_t kStepBlocks = 2;
 
-  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
-    const hn::CappedTag<std::uint32_t, 8> d32;
-    const hn::RebindToSigned<decltype(d32)> di32;
-    const hn::RebindToFloat<decltype(d32)> df;
-    alignas(32) static constexpr std::uint32_t kLowShift[8] = {0, 4, 8, 12, 16, 20, 24, 28};
-    alignas(32) static constexpr std::uint32_t kHighShift[8] = {0, 2, 4, 6, 8, 10, 12, 14};
-    const auto low_bits = hn::Set(d32, load_u32(block + 4));
-    const auto high_bits = hn::Set(d32, block[2] | static_cast<std::uint32_t>(block[3]) << 8);
-    const auto d_scale = hn::Set(df, half_to_float(block));
-    for (std::size_t s = 0; s < 8; s += hn::Lanes(d32)) {
-      const auto low = hn::And(hn::Shr(low_bits, hn::Load(d32, kLowShift + s)), hn::Set(d32, 15));
-      const auto high = hn::And(hn::Shr(high_bits, hn::Load(d32, kHighShift + s)), hn::Set(d32, 3));
-      const auto both = hn::BitCast(di32, hn::Or(low, hn::ShiftLeft<4>(high)));
-      const auto scale = hn::ConvertTo(df, hn::Sub(both, hn::Set(di32, 32)));
-      hn::StoreU(hn::Mul(d_scale, scale), df, tile.scales[0] + s);
-    }
-    unpack_nibbles<16>(block + 8, tile.q, [](auto d, auto v, std::size_t, std::size_t) HWY_ATTR {
-      return level_quants(d, v);
+  static HWY_INLINE void unpack_scales(const PackedRows& rows, const TileScales& scales) {
+    const DF df;
+    const DI32 d32;
+    const DU32 du32;
+    const auto d_scale = rows.half(0);
+    const auto high = hn::ShiftRight<16>(rows.word(0)), low = rows.word(1);
+    for_constants<kBlocksPerTile>([&](auto block) MIXTRAL_LAMBDA {
+      constexpr std::size_t kBlock = decltype(block)::value;
+      const auto low4 = hn::And(hn::ShiftRight<4 * kBlock>(low), hn::Set(du32, 15));
+      const auto top2 = hn::And(hn::ShiftRight<2 * kBlock>(high), hn::Set(du32, 3));
+      const auto scale = hn::BitCast(d32, hn::Or(low4, hn::ShiftLeft<4>(top2)));
+      scales.set_scale(hn::Mul(d_scale, hn::ConvertTo(df, hn::Sub(scale, hn::Set(d32, 32)))), 0,
+                       kBlock);
+    });
+  }
+
+  template <class Quants>
+  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
+    const PackedRows pair = rows.from(8 + step * 32);
+    for_constants<2>([&](auto block) MIXTRAL_LAMBDA {
+      constexpr std::size_t kBlock = decltype(block)::value;
+      unpack_nibbles(pair, 16 * kBlock, [&](VU32 v, std::size_t i) MIXTRAL_LAMBDA {
+        quants.store_signed(levels_of(v), kBlock * 8 + i);
+      });
     });
   }
 };

@@ -13,23 +13,31 @@ struct Q2_K {
   static constexpr bool kOffset = true;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 16;
+  static constexpr bool kByRow = false;
+  static constexpr std::size_t kStepBlocks = 4;
 
-  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
-    const auto packed_scales = even_then_odd(hn::LoadU(D16Bytes(), block));
-    const auto fifteen = hn::Set(D16Bytes(), 0x0f);
-    const float d_scale = half_to_float(block + 80);
-    const float d_min = half_to_float(block + 82);
-    multiply_bytes<false>(hn::And(packed_scales, fifteen), d_scale, tile.scales[0], d_scale,
-                          tile.scales[1]);
-    multiply_bytes<false>(hn::And(shift_right<4>(D16Bytes(), packed_scales), fifteen), d_min,
-                          tile.offsets[0], d_min, tile.offsets[1]);
-    for (std::size_t half = 0; half < 2; ++half) {
-      for_64_quants([&](auto quants) MIXTRAL_LAMBDA {
-        const auto packed = quants.load(block + 16 + half * 32);
-        std::int8_t* q = tile.q + half * 128;
-        quants.store(and_bytes(quants.template shift_right<0, 2>(packed), 3), q);
-        quants.store(and_bytes(quants.template shift_right<4, 6>(packed), 3), q + 64);
+  static HWY_INLINE void unpack_scales(const PackedRows& rows, const TileScales& scales) {
+    const auto d_scale = rows.half(80), d_min = rows.half(82);
+    for (std::size_t i = 0; i < 4; ++i) {
+      const auto low = shifted_bits<0>(rows.word(i), 0x0f);
+      const auto high = shifted_bits<4>(rows.word(i), 0x0f);
+      for_constants<4>([&](auto byte) MIXTRAL_LAMBDA {
+        constexpr std::size_t k = decltype(byte)::value;
+        scales.set_scale(hn::Mul(byte_to_float<k>(low), d_scale), k % 2, i * 2 + k / 2);
+        scales.set_offset(hn::Mul(byte_to_float<k>(high), d_min), k % 2, i * 2 + k / 2);
       });
+    }
+  }
+
+  template <class Quants>
+  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
+    const PackedRows packed = rows.from(16 + step * 32);
+    MIXTRAL_UNROLL
+    for (std::size_t i = 0; i < 8; ++i) {
+      quants.store(shifted_bits<0>(packed.word(i), 3), i);
+      quants.store(shifted_bits<2>(packed.word(i), 3), 8 + i);
+      quants.store(shifted_bits<4>(packed.word(i), 3), 16 + i);
+      quants.store(shifted_bits<6>(packed.word(i), 3), 24 + i);
     }
   }
 };

@@ -14,56 +14,38 @@ struct Q3_K {
   static constexpr bool kOffset = false;
   static constexpr int kZero = 4;
   static constexpr std::size_t kScaleColumns = 16;
+  static constexpr bool kByRow = false;
+  static constexpr std::size_t kStepBlocks = 4;
 
-  static HWY_INLINE void unpack_scales(const std::uint8_t* block, const TileRow& tile) {
-    const D16Bytes d;
-    // Of the scales with even numbers, then of those with odd ones, where in the last 16 bytes of the
-    // block (two quants, 12 bytes of scales, d) the nibble and the top bits are.
-    alignas(16) static constexpr std::uint8_t kNibble[16] = {2, 4, 6, 8, 2, 4, 6, 8,
-                                                             3, 5, 7, 9, 3, 5, 7, 9};
-    alignas(16) static constexpr std::uint8_t kTop[16] = {10, 12, 10, 12, 10, 12, 10, 12,
-                                                          11, 13, 11, 13, 11, 13, 11, 13};
-    // Scales 0 to 7 have the low nibbles; of 4 scales each the top bits are 2 places further up.
-    alignas(16) static constexpr std::uint8_t kLow[16] = {15, 15, 15, 15, 0, 0, 0, 0,
-                                                          15, 15, 15, 15, 0, 0, 0, 0};
-    alignas(16) static constexpr std::uint8_t kHigh[16] = {0, 0, 0, 0, 15, 15, 15, 15,
-                                                           0, 0, 0, 0, 15, 15, 15, 15};
-    alignas(16) static constexpr std::uint8_t kTop0[16] = {48, 48, 0, 0, 0, 0, 0, 0,
-                                                           48, 48, 0, 0, 0, 0, 0, 0};
-    alignas(16) static constexpr std::uint8_t kTop1[16] = {0, 0, 48, 48, 0, 0, 0, 0,
-                                                           0, 0, 48, 48, 0, 0, 0, 0};
-    alignas(16) static constexpr std::uint8_t kTop2[16] = {0, 0, 0, 0, 48, 48, 0, 0,
-                                                           0, 0, 0, 0, 48, 48, 0, 0};
-    alignas(16) static constexpr std::uint8_t kTop3[16] = {0, 0, 0, 0, 0, 0, 48, 48,
-                                                           0, 0, 0, 0, 0, 0, 48, 48};
-    const auto tail = hn::LoadU(d, block + 94);
-    const auto nibbles = hn::TableLookupBytes(tail, hn::Load(d, kNibble));
-    const auto top = hn::TableLookupBytes(tail, hn::Load(d, kTop));
-    auto scales = hn::And(nibbles, hn::Load(d, kLow));
-    scales = hn::OrAnd(scales, shift_right<4>(d, nibbles), hn::Load(d, kHigh));
-    scales = hn::OrAnd(scales, shift_left<4>(d, top), hn::Load(d, kTop0));
-    scales = hn::OrAnd(scales, shift_left<2>(d, top), hn::Load(d, kTop1));
-    scales = hn::OrAnd(scales, top, hn::Load(d, kTop2));
-    scales = hn::OrAnd(scales, shift_right<2>(d, top), hn::Load(d, kTop3));
-    const float d_scale = half_to_float(block + 108);
-    multiply_bytes<true>(hn::Sub(scales, hn::Set(d, 32)), d_scale, tile.scales[0], d_scale,
-                         tile.scales[1]);
+  static HWY_INLINE void unpack_scales(const PackedRows& rows, const TileScales& scales) {
+    const auto d_scale = rows.half(108);
+    const auto a = rows.word(24), b = rows.word(25), top = rows.word(26);
+    const auto set_scales = [&](VU32 low, VU32 high, std::size_t block) MIXTRAL_LAMBDA {
+      const auto four = hn::Or(low, high);
+      for_constants<4>([&](auto byte) MIXTRAL_LAMBDA {
+        constexpr std::size_t k = decltype(byte)::value;
+        const auto scale = hn::Sub(byte_to_float<k>(four), hn::Set(DF(), 32.0f));
+        scales.set_scale(hn::Mul(scale, d_scale), k % 2, block + k / 2);
+      });
+    };
+    set_scales(shifted_bits<0>(a, 0x0f), shifted_bits<-4>(top, 0x30), 0);
+    set_scales(shifted_bits<0>(b, 0x0f), shifted_bits<-2>(top, 0x30), 2);
+    set_scales(shifted_bits<4>(a, 0x0f), shifted_bits<0>(top, 0x30), 4);
+    set_scales(shifted_bits<4>(b, 0x0f), shifted_bits<2>(top, 0x30), 6);
   }
 
-  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
-    unpack_scales(block, tile);
-    for_64_quants([&](auto quants) MIXTRAL_LAMBDA {
-      const auto high = quants.load(block);
-      const auto first = quants.load(block + 32);
-      const auto second = quants.load(block + 64);
-      const auto join = [&](auto low, auto high_bits, std::size_t col) MIXTRAL_LAMBDA {
-        quants.store(or_bits(and_bytes(low, 3), high_bits, 4), tile.q + col);
-      };
-      join(quants.template shift_right<0, 2>(first), quants.template shift_left<2, 1>(high), 0);
-      join(quants.template shift_right<4, 6>(first), quants.template shift_right<0, 1>(high), 64);
-      join(quants.template shift_right<0, 2>(second), quants.template shift_right<2, 3>(high), 128);
-      join(quants.template shift_right<4, 6>(second), quants.template shift_right<4, 5>(high), 192);
-    });
+  template <class Quants>
+  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
+    const PackedRows packed = rows.from(32 + step * 32);
+    MIXTRAL_UNROLL
+    for (std::size_t i = 0; i < 8; ++i) {
+      const auto low = packed.word(i);
+      const auto high = hn::ShiftRightSame(rows.word(i), static_cast<int>(4 * step));
+      quants.store(hn::Or(shifted_bits<0>(low, 3), shifted_bits<-2>(high, 4)), i);
+      quants.store(hn::Or(shifted_bits<2>(low, 3), shifted_bits<-1>(high, 4)), 8 + i);
+      quants.store(hn::Or(shifted_bits<4>(low, 3), shifted_bits<0>(high, 4)), 16 + i);
+      quants.store(hn::Or(shifted_bits<6>(low, 3), shifted_bits<1>(high, 4)), 24 + i);
+    }
   }
 };
 

@@ -9,26 +9,19 @@ namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
 // Sets the scales and offsets of a Q4_K or Q5_K block, which begin alike.
-HWY_INLINE void unpack_scales_and_mins(const std::uint8_t* block, const TileRow& tile) {
-  const D16Bytes d;
-  // Four bytes each: scales 0 to 3, nibbles for scales 4 to 7, mins 0 to 3, nibbles for mins 4 to 7.
-  alignas(16) static constexpr std::uint8_t kLow[16] = {4, 5, 6,  7,  12, 13, 14, 15,
-                                                        8, 9, 10, 11, 12, 13, 14, 15};
-  // Whose upper two bits top scales 4 to 7 and mins 4 to 7; 0x80 gives 0.
-  alignas(16) static constexpr std::uint8_t kTop[16] = {128, 128, 128, 128, 4, 5, 6,  7,
-                                                        128, 128, 128, 128, 8, 9, 10, 11};
-  alignas(16) static constexpr std::uint8_t kLowMask[16] = {63, 63, 63, 63, 15, 15, 15, 15,
-                                                            63, 63, 63, 63, 0,  0,  0,  0};
-  alignas(16) static constexpr std::uint8_t kHighMask[16] = {0, 0, 0, 0, 0,  0,  0,  0,
-                                                             0, 0, 0, 0, 15, 15, 15, 15};
-  const auto head = hn::LoadU(d, block);
-  const auto low = hn::TableLookupBytes(head, hn::Load(d, kLow));
-  const auto top = hn::TableLookupBytesOr0(head, hn::Load(d, kTop));
-  const auto bits = hn::OrAnd(hn::And(low, hn::Load(d, kLowMask)), shift_right<4>(d, low),
-                              hn::Load(d, kHighMask));
-  const auto all = hn::OrAnd(bits, shift_right<2>(d, top), hn::Set(d, 0x30));
-  multiply_bytes<false>(all, half_to_float(block), tile.scales[0], half_to_float(block + 2),
-                        tile.offsets[0]);
+HWY_INLINE void unpack_scales_and_mins(const PackedRows& rows, const TileScales& scales) {
+  const auto d_scale = rows.half(0), d_min = rows.half(2);
+  const auto a = rows.word(1), b = rows.word(2), c = rows.word(3);
+  const auto scales0 = shifted_bits<0>(a, 0x3f), mins0 = shifted_bits<0>(b, 0x3f);
+  const auto scales4 = hn::Or(shifted_bits<0>(c, 0x0f), shifted_bits<2>(a, 0x30));
+  const auto mins4 = hn::Or(shifted_bits<4>(c, 0x0f), shifted_bits<2>(b, 0x30));
+  for_constants<4>([&](auto byte) MIXTRAL_LAMBDA {
+    constexpr std::size_t k = decltype(byte)::value;
+    scales.set_scale(hn::Mul(byte_to_float<k>(scales0), d_scale), 0, k);
+    scales.set_scale(hn::Mul(byte_to_float<k>(scales4), d_scale), 0, 4 + k);
+    scales.set_offset(hn::Mul(byte_to_float<k>(mins0), d_min), 0, k);
+    scales.set_offset(hn::Mul(byte_to_float<k>(mins4), d_min), 0, 4 + k);
+  });
 }
 
 struct Q4_K {
@@ -37,15 +30,20 @@ struct Q4_K {
   static constexpr bool kOffset = true;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
+  static constexpr bool kByRow = false;
+  static constexpr std::size_t kStepBlocks = 2;
 
-  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
-    unpack_scales_and_mins(block, tile);
-    for (std::size_t quarter = 0; quarter < 4; ++quarter) {
-      for_64_quants([&](auto quants) MIXTRAL_LAMBDA {
-        const auto packed = quants.load(block + 16 + quarter * 32);
-        const auto low_or_high = quants.template shift_right<0, 4>(packed);
-        quants.store(and_bytes(low_or_high, 0x0f), tile.q + quarter * 64);
-      });
+  static HWY_INLINE void unpack_scales(const PackedRows& rows, const TileScales& scales) {
+    unpack_scales_and_mins(rows, scales);
+  }
+
+  template <class Quants>
+  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
+    const PackedRows packed = rows.from(16 + step * 32);
+    MIXTRAL_UNROLL
+    for (std::size_t i = 0; i < 8; ++i) {
+      quants.store(shifted_bits<0>(packed.word(i), 0x0f), i);
+      quants.store(shifted_bits<4>(packed.word(i), 0x0f), 8 + i);
     }
   }
 };

@@ -11,16 +11,26 @@ struct Q5_0 {
   static constexpr bool kOffset = false;
   static constexpr int kZero = 16;
   static constexpr std::size_t kScaleColumns = 32;
+  static constexpr bool kByRow = false;
+  static constexpr std::size_t kStepBlocks = 2;
 
-  static HWY_INLINE void unpack_8_blocks(const std::uint8_t* data, std::int8_t* q) {
-    unpack_nibbles<kBlockBytes>(data + 6, q,
-                                [&](auto d, auto v, std::size_t i, std::size_t half) HWY_ATTR {
-                                  return add_fifth_bits<kBlockBytes>(d, v, data + 2, i, half);
-                                });
+  static HWY_INLINE void unpack_scales(const PackedRows& rows, const TileScales& scales) {
+    MIXTRAL_UNROLL
+    for (std::size_t block = 0; block < kBlocksPerTile; ++block) {
+      scales.set_scale(rows.half(block * kBlockBytes), 0, block);
+    }
   }
 
-  static HWY_INLINE void unpack(const std::uint8_t* data, std::size_t n_cols, const TileRow& tile) {
-    unpack_small_blocks<Q5_0>(data, n_cols / 32, tile);
+  template <class Quants>
+  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
+    const PackedRows pair = rows.from(step * 2 * kBlockBytes);
+    for_constants<2>([&](auto block) MIXTRAL_LAMBDA {
+      constexpr std::size_t kBlock = decltype(block)::value, kAt = kBlock * kBlockBytes;
+      const auto high = pair.bytes(kAt + 2);
+      unpack_nibbles(pair, kAt + 6, [&](VU32 v, std::size_t i) MIXTRAL_LAMBDA {
+        quants.store(hn::Or(v, fifth_bits(high, i)), kBlock * 8 + i);
+      });
+    });
   }
 };
 

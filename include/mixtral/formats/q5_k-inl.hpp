@@ -12,21 +12,23 @@ struct Q5_K {
   static constexpr bool kOffset = true;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
+  static constexpr bool kByRow = false;
+  static constexpr std::size_t kStepBlocks = 2;
 
-  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
-    unpack_scales_and_mins(block, tile);
-    for_64_quants([&](auto quants) MIXTRAL_LAMBDA {
-      const auto high = quants.load(block + 16);
-      const auto unpack_quarter = [&](std::size_t quarter, auto fifth_bits) MIXTRAL_LAMBDA {
-        const auto packed = quants.load(block + 48 + quarter * 32);
-        const auto low = and_bytes(quants.template shift_right<0, 4>(packed), 0x0f);
-        quants.store(or_bits(low, fifth_bits, 0x10), tile.q + quarter * 64);
-      };
-      unpack_quarter(0, quants.template shift_left<4, 3>(high));
-      unpack_quarter(1, quants.template shift_left<2, 1>(high));
-      unpack_quarter(2, quants.template shift_right<0, 1>(high));
-      unpack_quarter(3, quants.template shift_right<2, 3>(high));
-    });
+  static HWY_INLINE void unpack_scales(const PackedRows& rows, const TileScales& scales) {
+    unpack_scales_and_mins(rows, scales);
+  }
+
+  template <class Quants>
+  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
+    const PackedRows packed = rows.from(48 + step * 32);
+    MIXTRAL_UNROLL
+    for (std::size_t i = 0; i < 8; ++i) {
+      const auto high = hn::ShiftRightSame(rows.word(4 + i), static_cast<int>(2 * step));
+      const auto first = shifted_bits<-4>(high, 0x10), second = shifted_bits<-3>(high, 0x10);
+      quants.store(hn::Or(shifted_bits<0>(packed.word(i), 0x0f), first), i);
+      quants.store(hn::Or(shifted_bits<4>(packed.word(i), 0x0f), second), 8 + i);
+    }
   }
 };
 

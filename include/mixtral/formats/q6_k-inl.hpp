@@ -14,22 +14,30 @@ struct Q6_K {
   static constexpr bool kOffset = false;
   static constexpr int kZero = 32;
   static constexpr std::size_t kScaleColumns = 16;
+  static constexpr bool kByRow = false;
+  static constexpr std::size_t kStepBlocks = 4;
 
-  static HWY_INLINE void unpack(const std::uint8_t* block, std::size_t, const TileRow& tile) {
-    const float d_scale = half_to_float(block + 208);
-    multiply_bytes<true>(even_then_odd(hn::LoadU(D16Bytes(), block + 192)), d_scale, tile.scales[0],
-                         d_scale, tile.scales[1]);
-    for (std::size_t half = 0; half < 2; ++half) {
-      for_64_quants([&](auto quants) MIXTRAL_LAMBDA {
-        const auto low = quants.load_64(block + half * 64);
-        const auto high = quants.load(block + 128 + half * 32);
-        std::int8_t* q = tile.q + half * 128;
-        quants.store(or_bits(and_bytes(low, 0x0f), quants.template shift_left<4, 2>(high), 0x30),
-                     q);
-        quants.store(or_bits(and_bytes(quants.template shift_right<4, 4>(low), 0x0f),
-                             quants.template shift_right<0, 2>(high), 0x30),
-                     q + 64);
+  static HWY_INLINE void unpack_scales(const PackedRows& rows, const TileScales& scales) {
+    const auto d_scale = rows.half(208);
+    for (std::size_t i = 0; i < 4; ++i) {
+      for_constants<4>([&](auto byte) MIXTRAL_LAMBDA {
+        constexpr std::size_t k = decltype(byte)::value;
+        const auto scale = signed_byte_to_float<k>(rows.word(48 + i));
+        scales.set_scale(hn::Mul(scale, d_scale), k % 2, i * 2 + k / 2);
       });
+    }
+  }
+
+  template <class Quants>
+  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
+    const PackedRows low = rows.from(step * 64), top = rows.from(128 + step * 32);
+    MIXTRAL_UNROLL
+    for (std::size_t i = 0; i < 8; ++i) {
+      const auto first = low.word(i), second = low.word(8 + i), high = top.word(i);
+      quants.store(hn::Or(shifted_bits<0>(first, 0x0f), shifted_bits<-4>(high, 0x30)), i);
+      quants.store(hn::Or(shifted_bits<0>(second, 0x0f), shifted_bits<-2>(high, 0x30)), 8 + i);
+      quants.store(hn::Or(shifted_bits<4>(first, 0x0f), shifted_bits<0>(high, 0x30)), 16 + i);
+      quants.store(hn::Or(shifted_bits<4>(second, 0x0f), shifted_bits<2>(high, 0x30)), 24 + i);
     }
   }
 };

@@ -11,19 +11,26 @@ struct Q8_0 {
   static constexpr bool kOffset = false;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
+  static constexpr bool kByRow = false;
+  static constexpr std::size_t kStepBlocks = 2;
 
-  static HWY_INLINE void unpack_8_blocks(const std::uint8_t* data, std::int8_t* q) {
-    for (std::size_t b = 0; b < 8; b += 2) {
-      for_64_quants([&](auto quants) MIXTRAL_LAMBDA {
-        const std::uint8_t* first = data + b * kBlockBytes + 2;
-        const auto v = quants.load_two(first, first + kBlockBytes);
-        quants.store(signed_quants(quants.d(), v), q + b * 32);
-      });
+  static HWY_INLINE void unpack_scales(const PackedRows& rows, const TileScales& scales) {
+    MIXTRAL_UNROLL
+    for (std::size_t block = 0; block < kBlocksPerTile; ++block) {
+      scales.set_scale(rows.half(block * kBlockBytes), 0, block);
     }
   }
 
-  static HWY_INLINE void unpack(const std::uint8_t* data, std::size_t n_cols, const TileRow& tile) {
-    unpack_small_blocks<Q8_0>(data, n_cols / 32, tile);
+  template <class Quants>
+  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
+    const PackedRows pair = rows.from(step * 2 * kBlockBytes);
+    for_constants<2>([&](auto block) MIXTRAL_LAMBDA {
+      constexpr std::size_t kBlock = decltype(block)::value, kAt = kBlock * kBlockBytes;
+      MIXTRAL_UNROLL
+      for (std::size_t i = 0; i < 8; ++i) {
+        quants.store_signed(pair.bytes(kAt + 2 + 4 * i), kBlock * 8 + i);
+      }
+    });
   }
 };
 

@@ -146,19 +146,18 @@ HWY_INLINE float half_to_float(const std::uint8_t* bytes) {
 #endif
 }
 
-// The same for a vector. Without an instruction for it in integer arithmetic, so that it is exact on
-// every target (subnormals too): the magnitude bits are shifted into place and the exponent is
-// corrected by a multiplication with 2^112; infinities and NaNs get the largest exponent afterwards.
+// The same for a vector of their bits. Without an instruction for it in integer arithmetic, so that it
+// is exact on every target (subnormals too): the magnitude bits are shifted into place and the exponent
+// is corrected by a multiplication with 2^112; infinities and NaNs get the largest exponent afterwards.
 template <class D>
-HWY_INLINE hn::Vec<D> halves_to_float_vector(D d, const std::uint8_t* data) {
-  const hn::Rebind<std::uint16_t, D> d16;
-  const hn::Repartition<std::uint8_t, decltype(d16)> d8;
-  const auto halves = hn::BitCast(d16, hn::LoadU(d8, data));
+HWY_INLINE hn::Vec<D> half_bits_to_floats(D d, hn::Vec<hn::RebindToUnsigned<D>> half) {
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2 && !defined(HWY_DISABLE_F16C)
-  return hn::PromoteTo(d, hn::BitCast(hn::Rebind<hwy::float16_t, D>(), halves));
+  const hn::Rebind<std::uint16_t, D> d16;
+  const hn::Rebind<hwy::float16_t, D> d_half;
+  const auto narrow = hn::DemoteTo(d16, hn::BitCast(hn::RebindToSigned<D>(), half));
+  return hn::PromoteTo(d, hn::BitCast(d_half, narrow));
 #else
   const hn::RebindToUnsigned<D> d32;
-  const auto half = hn::PromoteTo(d32, halves);
   const auto sign = hn::ShiftLeft<16>(hn::And(half, hn::Set(d32, 0x8000u)));
   const auto magnitude = hn::And(half, hn::Set(d32, 0x7fffu));
   const auto shifted = hn::BitCast(d, hn::ShiftLeft<13>(magnitude));
@@ -167,6 +166,19 @@ HWY_INLINE hn::Vec<D> halves_to_float_vector(D d, const std::uint8_t* data) {
   const auto special = hn::VecFromMask(d32, hn::Gt(magnitude, hn::Set(d32, 0x7bffu)));
   const auto bits = hn::Or(hn::Or(scaled, sign), hn::And(special, hn::Set(d32, 0x7f800000u)));
   return hn::BitCast(d, bits);
+#endif
+}
+
+// The same for halves in memory.
+template <class D>
+HWY_INLINE hn::Vec<D> halves_to_float_vector(D d, const std::uint8_t* data) {
+  const hn::Rebind<std::uint16_t, D> d16;
+  const hn::Repartition<std::uint8_t, decltype(d16)> d8;
+  const auto halves = hn::BitCast(d16, hn::LoadU(d8, data));
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2 && !defined(HWY_DISABLE_F16C)
+  return hn::PromoteTo(d, hn::BitCast(hn::Rebind<hwy::float16_t, D>(), halves));
+#else
+  return half_bits_to_floats(d, hn::PromoteTo(hn::RebindToUnsigned<D>(), halves));
 #endif
 }
 

@@ -4,35 +4,51 @@ HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
-template <class Format>
-void decode_quantized_row(const Matrix& w, std::size_t row, float* out) {
+// How unpacked weights become floats.
+struct Decoding {
+  int zero;
+  std::size_t scale_columns;
+  bool offset;
+};
+
+// At most kMaxMatmulRows rows.
+void decode_quantized_rows(const Matrix& w, const Unpacker& unpacker, const Decoding& how,
+                           std::size_t first_row, std::size_t n_rows, float* out) {
   const DF df;
   const DI32 d32;
   const hn::Rebind<std::int8_t, DF> d8;
   const hn::Rebind<std::uint8_t, DF> du8;
-  const std::size_t n = hn::Lanes(d8);
-  const std::uint8_t* data = w.data + row * w.row_bytes;
+  const std::size_t n = hn::Lanes(df);
   TileRows rows;
-  const TileRow tile = tile_row(rows, 0);
+  HWY_ALIGN std::int8_t q[kTile];
   HWY_ALIGN float scale[kTile];
   HWY_ALIGN float offset[kTile];
   HWY_ALIGN float values[kTile];
   for (std::size_t col = 0; col < w.cols; col += kTile) {
     const std::size_t n_cols = HWY_MIN(kTile, w.cols - col);
-    Format::unpack(data + col / kTile * kBytesPerTile<Format>, n_cols, tile);
-    for (std::size_t i = 0; i < kTile; ++i) {
-      const std::size_t half = i % kBlock / Format::kScaleColumns;
-      scale[i] = tile.scales[half][i / kBlock];
-      offset[i] = Format::kOffset ? tile.offsets[half][i / kBlock] : 0.0f;
+    LaterTile later(w, unpacker.tile_bytes, first_row, n_rows, col, 1);
+    unpack_rows(w, unpacker, first_row, n_rows, col, later, rows);
+    for (std::size_t r = 0; r < n_rows; ++r) {
+      const TilePart part = rows.part(r / n * n);
+      const std::size_t lane = r % n;
+      for (std::size_t quad = 0; quad < kQuadsPerTile; ++quad) {
+        std::memcpy(q + quad * kQuad, part.quants.q + quad * n + lane, kQuad);
+      }
+      for (std::size_t i = 0; i < kTile; ++i) {
+        const std::size_t half = i % kBlock / how.scale_columns, at = i / kBlock * n + lane;
+        scale[i] = part.scales.scales[half][at];
+        offset[i] = how.offset ? part.scales.offsets[half][at] : 0.0f;
+      }
+      for (std::size_t i = 0; i < kTile; i += n) {
+        const auto stored = hn::LoadU(d8, q + i);
+        const auto whole = kUnsignedDot ? hn::PromoteTo(d32, hn::BitCast(du8, stored))
+                                        : hn::PromoteTo(d32, stored);
+        const auto number = hn::ConvertTo(df, hn::Sub(whole, hn::Set(d32, how.zero)));
+        hn::Store(hn::MulSub(number, hn::Load(df, scale + i), hn::Load(df, offset + i)), df,
+                  values + i);
+      }
+      std::memcpy(out + r * w.cols + col, values, n_cols * sizeof(float));
     }
-    for (std::size_t i = 0; i < kTile; i += n) {
-      const auto stored = hn::LoadU(d8, tile.q + i);
-      const auto whole =
-          kUnsignedDot ? hn::PromoteTo(d32, hn::BitCast(du8, stored)) : hn::PromoteTo(d32, stored);
-      const auto q = hn::ConvertTo(df, hn::Sub(whole, hn::Set(d32, kZeroOf<Format>)));
-      hn::Store(hn::MulSub(q, hn::Load(df, scale + i), hn::Load(df, offset + i)), df, values + i);
-    }
-    std::memcpy(out + col, values, n_cols * sizeof(float));
   }
 }
 
@@ -107,17 +123,7 @@ struct MatmulVisitor {
   }
   template <class Format>
   void quantized() const {
-    using Kind = DotKindOf<Format>;
-#if MIXTRAL_FEW
-    if (n_tokens > 1) {
-      for (std::size_t t = 0; t < n_tokens; t += kMaxLanes) {
-        matmul_few<Kind>(w, unpacker<Format>(), first_row, n_rows, x + t,
-                         HWY_MIN(kMaxLanes, n_tokens - t), out + t * kMaxMatmulRows);
-      }
-      return;
-    }
-#endif
-    matmul_rows<Kind>(w, unpacker<Format>(), first_row, n_rows, x, n_tokens, out);
+    matmul_rows<Format>(w, first_row, n_rows, x, n_tokens, out);
   }
 };
 
@@ -161,8 +167,10 @@ struct DecodeRowsVisitor {
   }
   template <class Format>
   void quantized() const {
-    for (std::size_t r = 0; r < n_rows; ++r) {
-      decode_quantized_row<Format>(w, first_row + r, out + r * w.cols);
+    const Decoding how{kZeroOf<Format>, Format::kScaleColumns, Format::kOffset};
+    for (std::size_t r = 0; r < n_rows; r += kMaxMatmulRows) {
+      decode_quantized_rows(w, unpacker<Format>(), how, first_row + r,
+                            HWY_MIN(kMaxMatmulRows, n_rows - r), out + r * w.cols);
     }
   }
 };

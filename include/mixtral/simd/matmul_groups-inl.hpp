@@ -17,7 +17,7 @@ constexpr bool kThreeGroups = false;
 constexpr bool kThreeGroups = true;
 #endif
 
-HWY_INLINE VI8 broadcast_quad(const std::int8_t* q) {
+HWY_INLINE VI8 broadcast_quad(const void* q) {
   std::int32_t four;
   std::memcpy(&four, q, kQuad);
   return hn::BitCast(DI8(), hn::Set(DI32(), four));
@@ -26,15 +26,14 @@ HWY_INLINE VI8 broadcast_quad(const std::int8_t* q) {
 // What is the same for all rows: of a tile of kMaxTokens tokens, for each block or each of its halves.
 template <class Kind, std::size_t kMaxTokens>
 struct PreparedTile {
-  static constexpr std::size_t kHalves = Kind::kHalves ? 2 : 1;
   using D = hn::CappedTag<float, kMaxTokens == 1 ? kBlocksPerTile : kMaxLanes>;
   using Floats = float[kBlocksPerTile * kMaxTokens];  // [block][token]
   using Ints = std::int32_t[kBlocksPerTile * kMaxTokens];
 
   const std::int8_t* q;
-  HWY_ALIGN Floats base;            // 1.5 * 2^23 * scale
-  HWY_ALIGN Ints begin[kHalves];    // its bits, less what the weights' zero adds to a dot
-  HWY_ALIGN Floats x_sum[kHalves];  // the sum of the activations
+  HWY_ALIGN Floats base;                  // 1.5 * 2^23 * scale
+  HWY_ALIGN Ints begin[Kind::kHalves];    // its bits, less what the weights' zero adds to a dot
+  HWY_ALIGN Floats x_sum[Kind::kHalves];  // the sum of the activations
 
   // Of the n tokens at `tile`.
   HWY_INLINE void set(const std::uint8_t* tile, std::size_t n, int zero_bits) {
@@ -50,8 +49,8 @@ struct PreparedTile {
       const std::int16_t* q_sum = tile_q_sum(tile, n) + i;
       const auto first = hn::PromoteTo(d32, hn::LoadU(d16, q_sum));
       const auto last = hn::PromoteTo(d32, hn::LoadU(d16, q_sum + kBlocksPerTile * n));
-      for (std::size_t half = 0; half < kHalves; ++half) {
-        const auto sum = !Kind::kHalves ? hn::Add(first, last) : half == 0 ? first : last;
+      for (std::size_t half = 0; half < Kind::kHalves; ++half) {
+        const auto sum = Kind::kHalves == 1 ? hn::Add(first, last) : half == 0 ? first : last;
         const auto begin_bits =
             Kind::kZero ? hn::Sub(bits, hn::ShiftLeftSame(sum, zero_bits)) : bits;
         hn::Store(begin_bits, d32, begin[half] + i);
@@ -74,7 +73,16 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row,
   const DI8 d8;
   const DI32 d32;
   const std::size_t n = hn::Lanes(df);
-  const std::int8_t* q = rows.q + first_row * kTile;
+  // With 4 lanes, the last 4 of 8 rows are in the next part.
+  const std::size_t part = first_row / n, in_part = first_row % n;
+  const std::uint32_t* q = rows.q + part * n * kQuadsPerTile + in_part;
+  const auto row_quad = [&](std::size_t r) MIXTRAL_LAMBDA {
+    return r + (r >= 4 && n == 4 ? (kQuadsPerTile - 1) * n : 0);
+  };
+  const auto row_block = [&](std::size_t r, std::size_t block) MIXTRAL_LAMBDA {
+    return part * n * kBlocksPerTile + in_part + r +
+           (r >= 4 && n == 4 ? (kBlocksPerTile - 1) * n : 0) + block * n;
+  };
   const GroupTile<Kind>& ga = groups[0];
   const GroupTile<Kind>& gb = groups[kGroups > 1 ? 1 : 0];
   const GroupTile<Kind>& gc = groups[kGroups > 2 ? 2 : 0];
@@ -98,7 +106,7 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row,
       d0 = begin_of(0), d1 = begin_of(1), d2 = begin_of(2), d3 = begin_of(3);
       d4 = begin_of(4), d5 = begin_of(5), d6 = begin_of(6), d7 = begin_of(7);
       d8_ = begin_of(8), d9 = begin_of(9), d10 = begin_of(10), d11 = begin_of(11);
-      constexpr std::size_t kQuads = Kind::kHalves ? 4 : 8;
+      constexpr std::size_t kQuads = 8 / Kind::kHalves;
       MIXTRAL_UNROLL
       for (std::size_t i = 0; i < kQuads; ++i) {
         const std::size_t quad = block * 8 + half * kQuads + i;
@@ -109,7 +117,7 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row,
         const auto xb = kGroups > 1 ? load(gb) : xa;
         const auto xc = kGroups > 2 ? load(gc) : xa;
         const auto add = [&](VI32& dot, std::size_t j) MIXTRAL_LAMBDA {
-          const auto w = broadcast_quad(q + row(j) * kTile + quad * kQuad);
+          const auto w = broadcast_quad(q + row_quad(row(j)) + quad * n);
           dot = quad_dot_add<Kind::kSigned>(dot, w, of_group(j, xa, xb, xc));
         };
         add(d0, 0), add(d1, 1), add(d2, 2), add(d3, 3);
@@ -124,11 +132,11 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row,
       return hn::Sub(hn::BitCast(df, dot), of_group(i, base_a, base_b, base_c));
     };
     const auto scale = [&](std::size_t i, std::size_t half) MIXTRAL_LAMBDA {
-      return hn::Set(df, rows.scales[half][(first_row + row(i)) * kBlocksPerTile + block]);
+      return hn::Set(df, rows.scales[half][row_block(row(i), block)]);
     };
     const auto offset = [&](std::size_t i, std::size_t half) MIXTRAL_LAMBDA {
-      const std::size_t at = (first_row + row(i)) * kBlocksPerTile + block;
-      return Kind::kOffset ? hn::Set(df, rows.offsets[half][at]) : hn::Zero(df);
+      return Kind::kOffset ? hn::Set(df, rows.offsets[half][row_block(row(i), block)])
+                           : hn::Zero(df);
     };
     const auto x_sum = [&](const GroupTile<Kind>& group, std::size_t half) MIXTRAL_LAMBDA {
       return Kind::kOffset ? of_block(group.x_sum[half]) : hn::Zero(df);
@@ -142,7 +150,7 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row,
     const auto first = [&](VI32 dot, std::size_t i) MIXTRAL_LAMBDA {
       return scaled_dot<Kind>(to_float(dot, i), scale(i, 0), offset(i, 0), of_group(i, a0, b0, c0));
     };
-    if (!Kind::kHalves) {
+    if (Kind::kHalves == 1) {
       const auto all = [&](VI32 dot, std::size_t i) MIXTRAL_LAMBDA { add(first(dot, i), i); };
       all(d0, 0), all(d1, 1), all(d2, 2), all(d3, 3), all(d4, 4), all(d5, 5), all(d6, 6),
           all(d7, 7);
@@ -153,7 +161,7 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row,
     const auto u4 = first(d4, 4), u5 = first(d5, 5), u6 = first(d6, 6), u7 = first(d7, 7);
     VF u8 = u0, u9 = u0, u10 = u0, u11 = u0;
     if (kTwelve) u8 = first(d8_, 8), u9 = first(d9, 9), u10 = first(d10, 10), u11 = first(d11, 11);
-    constexpr std::size_t kLast = GroupTile<Kind>::kHalves - 1;
+    constexpr std::size_t kLast = Kind::kHalves - 1;
     multiply(kLast);
     const auto a1 = x_sum(ga, kLast), b1 = x_sum(gb, kLast), c1 = x_sum(gc, kLast);
     const auto last = [&](VF u, VI32 dot, std::size_t i) MIXTRAL_LAMBDA {
@@ -199,14 +207,15 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
   const std::size_t group_bytes = token_bytes(w.cols) * n;
   const std::size_t group_sums = kMaxMatmulRows * n;
   const std::size_t n_padded = (n_rows + 7) / 8 * 8;
+  const std::size_t n_fetches =
+      kMaxMatmulRows / n * kFetchesPerPart + kMaxMatmulRows * n_groups / (8 + n_groups);
   TileRows rows;
   GroupTile<Kind> tiles[3];
   if (n_rows < n_padded) std::memset(&rows, 0, sizeof rows);
   std::memset(out, 0, n_groups * group_sums * sizeof(float));
   for (std::size_t col = 0; col < w.cols; col += kTile) {
-    unpacker.rows(w, first_row, n_rows, col, 0, rows);
-    // The next tile is fetched from memory little by little, between the products of this one.
-    NextTile next(unpacker, w, first_row, n_rows, col, kMaxMatmulRows * n_groups / (8 + n_groups));
+    LaterTile later(w, unpacker.tile_bytes, first_row, n_rows, col, n_fetches);
+    unpack_rows(w, unpacker, first_row, n_rows, col, later, rows);
     const auto multiply = [&](auto count, std::size_t g) MIXTRAL_LAMBDA {
       constexpr std::size_t kGroups = decltype(count)::value;
       for (std::size_t i = 0; i < kGroups; ++i) {
@@ -214,7 +223,7 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
                      unpacker.zero_bits);
       }
       for (std::size_t row = 0; row < n_padded; row += kGroups == 1 ? 8 : 4) {
-        next.fetch();
+        later.fetch();
         multiply_tile_block<Kind, kGroups>(rows, row, tiles, out + g * group_sums + row * n,
                                            group_sums);
       }

@@ -1,171 +1,261 @@
-// Per target: quantised weights times one token, as in decoding, or a few, where matmul_few-inl.hpp is not
-// compiled (SVE and RVV, whose vectors are in no array).
+// Per target: quantised weights times one token, as in decoding, or a few.
 //
-// A vector goes along the columns of a row. For as many rows as a vector has lanes, the dots of a
-// tile's eight blocks of 32 columns then change places, so that a row's sum is in one lane and runs
-// over the blocks in their order, as in matmul_groups-inl.hpp: the results are the same bits.
+// A vector goes along the rows of a part: four columns of each, times the same four of a token in all
+// lanes, so that nothing has to be summed across lanes. A row's sum runs over the blocks of 32 columns
+// in their order, as in matmul_groups-inl.hpp: the results are the same bits.
 
 HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
-// The sums of neighbours: those of `first`, then those of `second`.
-HWY_INLINE VI32 add_neighbours(VI32 first, VI32 second) {
-  const DI32 d;
-  return hn::Add(hn::ConcatEven(d, second, first), hn::ConcatOdd(d, second, first));
-}
+// Measured: groups cost the same if there are fewer tokens than lanes.
+constexpr std::size_t kMinGroupedTokens = hn::MaxLanes(DF()) > 4 ? 14 : 6;
 
-// The sums of every 4 lanes of a, b, c and d: in this order, or (kGroupsInBlocks, where shuffles inside
-// 128 bits are cheaper) first those of all four's first 128 bits, and so on.
-#if HWY_ARCH_X86
-constexpr bool kGroupsInBlocks = true;
-#else
-constexpr bool kGroupsInBlocks = false;
-#endif
-HWY_INLINE VI32 sums_of_4(VI32 a, VI32 b, VI32 c, VI32 d) {
-  if (!kGroupsInBlocks) return add_neighbours(add_neighbours(a, b), add_neighbours(c, d));
+// Adds one tile of two parts of rows times kTokens tokens, 1, 2 or 4, to `out`, or begins with it.
+template <class Kind, std::size_t kTokens>
+HWY_INLINE void multiply_parts(const TileRows& rows, const PreparedTile<Kind, 1>* tokens,
+                               bool begins, LaterTile& later, float* out) {
+  const DF df;
   const DI32 d32;
-  const hn::Repartition<std::int64_t, DI32> d64;
-  const auto ab =
-      hn::BitCast(d64, hn::Add(hn::InterleaveLower(d32, a, b), hn::InterleaveUpper(d32, a, b)));
-  const auto cd =
-      hn::BitCast(d64, hn::Add(hn::InterleaveLower(d32, c, d), hn::InterleaveUpper(d32, c, d)));
-  return hn::Add(hn::BitCast(d32, hn::InterleaveLower(d64, ab, cd)),
-                 hn::BitCast(d32, hn::InterleaveUpper(d64, ab, cd)));
-}
-
-// Of two results of sums_of_4, the sums with even numbers or (kOdd 1) those with odd ones.
-template <int kOdd>
-HWY_INLINE VI32 every_other(VI32 first, VI32 second) {
-#if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
-  // Sum 4 * j + k of one result is in lane j + 4 * k.
-  alignas(64) static constexpr std::int32_t kOrder[2][16] = {
-      {0, 8, 1, 9, 2, 10, 3, 11, 16, 24, 17, 25, 18, 26, 19, 27},
-      {4, 12, 5, 13, 6, 14, 7, 15, 20, 28, 21, 29, 22, 30, 23, 31}};
-  const auto order = hn::Load(DI32(), kOrder[kOdd]);
-  return VI32{_mm512_permutex2var_epi32(first.raw, order.raw, second.raw)};
-#elif HWY_TARGET == HWY_AVX2
-  // Sum 2 * j + k is in lane j + 4 * k.
-  const DI32 d;
-  return kOdd ? hn::ConcatUpperUpper(d, second, first) : hn::ConcatLowerLower(d, second, first);
-#else
-  const DI32 d;
-  return kOdd ? hn::ConcatOdd(d, second, first) : hn::ConcatEven(d, second, first);
-#endif
-}
-
-// The sums of q over one half of 32 columns, for the blocks [i * n, (i + 1) * n) modulo 8.
-HWY_INLINE VI32 load_q_sum(const std::int16_t* q_sum, std::size_t half, std::size_t i) {
-  const hn::Rebind<std::int16_t, DI32> d;
-  const std::size_t n = hn::Lanes(d);
-  q_sum += half * kBlocksPerTile;
-  const auto sums =
-      n >= kBlocksPerTile ? hn::LoadDup128(d, q_sum) : hn::LoadU(d, q_sum + i * n % kBlocksPerTile);
-  return hn::PromoteTo(DI32(), sums);
-}
-
-// Of `rows`, [row][block] for as many rows as there are lanes, vectors that each have a block.
-HWY_INLINE void load_blocks(const float* rows, VF& b0, VF& b1, VF& b2, VF& b3, VF& b4, VF& b5,
-                            VF& b6, VF& b7) {
-  const DF d;
-  const std::size_t n = hn::Lanes(d);
-  b0 = hn::Load(d, rows), b1 = hn::Load(d, rows + n);
-  b2 = hn::Load(d, rows + 2 * n), b3 = hn::Load(d, rows + 3 * n);
-  b4 = hn::Load(d, rows + 4 * n), b5 = hn::Load(d, rows + 5 * n);
-  b6 = hn::Load(d, rows + 6 * n), b7 = hn::Load(d, rows + 7 * n);
-  // Taking all even elements before all odd ones turns the bits of an element's number by one place:
-  // three times, and the block's number, which was below the row's, is above it.
-  for (int turn = 0; turn < 3; ++turn) {
-    const auto t0 = hn::ConcatOdd(d, b1, b0), t1 = hn::ConcatOdd(d, b3, b2);
-    const auto t2 = hn::ConcatOdd(d, b5, b4), t3 = hn::ConcatOdd(d, b7, b6);
-    b0 = hn::ConcatEven(d, b1, b0), b1 = hn::ConcatEven(d, b3, b2);
-    b2 = hn::ConcatEven(d, b5, b4), b3 = hn::ConcatEven(d, b7, b6);
-    b4 = t0, b5 = t1, b6 = t2, b7 = t3;
-  }
-}
-
-// Adds one tile of as many rows as there are lanes, times one token.
-template <class Kind>
-HWY_INLINE VF multiply_tile_rows(const TileRows& rows, int zero_bits, const std::uint8_t* x,
-                                 VF sum) {
-  const DF df;
   const DI8 d8;
+  const DU32 du32;
   const std::size_t n = hn::Lanes(df);
-  const std::int8_t* x_q = tile_q(x);
-  const std::int16_t* x_q_sum = tile_q_sum(x, 1);
-  // The rows are one line of quads, of which vector i begins at quad i * n; so is the token.
-  const auto dots = [&](std::size_t i) MIXTRAL_LAMBDA {
-    return quad_dot<Kind::kSigned>(hn::Load(d8, rows.q + i * n * kQuad),
-                                   hn::Load(d8, x_q + i * n * kQuad % kTile));
+  // Of token t: part 0, part 1. (Highway has no arrays of vectors.)
+  const auto sum_at = [&](std::size_t t, std::size_t p)
+                          MIXTRAL_LAMBDA { return out + t * kMaxMatmulRows + p * n; };
+  const auto load_sum = [&](std::size_t t, std::size_t p) MIXTRAL_LAMBDA {
+    return begins || t >= kTokens ? hn::Zero(df) : hn::Load(df, sum_at(t, p));
   };
-  const auto dots_of_16 = [&](std::size_t i) MIXTRAL_LAMBDA {
-    return sums_of_4(dots(4 * i), dots(4 * i + 1), dots(4 * i + 2), dots(4 * i + 3));
-  };
-  HWY_ALIGN float blocks[kBlocksPerTile * kMaxLanes];  // [row][block of 32 columns]
-  const auto multiply = [&](std::size_t i, VI32 q_sum0, VI32 q_sum1) MIXTRAL_LAMBDA {
-    const auto scale = [&](std::size_t half)
-                           MIXTRAL_LAMBDA { return hn::Load(df, rows.scales[half] + i * n); };
-    const auto offset = [&](std::size_t half) MIXTRAL_LAMBDA {
-      return Kind::kOffset ? hn::Load(df, rows.offsets[half] + i * n) : hn::Zero(df);
+  VF s00 = load_sum(0, 0), s01 = load_sum(0, 1), s10 = load_sum(1, 0), s11 = load_sum(1, 1);
+  VF s20 = load_sum(2, 0), s21 = load_sum(2, 1), s30 = load_sum(3, 0), s31 = load_sum(3, 1);
+  for (std::size_t block = 0; block < kBlocksPerTile; ++block) {
+    later.fetch();
+    VI32 d00, d01, d10, d11, d20, d21, d30, d31;
+    const auto multiply = [&](std::size_t half) MIXTRAL_LAMBDA {
+      const auto begin = [&](std::size_t t) MIXTRAL_LAMBDA {
+        return hn::Set(d32, tokens[t < kTokens ? t : 0].begin[half][block]);
+      };
+      d00 = d01 = begin(0), d10 = d11 = begin(1), d20 = d21 = begin(2), d30 = d31 = begin(3);
+      constexpr std::size_t kQuads = 8 / Kind::kHalves;
+      MIXTRAL_UNROLL
+      for (std::size_t i = 0; i < kQuads; ++i) {
+        const std::size_t quad = block * 8 + half * kQuads + i;
+        const auto load = [&](std::size_t p) MIXTRAL_LAMBDA {
+          const std::size_t at = (p * kQuadsPerTile + quad) * n;
+          return in_register(hn::BitCast(d8, hn::Load(du32, rows.q + at)));
+        };
+        const auto w0 = load(0), w1 = load(1);
+        const auto add = [&](VI32& dot0, VI32& dot1, std::size_t t) MIXTRAL_LAMBDA {
+          const auto x = in_register(broadcast_quad(tokens[t].q + quad * kQuad));
+          dot0 = quad_dot_add<Kind::kSigned>(dot0, w0, x);
+          dot1 = quad_dot_add<Kind::kSigned>(dot1, w1, x);
+        };
+        add(d00, d01, 0);
+        if (kTokens > 1) add(d10, d11, 1);
+        if (kTokens > 2) add(d20, d21, 2), add(d30, d31, 3);
+      }
     };
-    const auto to_float = [&](VI32 dot, VI32 q_sum) MIXTRAL_LAMBDA {
-      return hn::ConvertTo(df, hn::Sub(dot, zero_part<Kind>(q_sum, zero_bits)));
+    const auto scale = [&](std::size_t half, std::size_t p) MIXTRAL_LAMBDA {
+      return hn::Load(df, rows.scales[half] + (p * kBlocksPerTile + block) * n);
     };
-    const auto dots_a = dots_of_16(2 * i), dots_b = dots_of_16(2 * i + 1);
-    const auto even = every_other<0>(dots_a, dots_b);
-    const auto odd = every_other<1>(dots_a, dots_b);
-    if (Kind::kHalves) {
-      const auto dot0 = to_float(even, q_sum0), dot1 = to_float(odd, q_sum1);
-      const auto first = scaled_dot<Kind>(dot0, scale(0), offset(0), hn::ConvertTo(df, q_sum0));
-      hn::Store(add_scaled_dot<Kind>(first, dot1, scale(1), offset(1), hn::ConvertTo(df, q_sum1)),
-                df, blocks + i * n);
-    } else {
-      const auto q_sum = hn::Add(q_sum0, q_sum1);
-      const auto dot = to_float(hn::Add(even, odd), q_sum);
-      hn::Store(scaled_dot<Kind>(dot, scale(0), offset(0), hn::ConvertTo(df, q_sum)), df,
-                blocks + i * n);
+    const auto offset = [&](std::size_t half, std::size_t p) MIXTRAL_LAMBDA {
+      return Kind::kOffset ? hn::Load(df, rows.offsets[half] + (p * kBlocksPerTile + block) * n)
+                           : hn::Zero(df);
+    };
+    const auto to_float = [&](VI32 dot, std::size_t t) MIXTRAL_LAMBDA {
+      return hn::Sub(hn::BitCast(df, dot), hn::Set(df, tokens[t].base[block]));
+    };
+    const auto x_sum = [&](std::size_t t, std::size_t half) MIXTRAL_LAMBDA {
+      return Kind::kOffset ? hn::Set(df, tokens[t].x_sum[half][block]) : hn::Zero(df);
+    };
+    multiply(0);
+    const auto first = [&](VI32 dot, std::size_t t, std::size_t p) MIXTRAL_LAMBDA {
+      return scaled_dot<Kind>(to_float(dot, t), scale(0, p), offset(0, p), x_sum(t, 0));
+    };
+    VF p00 = first(d00, 0, 0), p01 = first(d01, 0, 1);
+    VF p10 = p00, p11 = p00, p20 = p00, p21 = p00, p30 = p00, p31 = p00;
+    if (kTokens > 1) p10 = first(d10, 1, 0), p11 = first(d11, 1, 1);
+    if (kTokens > 2)
+      p20 = first(d20, 2, 0), p21 = first(d21, 2, 1), p30 = first(d30, 3, 0),
+      p31 = first(d31, 3, 1);
+    if (Kind::kHalves > 1) {
+      constexpr std::size_t kLast = Kind::kHalves - 1;
+      multiply(kLast);
+      const auto add = [&](VF& product, VI32 dot, std::size_t t, std::size_t p) MIXTRAL_LAMBDA {
+        product = add_scaled_dot<Kind>(product, to_float(dot, t), scale(kLast, p), offset(kLast, p),
+                                       x_sum(t, kLast));
+      };
+      add(p00, d00, 0, 0), add(p01, d01, 0, 1);
+      if (kTokens > 1) add(p10, d10, 1, 0), add(p11, d11, 1, 1);
+      if (kTokens > 2)
+        add(p20, d20, 2, 0), add(p21, d21, 2, 1), add(p30, d30, 3, 0), add(p31, d31, 3, 1);
     }
-  };
-  // With 4 lanes it takes two vectors of `blocks` to get to the same columns again.
-  const auto even0 = load_q_sum(x_q_sum, 0, 0), even1 = load_q_sum(x_q_sum, 1, 0);
-  const auto odd0 = load_q_sum(x_q_sum, 0, 1), odd1 = load_q_sum(x_q_sum, 1, 1);
-  for (std::size_t i = 0; i < 8; i += 2) {
-    multiply(i, even0, even1);
-    multiply(i + 1, odd0, odd1);
+    s00 = hn::Add(s00, p00), s01 = hn::Add(s01, p01);
+    if (kTokens > 1) s10 = hn::Add(s10, p10), s11 = hn::Add(s11, p11);
+    if (kTokens > 2)
+      s20 = hn::Add(s20, p20), s21 = hn::Add(s21, p21), s30 = hn::Add(s30, p30),
+      s31 = hn::Add(s31, p31);
   }
-  VF b0, b1, b2, b3, b4, b5, b6, b7;
-  load_blocks(blocks, b0, b1, b2, b3, b4, b5, b6, b7);
-  const float* scale = tile_scale(x, 1);
-  sum = hn::MulAdd(b0, hn::Set(df, scale[0]), sum);
-  sum = hn::MulAdd(b1, hn::Set(df, scale[1]), sum);
-  sum = hn::MulAdd(b2, hn::Set(df, scale[2]), sum);
-  sum = hn::MulAdd(b3, hn::Set(df, scale[3]), sum);
-  sum = hn::MulAdd(b4, hn::Set(df, scale[4]), sum);
-  sum = hn::MulAdd(b5, hn::Set(df, scale[5]), sum);
-  sum = hn::MulAdd(b6, hn::Set(df, scale[6]), sum);
-  return hn::MulAdd(b7, hn::Set(df, scale[7]), sum);
+  const auto store = [&](VF sum0, VF sum1, std::size_t t) MIXTRAL_LAMBDA {
+    hn::Store(sum0, df, sum_at(t, 0));
+    hn::Store(sum1, df, sum_at(t, 1));
+  };
+  store(s00, s01, 0);
+  if (kTokens > 1) store(s10, s11, 1);
+  if (kTokens > 2) store(s20, s21, 2), store(s30, s31, 3);
 }
 
-// As Kernels::matmul. Tokens share what was unpacked; `out` holds the sums as they grow.
+// The tile at column `col` of each token.
 template <class Kind>
-void matmul_rows(const Matrix& w, const Unpacker& unpacker, std::size_t first_row,
-                 std::size_t n_rows, const void* const* x, std::size_t n_tokens, float* out) {
-  const DF df;
-  const std::size_t n = hn::Lanes(df);
+HWY_NOINLINE void prepare_tokens(const void* const* x, std::size_t n_tokens, std::size_t col,
+                                 int zero_bits, PreparedTile<Kind, 1>* tokens) {
+  for (std::size_t t = 0; t < n_tokens; ++t) {
+    const auto* token = static_cast<const std::uint8_t*>(x[t]);
+    tokens[t].set(token + col / kTile * kTokenTileBytes, 1, zero_bits);
+  }
+}
+
+// As Kernels::matmul, for kMaxLanes tokens at most, which share what was unpacked; `out` holds the sums
+// as they grow.
+template <class Kind>
+void matmul_few(const Matrix& w, const Unpacker& unpacker, std::size_t first_row,
+                std::size_t n_rows, const void* const* x, std::size_t n_tokens, float* out) {
+  const std::size_t n = 2 * hn::Lanes(DF());
+  const std::size_t n_fetches = 2 * kFetchesPerPart + kBlocksPerTile * ((n_tokens + 3) / 4);
   TileRows rows;
+  PreparedTile<Kind, 1> tokens[kMaxLanes];
   if (n_rows % n != 0) std::memset(&rows, 0, sizeof rows);
   for (std::size_t begin = 0; begin < n_rows; begin += n) {
+    const std::size_t count = HWY_MIN(n, n_rows - begin);
     for (std::size_t col = 0; col < w.cols; col += kTile) {
-      // So many rows at a time are more than the hardware foresees: the tile after the next is fetched.
-      unpacker.rows(w, first_row + begin, HWY_MIN(n, n_rows - begin), col,
-                    unpacker.ahead(w, col, 2, n), rows);
-      for (std::size_t t = 0; t < n_tokens; ++t) {
-        const auto* tile = static_cast<const std::uint8_t*>(x[t]) + col / kTile * kTokenTileBytes;
-        float* to = out + t * kMaxMatmulRows + begin;
-        const VF sum = col == 0 ? hn::Zero(df) : hn::Load(df, to);
-        hn::Store(multiply_tile_rows<Kind>(rows, unpacker.zero_bits, tile, sum), df, to);
+      LaterTile later(w, unpacker.tile_bytes, first_row + begin, count, col, n_fetches);
+      unpack_rows(w, unpacker, first_row + begin, count, col, later, rows);
+      prepare_tokens(x, n_tokens, col, unpacker.zero_bits, tokens);
+      for (std::size_t t = 0, together; t < n_tokens; t += together) {
+        const std::size_t left = n_tokens - t;
+        together = left >= 4 ? 4 : left >= 2 ? 2 : 1;
+        const auto multiply = [&](auto n_together) MIXTRAL_LAMBDA {
+          multiply_parts<Kind, decltype(n_together)::value>(rows, tokens + t, col == 0, later,
+                                                            out + t * kMaxMatmulRows + begin);
+        };
+        if (together == 4) {
+          multiply(std::integral_constant<std::size_t, 4>());
+        } else if (together == 2) {
+          multiply(std::integral_constant<std::size_t, 2>());
+        } else {
+          multiply(std::integral_constant<std::size_t, 1>());
+        }
       }
     }
+  }
+}
+
+#undef MIXTRAL_TOKEN_DOTS  // differs between targets
+#if HWY_HAVE_SCALABLE || HWY_TARGET == HWY_SSSE3 || (HWY_ARCH_X86 && HWY_TARGET == HWY_AVX3)
+#define MIXTRAL_TOKEN_DOTS \
+  0  // no arrays of vectors, or old CPUs, not worth what it takes to compile
+#else
+#define MIXTRAL_TOKEN_DOTS 1
+// Blocks of one part of the rows that are multiplied with a token as they are unpacked, instead of
+// being stored: an equal of TileQuants.
+template <class Kind, std::size_t kBlocks>
+class TokenDots {
+ public:
+  // From block `first` of the tile on.
+  HWY_INLINE TokenDots(const PreparedTile<Kind, 1>& x, std::size_t first) : x_(x), first_(first) {
+    MIXTRAL_UNROLL
+    for (std::size_t i = 0; i < kBlocks * kHalves; ++i) {
+      dots_[i] = hn::Set(DI32(), x.begin[i % kHalves][first + i / kHalves]);
+    }
+  }
+
+  HWY_INLINE void store(VU32 v, std::size_t quad) {
+    VI32& dot = dots_[quad * kHalves / 8];
+    const auto x = broadcast_quad(x_.q + (first_ * 8 + quad) * kQuad);
+    dot = quad_dot_add<Kind::kSigned>(dot, hn::BitCast(DI8(), v), x);
+  }
+  HWY_INLINE void store_signed(VU32 v, std::size_t quad) { store(signed_quad(v), quad); }
+
+  HWY_INLINE VF add_to(VF sum, const TileScales& scales) const {
+    const DF df;
+    MIXTRAL_UNROLL
+    for (std::size_t i = 0; i < kBlocks; ++i) {
+      const std::size_t block = first_ + i, at = block * hn::Lanes(df);
+      const auto base = hn::Set(df, x_.base[block]);
+      const auto dot = [&](std::size_t half) MIXTRAL_LAMBDA {
+        return hn::Sub(hn::BitCast(df, dots_[i * kHalves + half]), base);
+      };
+      const auto scale = [&](std::size_t half)
+                             MIXTRAL_LAMBDA { return hn::Load(df, scales.scales[half] + at); };
+      const auto offset = [&](std::size_t half) MIXTRAL_LAMBDA {
+        return Kind::kOffset ? hn::Load(df, scales.offsets[half] + at) : base;
+      };
+      const auto x_sum = [&](std::size_t half) MIXTRAL_LAMBDA {
+        return Kind::kOffset ? hn::Set(df, x_.x_sum[half][block]) : base;
+      };
+      VF product = scaled_dot<Kind>(dot(0), scale(0), offset(0), x_sum(0));
+      if (kHalves > 1) {
+        product =
+            add_scaled_dot<Kind>(product, dot(kLast), scale(kLast), offset(kLast), x_sum(kLast));
+      }
+      sum = hn::Add(sum, product);
+    }
+    return sum;
+  }
+
+ private:
+  static constexpr std::size_t kHalves = Kind::kHalves, kLast = kHalves - 1;
+  const PreparedTile<Kind, 1>& x_;
+  std::size_t first_;
+  VI32 dots_[kBlocks * kHalves];  // [block][half]
+};
+
+// As Kernels::matmul, for one token. Fewer rows at a time than for a few tokens, since memory is then
+// read at fewer places at the same time.
+template <class Format>
+void matmul_one(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* x,
+                float* out) {
+  using Kind = DotKindOf<Format>;
+  constexpr std::size_t kSteps = kBlocksPerTile / Format::kStepBlocks;
+  const DF df;
+  const std::size_t n = hn::Lanes(df);
+  PreparedTile<Kind, 1> token;
+  HWY_ALIGN std::uint32_t words[PartBytes<Format>::kWords * kMaxLanes];
+  HWY_ALIGN float values[4][kMaxLanes * kBlocksPerTile];
+  const TileScales scales{{values[0], values[1]}, {values[2], values[3]}};
+  for (std::size_t begin = 0; begin < n_rows; begin += n) {
+    const std::size_t row = first_row + begin, count = HWY_MIN(n, n_rows - begin);
+    VF sum = hn::Zero(df);
+    for (std::size_t col = 0; col < w.cols; col += kTile) {
+      LaterTile later(w, kBytesPerTile<Format>, row, count, col, kSteps);
+      PartBytes<Format>(w, row, count, col).transpose(words);
+      const PackedRows rows{words};
+      const auto* tile = static_cast<const std::uint8_t*>(x) + col / kTile * kTokenTileBytes;
+      token.set(tile, 1, zero_bits_of(kZeroOf<Format>));
+      Format::unpack_scales(rows, scales);
+      for (std::size_t step = 0; step < kSteps; ++step) {
+        later.fetch();
+        TokenDots<Kind, Format::kStepBlocks> dots(token, step * Format::kStepBlocks);
+        Format::unpack_quants(rows, step, dots);
+        sum = dots.add_to(sum, scales);
+      }
+    }
+    hn::Store(sum, df, out + begin);
+  }
+}
+#endif
+
+template <class Format>
+void matmul_rows(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
+                 std::size_t n_tokens, float* out) {
+#if MIXTRAL_TOKEN_DOTS
+  if constexpr (!Format::kByRow) {
+    if (n_tokens == 1) return matmul_one<Format>(w, first_row, n_rows, x[0], out);
+  }
+#endif
+  for (std::size_t t = 0; t < n_tokens; t += kMaxLanes) {
+    matmul_few<DotKindOf<Format>>(w, unpacker<Format>(), first_row, n_rows, x + t,
+                                  HWY_MIN(kMaxLanes, n_tokens - t), out + t * kMaxMatmulRows);
   }
 }
 

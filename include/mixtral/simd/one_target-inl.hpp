@@ -44,9 +44,8 @@
 //
 #include "mixtral/simd/matmul_floats-inl.hpp"
 #include "mixtral/simd/matmul_groups-inl.hpp"
-#include "mixtral/simd/matmul_rows-inl.hpp"
 //
-#include "mixtral/simd/matmul_few-inl.hpp"
+#include "mixtral/simd/matmul_rows-inl.hpp"
 //
 #include "mixtral/simd/elementwise-inl.hpp"
 #include "mixtral/simd/matmul-inl.hpp"

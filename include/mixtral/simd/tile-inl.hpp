@@ -1,176 +1,247 @@
 // Per target: what every block format unpacks to, and the helpers that they share.
+//
+// Weights are unpacked for as many rows at a time as a vector has lanes, n. First the rows' bytes change
+// places, so that a vector has the same four bytes of each row; then all of a format's masks and
+// shifts, of quants and of scales, are the same in all lanes, and so are the columns that come out.
 
 HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
-// Where a format unpacks 256 weights of one row to: weight[i] = scale * (q[i] - zero) - offset, where
-// zero is the format's and there are a scale and, if the format has kOffset, an offset for every
-// kScaleColumns columns: for blocks of 32, or for their first halves, then for their second halves.
-struct TileRow {
-  std::int8_t* q;
-  float* scales[2];   // [half][block]
-  float* offsets[2];  // the same
+using DU32 = hn::RebindToUnsigned<DI32>;
+using VU32 = hn::Vec<DU32>;
+
+// out[i * n + r] = the four bytes at data + r * row_bytes + 4 * i, i < kWords, for n rows.
+#if HWY_HAVE_SCALABLE
+template <std::size_t kWords>
+HWY_INLINE void transpose_words(const std::uint8_t* data, std::size_t row_bytes,
+                                std::uint32_t* out) {
+  const std::size_t n = hn::Lanes(DU32());
+  for (std::size_t r = 0; r < n; ++r) {
+    for (std::size_t i = 0; i < kWords; ++i) {
+      std::memcpy(out + i * n + r, data + r * row_bytes + 4 * i, 4);
+    }
+  }
+}
+#else
+// Vector k gets the k-th words of the 128 bits at the same place in a, b, c and e.
+HWY_INLINE void transpose_blocks(VU32 a, VU32 b, VU32 c, VU32 e, VU32& v0, VU32& v1, VU32& v2,
+                                 VU32& v3) {
+  const DU32 d;
+  const hn::Repartition<std::uint64_t, DU32> d64;
+  const auto low_ab = hn::BitCast(d64, hn::InterleaveLower(d, a, b));
+  const auto high_ab = hn::BitCast(d64, hn::InterleaveUpper(d, a, b));
+  const auto low_ce = hn::BitCast(d64, hn::InterleaveLower(d, c, e));
+  const auto high_ce = hn::BitCast(d64, hn::InterleaveUpper(d, c, e));
+  v0 = hn::BitCast(d, hn::InterleaveLower(d64, low_ab, low_ce));
+  v1 = hn::BitCast(d, hn::InterleaveUpper(d64, low_ab, low_ce));
+  v2 = hn::BitCast(d, hn::InterleaveLower(d64, high_ab, high_ce));
+  v3 = hn::BitCast(d, hn::InterleaveUpper(d64, high_ab, high_ce));
+}
+
+// Four words.
+HWY_INLINE void transpose_4_words(const std::uint8_t* data, std::size_t row_bytes,
+                                  std::uint32_t* out) {
+  const DU32 d;
+  const std::size_t n = hn::Lanes(d);
+  // Of rows r, r + 4 ..., one in each 128 bits.
+  const auto load = [&](std::size_t r) MIXTRAL_LAMBDA {
+    const hn::FixedTag<std::uint8_t, 16> d16;
+    const hn::FixedTag<std::uint32_t, 4> d4;
+    const auto row = [&](std::size_t i) MIXTRAL_LAMBDA {
+      return hn::BitCast(d4, hn::LoadU(d16, data + (r + 4 * i) * row_bytes));
+    };
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+    const hn::FixedTag<std::uint32_t, 8> d8;
+    return hn::Combine(d, hn::Combine(d8, row(3), row(2)), hn::Combine(d8, row(1), row(0)));
+#elif HWY_TARGET == HWY_AVX2
+    return hn::Combine(d, row(1), row(0));
+#else
+    static_assert(hn::MaxLanes(DU32()) == 4, "128 bits");
+    return row(0);
+#endif
+  };
+  VU32 v0, v1, v2, v3;
+  transpose_blocks(load(0), load(1), load(2), load(3), v0, v1, v2, v3);
+  hn::Store(v0, d, out), hn::Store(v1, d, out + n);
+  hn::Store(v2, d, out + 2 * n), hn::Store(v3, d, out + 3 * n);
+}
+
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+// As many as there are lanes: half the time of four times four.
+HWY_INLINE void transpose_16_words(const std::uint8_t* data, std::size_t row_bytes,
+                                   std::uint32_t* out) {
+  const DU32 d;
+  const auto four_rows = [&](VU32& v0, VU32& v1, VU32& v2, VU32& v3) MIXTRAL_LAMBDA {
+    const auto load = [&](std::size_t r) MIXTRAL_LAMBDA {
+      return VU32{in_register(hn::BitCast(DI8(), hn::LoadU(DU8(), data + r * row_bytes))).raw};
+    };
+    transpose_blocks(load(0), load(1), load(2), load(3), v0, v1, v2, v3);
+    data += 4 * row_bytes;
+  };
+  VU32 a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, e0, e1, e2, e3;
+  four_rows(a0, a1, a2, a3), four_rows(b0, b1, b2, b3);
+  four_rows(c0, c1, c2, c3), four_rows(e0, e1, e2, e3);
+  const auto join = [&](VU32 a, VU32 b, VU32 c, VU32 e, std::size_t k) MIXTRAL_LAMBDA {
+    const auto first_ab = _mm512_shuffle_i32x4(a.raw, b.raw, 0x44);
+    const auto last_ab = _mm512_shuffle_i32x4(a.raw, b.raw, 0xee);
+    const auto first_ce = _mm512_shuffle_i32x4(c.raw, e.raw, 0x44);
+    const auto last_ce = _mm512_shuffle_i32x4(c.raw, e.raw, 0xee);
+    hn::Store(VU32{_mm512_shuffle_i32x4(first_ab, first_ce, 0x88)}, d, out + k * 16);
+    hn::Store(VU32{_mm512_shuffle_i32x4(first_ab, first_ce, 0xdd)}, d, out + (4 + k) * 16);
+    hn::Store(VU32{_mm512_shuffle_i32x4(last_ab, last_ce, 0x88)}, d, out + (8 + k) * 16);
+    hn::Store(VU32{_mm512_shuffle_i32x4(last_ab, last_ce, 0xdd)}, d, out + (12 + k) * 16);
+  };
+  join(a0, b0, c0, e0, 0), join(a1, b1, c1, e1, 1);
+  join(a2, b2, c2, e2, 2), join(a3, b3, c3, e3, 3);
+}
+#endif
+
+template <std::size_t kWords>
+HWY_INLINE void transpose_words(const std::uint8_t* data, std::size_t row_bytes,
+                                std::uint32_t* out) {
+  static_assert(kWords >= 4, "the last four are read together");
+  const std::size_t n = hn::Lanes(DU32());
+  std::size_t i = 0;
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+  for (; i + 16 <= kWords; i += 16) transpose_16_words(data + 4 * i, row_bytes, out + i * n);
+  if (kWords >= 16 && i + 8 < kWords) {
+    transpose_16_words(data + 4 * (kWords - 16), row_bytes, out + (kWords - 16) * n);
+    return;
+  }
+#endif
+  for (; i + 4 <= kWords; i += 4) transpose_4_words(data + 4 * i, row_bytes, out + i * n);
+  if (i < kWords) {
+    transpose_4_words(data + 4 * (kWords - 4), row_bytes, out + (kWords - 4) * n);
+  }
+}
+#endif
+
+// A tile of the rows as the file has it, [word][row].
+struct PackedRows {
+  const std::uint32_t* words;
+
+  HWY_INLINE VU32 word(std::size_t i) const {
+    const DU32 d;
+    return hn::Load(d, words + i * hn::Lanes(d));
+  }
+
+  // What begins at `offset`, a multiple of four.
+  HWY_INLINE PackedRows from(std::size_t offset) const {
+    return {words + offset / 4 * hn::Lanes(DU32())};
+  }
+
+  // The four bytes from `offset` on, a multiple of two.
+  HWY_INLINE VU32 bytes(std::size_t offset) const {
+    if (offset % 4 == 0) return word(offset / 4);
+    return hn::Or(hn::ShiftRight<16>(word(offset / 4)), hn::ShiftLeft<16>(word(offset / 4 + 1)));
+  }
+
+  // The half-precision numbers at `offset`, a multiple of two.
+  HWY_INLINE VF half(std::size_t offset) const {
+    const auto v = word(offset / 4);
+    return half_bits_to_floats(
+        DF(), offset % 4 == 0 ? hn::And(v, hn::Set(DU32(), 0xffff)) : hn::ShiftRight<16>(v));
+  }
 };
 
-// Sets the scale, or the offset, of kColumns columns from column `first` of the tile.
+// Signed quants in the form that the dot product wants: 128 higher where it takes unsigned ones.
+HWY_INLINE VU32 signed_quad(VU32 v) {
+  return kUnsignedDot ? hn::Xor(v, hn::Set(DU32(), 0x80808080u)) : v;
+}
+
+// Where they are unpacked to: weight[i] = scale * (q[i] - zero) - offset, where zero is the format's and
+// there are a scale and, if the format has kOffset, an offset for every kScaleColumns columns: for
+// blocks of 32, or for their first halves, then for their second halves.
+struct TileScales {
+  float* scales[2];   // [half][block][row]
+  float* offsets[2];  // the same
+
+  HWY_INLINE void set_scale(VF v, std::size_t half, std::size_t block) const {
+    const DF d;
+    hn::Store(v, d, scales[half] + block * hn::Lanes(d));
+  }
+  HWY_INLINE void set_offset(VF v, std::size_t half, std::size_t block) const {
+    const DF d;
+    hn::Store(v, d, offsets[half] + block * hn::Lanes(d));
+  }
+};
+// Quants are unpacked kStepBlocks blocks of 32 at a time, in steps.
+struct TileQuants {
+  std::uint32_t* q;  // [quad][row]
+
+  HWY_INLINE void store(VU32 v, std::size_t quad) const {
+    const DU32 d;
+    hn::Store(v, d, q + quad * hn::Lanes(d));
+  }
+  HWY_INLINE void store_signed(VU32 v, std::size_t quad) const { store(signed_quad(v), quad); }
+};
+
+// v & bits, and (v >> kShift) & bits or, where kShift < 0, (v << -kShift) & bits, in each byte.
+HWY_INLINE VU32 and_bytes(VU32 v, std::uint32_t bits) {
+  return hn::And(v, hn::Set(DU32(), bits * 0x01010101u));
+}
+template <int kShift>
+HWY_INLINE VU32 shifted_bits(VU32 v, std::uint32_t bits) {
+  constexpr int kRight = kShift > 0 ? kShift : 0, kLeft = kShift < 0 ? -kShift : 0;
+  if (kShift > 0) return and_bytes(hn::ShiftRight<kRight>(v), bits);
+  return and_bytes(kShift < 0 ? hn::ShiftLeft<kLeft>(v) : v, bits);
+}
+
+// Calls body with 0 to kCount - 1 as constants.
+template <class Body, std::size_t... i>
+HWY_INLINE void for_constants(const Body& body, std::index_sequence<i...>) {
+  (body(std::integral_constant<std::size_t, i>()), ...);
+}
+template <std::size_t kCount, class Body>
+HWY_INLINE void for_constants(const Body& body) {
+  for_constants(body, std::make_index_sequence<kCount>());
+}
+
+// Byte k of each lane.
+template <std::size_t k>
+HWY_INLINE VF byte_to_float(VU32 v) {
+  const auto byte = hn::And(hn::ShiftRight<8 * k>(v), hn::Set(DU32(), 0xff));
+  return hn::ConvertTo(DF(), hn::BitCast(DI32(), byte));
+}
+template <std::size_t k>
+HWY_INLINE VF signed_byte_to_float(VU32 v) {
+  const auto top = hn::BitCast(DI32(), hn::ShiftLeft<24 - 8 * k>(v));
+  return hn::ConvertTo(DF(), hn::ShiftRight<24>(top));
+}
+
+// Calls body(nibbles, i) for the quads i of a block of 32 columns, whose 16 bytes begin at `offset`: the
+// low nibbles come first.
+template <class Body>
+HWY_INLINE void unpack_nibbles(const PackedRows& rows, std::size_t offset, const Body& body) {
+  MIXTRAL_UNROLL
+  for (std::size_t i = 0; i < 4; ++i) {
+    const auto packed = rows.bytes(offset + 4 * i);
+    body(shifted_bits<0>(packed, 0x0f), i);
+    body(shifted_bits<4>(packed, 0x0f), 4 + i);
+  }
+}
+
+// 16 in the bytes of quad i of 32 columns whose bits are set.
+HWY_INLINE VU32 fifth_bits(VU32 bits, std::size_t i) {
+  const DU32 d;
+  // Bits 0 to 3 get to where bytes begin, once each; what else there is, is masked away.
+  const auto four = hn::And(hn::ShiftRightSame(bits, static_cast<int>(4 * i)), hn::Set(d, 15));
+  const auto spread = hn::Mul(four, hn::Set(d, 0x00204081u));
+  return hn::ShiftLeft<4>(and_bytes(spread, 1));
+}
+
+// One row of a tile, for formats that look points up in grids: q[column], scales[half][block].
+struct TileRow {
+  std::int8_t* q;
+  float* scales[2];
+};
+
+// Sets the scale of kColumns columns from column `first` of the tile.
 template <std::size_t kColumns>
 HWY_INLINE void set_scale(const TileRow& tile, std::size_t first, float scale) {
   tile.scales[first % kBlock / kColumns][first / kBlock] = scale;
 }
-template <std::size_t kColumns>
-HWY_INLINE void set_offset(const TileRow& tile, std::size_t first, float offset) {
-  tile.offsets[first % kBlock / kColumns][first / kBlock] = offset;
-}
-
-// Bytes shifted as pairs: bits come in from the neighbour and are to be masked away.
-template <int kBits, class D>
-HWY_INLINE hn::Vec<D> shift_right(D d, hn::Vec<D> v) {
-  const hn::Repartition<std::uint16_t, D> d16;
-  return hn::BitCast(d, hn::ShiftRight<kBits>(hn::BitCast(d16, v)));
-}
-template <int kBits, class D>
-HWY_INLINE hn::Vec<D> shift_left(D d, hn::Vec<D> v) {
-  const hn::Repartition<std::uint16_t, D> d16;
-  return hn::BitCast(d, hn::ShiftLeft<kBits>(hn::BitCast(d16, v)));
-}
-
-// Sixteen bytes, such as the scales of a block.
-using D16Bytes = hn::FixedTag<std::uint8_t, 16>;
-using V16Bytes = hn::Vec<D16Bytes>;
-
-// out_low[i] = low_factor * v[i] and out_high[i] = high_factor * v[8 + i] for i < 8; the bytes are
-// signed ones if kSigned.
-template <bool kSigned>
-HWY_INLINE void multiply_bytes(V16Bytes v, float low_factor, float* out_low, float high_factor,
-                               float* out_high) {
-  const hn::CappedTag<float, 8> d;
-  const hn::RebindToSigned<decltype(d)> d32;
-  using Byte = std::conditional_t<kSigned, std::int8_t, std::uint8_t>;
-  const hn::Rebind<Byte, decltype(d)> d8;
-  alignas(16) Byte bytes[16];
-  hn::Store(v, D16Bytes(), reinterpret_cast<std::uint8_t*>(bytes));
-  for (std::size_t i = 0; i < 8; i += hn::Lanes(d)) {
-    const auto low = hn::ConvertTo(d, hn::PromoteTo(d32, hn::LoadU(d8, bytes + i)));
-    const auto high = hn::ConvertTo(d, hn::PromoteTo(d32, hn::LoadU(d8, bytes + 8 + i)));
-    hn::StoreU(hn::Mul(low, hn::Set(d, low_factor)), d, out_low + i);
-    hn::StoreU(hn::Mul(high, hn::Set(d, high_factor)), d, out_high + i);
-  }
-}
-
-// Those of 16 scales or offsets with even numbers, then those with odd ones.
-HWY_INLINE V16Bytes even_then_odd(V16Bytes v) {
-  alignas(16) static constexpr std::uint8_t kOrder[16] = {0, 2, 4, 6, 8, 10, 12, 14,
-                                                          1, 3, 5, 7, 9, 11, 13, 15};
-  return hn::TableLookupBytes(v, hn::Load(D16Bytes(), kOrder));
-}
-
-// v & bits, and v | (bits & mask), in each byte.
-template <class V>
-HWY_INLINE V and_bytes(V v, std::uint8_t bits) {
-  return hn::And(v, hn::Set(hn::DFromV<V>(), bits));
-}
-template <class V>
-HWY_INLINE V or_bits(V v, V bits, std::uint8_t mask) {
-  return hn::OrAnd(v, bits, hn::Set(hn::DFromV<V>(), mask));
-}
-
-// Stores unsigned quants as the tile's bytes.
-template <class D>
-HWY_INLINE void store_quants(hn::Vec<D> v, D, std::int8_t* to) {
-  const hn::RebindToSigned<D> ds;
-  hn::StoreU(hn::BitCast(ds, v), ds, to);
-}
-
-// Signed quants in the form that the dot product wants: 128 higher where it takes unsigned ones.
-template <class D>
-HWY_INLINE hn::Vec<D> signed_quants(D d, hn::Vec<D> v) {
-  return kUnsignedDot ? hn::Xor(v, hn::Set(d, 0x80)) : v;
-}
-template <class D>
-HWY_INLINE void store_signed_quants(hn::Vec<D> v, D d, std::int8_t* to) {
-  store_quants(signed_quants(d, v), d, to);
-}
-
-// 64 quants, of which the first 32 and the last 32 are made of the same 32 bytes, or of 64 bytes: all
-// in one vector, or in several. for_64_quants calls its body with something that
-//   load(bytes)            loads 32 bytes, load_64(bytes) loads 64, load_two(a, b) 32 from each
-//   shift_right<A, B>(v)   shifts those of the first 32 quants by A bits, the others by B, as
-//                          shift_right above; shift_left alike
-//   store(v, q)            stores them
-// (Masks of ones, here and below, since g++ 12 warns of the intrinsics without.)
-#if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
-struct Quants64 {
-  using D = hn::FixedTag<std::uint8_t, 64>;
-  using V = hn::Vec<D>;
-
-  static HWY_INLINE V load(const std::uint8_t* bytes) {
-    return V{_mm512_maskz_broadcast_i64x4(
-        0xff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes)))};
-  }
-  static HWY_INLINE V load_64(const std::uint8_t* bytes) { return hn::LoadU(D(), bytes); }
-  static HWY_INLINE V load_two(const std::uint8_t* a, const std::uint8_t* b) {
-    const auto first = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(a));
-    const auto second = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(b));
-    return V{_mm512_maskz_inserti64x4(0xff, _mm512_castsi256_si512(first), second, 1)};
-  }
-  static HWY_INLINE D d() { return D(); }
-  template <int kFirst, int kLast>
-  static HWY_INLINE V shift_right(V v) {
-    return V{_mm512_srlv_epi16(v.raw, words(kFirst, kLast))};
-  }
-  template <int kFirst, int kLast>
-  static HWY_INLINE V shift_left(V v) {
-    return V{_mm512_sllv_epi16(v.raw, words(kFirst, kLast))};
-  }
-  static HWY_INLINE void store(V v, std::int8_t* q) { store_quants(v, D(), q); }
-
- private:
-  static HWY_INLINE __m512i words(int first, int last) {
-    return _mm512_maskz_inserti64x4(0xff, _mm512_set1_epi16(static_cast<short>(first)),
-                                    _mm256_set1_epi16(static_cast<short>(last)), 1);
-  }
-};
-
-template <class Body>
-HWY_INLINE void for_64_quants(const Body& body) {
-  body(Quants64());
-}
-#else
-template <bool kLast32>
-struct Quants32 {
-  using D = hn::CappedTag<std::uint8_t, 32>;
-  using V = hn::Vec<D>;
-  std::size_t i;
-
-  HWY_INLINE V load(const std::uint8_t* bytes) const { return hn::LoadU(D(), bytes + i); }
-  HWY_INLINE V load_64(const std::uint8_t* bytes) const {
-    return hn::LoadU(D(), bytes + (kLast32 ? 32 : 0) + i);
-  }
-  HWY_INLINE V load_two(const std::uint8_t* a, const std::uint8_t* b) const {
-    return load(kLast32 ? b : a);
-  }
-  HWY_INLINE D d() const { return D(); }
-  template <int kFirst, int kLast>
-  HWY_INLINE V shift_right(V v) const {
-    return simd::HWY_NAMESPACE::shift_right < kLast32 ? kLast : kFirst > (D(), v);
-  }
-  template <int kFirst, int kLast>
-  HWY_INLINE V shift_left(V v) const {
-    return simd::HWY_NAMESPACE::shift_left < kLast32 ? kLast : kFirst > (D(), v);
-  }
-  HWY_INLINE void store(V v, std::int8_t* q) const {
-    store_quants(v, D(), q + (kLast32 ? 32 : 0) + i);
-  }
-};
-
-template <class Body>
-HWY_INLINE void for_64_quants(const Body& body) {
-  const hn::CappedTag<std::uint8_t, 32> d;
-  for (std::size_t i = 0; i < 32; i += hn::Lanes(d)) body(Quants32<false>{i});
-  for (std::size_t i = 0; i < 32; i += hn::Lanes(d)) body(Quants32<true>{i});
-}
-#endif
 
 HWY_INLINE std::uint32_t load_u32(const std::uint8_t* bytes) {
   std::uint32_t value;
@@ -192,138 +263,17 @@ HWY_INLINE hn::Vec<D16> spread_bits(D16 d, std::uint32_t bits) {
   return hn::VecFromMask(d, hn::Eq(present, select));
 }
 
-// out[i] = the half-precision number at data + i * kStride, for 8.
-template <std::size_t kStride>
-HWY_INLINE void halves_to_floats(const std::uint8_t* data, float* out) {
-  const hn::CappedTag<float, 8> d;
-  const auto half = [&](std::size_t i) {
-    std::uint16_t bits;
-    std::memcpy(&bits, data + i * kStride, 2);
-    return std::uint64_t{bits};
-  };
-  alignas(16)
-      const std::uint64_t words[2] = {half(0) | half(1) << 16 | half(2) << 32 | half(3) << 48,
-                                      half(4) | half(5) << 16 | half(6) << 32 | half(7) << 48};
-  const auto* bytes = reinterpret_cast<const std::uint8_t*>(words);
-  for (std::size_t i = 0; i < 8; i += hn::Lanes(d)) {
-    hn::StoreU(halves_to_float_vector(d, bytes + 2 * i), d, out + i);
-  }
-}
-
-// Unpacks 8 blocks of 32 nibbles: each has 16 bytes of them, kStride apart, of which the low nibbles
-// are the first weights. finish(d, v, i, half) makes quants of nibbles: half of those of block i, or all
-// of two blocks from there if a vector has 64 bytes.
-#if HWY_TARGET <= HWY_AVX3_DL && HWY_ARCH_X86
-template <std::size_t kStride>
-struct NibbleOrder {
-  // Where in 64 bytes the nibbles of two blocks are, each for the low and for the high ones.
-  alignas(64) std::uint8_t from_start[64] = {};
-  alignas(64) std::uint8_t to_end[64] = {};
-
-  constexpr NibbleOrder() {
-    for (std::size_t i = 0; i < 64; ++i) {
-      from_start[i] = static_cast<std::uint8_t>(i / 32 * kStride + i % 16);
-      to_end[i] = static_cast<std::uint8_t>(48 - kStride + from_start[i]);
-    }
-  }
-};
-
-template <std::size_t kStride, class Finish>
-HWY_INLINE void unpack_nibbles(const std::uint8_t* data, std::int8_t* q, const Finish& finish) {
-  static constexpr NibbleOrder<kStride> kOrder;
-  const hn::FixedTag<std::uint8_t, 64> d;
-  const hn::Repartition<std::uint64_t, decltype(d)> d64;
-  alignas(64) static constexpr std::uint64_t kShift[8] = {
-      0, 0, 0x0004000400040004, 0x0004000400040004, 0, 0, 0x0004000400040004, 0x0004000400040004};
-  const auto shift = hn::Load(d64, kShift);
-  const auto fifteen = hn::Set(d, 0x0f);
-  MIXTRAL_UNROLL
-  for (std::size_t i = 0; i < 8; i += 2) {
-    // The last two are read from the end, so that nothing behind it is.
-    const bool last = i == 6;
-    const auto bytes = hn::LoadU(d, last ? data + 7 * kStride + 16 - 64 : data + i * kStride);
-    const auto order = hn::Load(d, last ? kOrder.to_end : kOrder.from_start);
-    const auto twice = _mm512_maskz_permutexvar_epi8(~__mmask64{0}, order.raw, bytes.raw);
-    const hn::Vec<decltype(d)> nibbles{_mm512_srlv_epi16(twice, shift.raw)};
-    store_quants(finish(d, hn::And(nibbles, fifteen), i, std::size_t{0}), d, q + i * 32);
-  }
-}
-
-// 16 more for the quants of block i, of which there is one bit each at bits + i * kStride.
-template <std::size_t kStride, class D>
-HWY_INLINE hn::Vec<D> add_fifth_bits(D d, hn::Vec<D> v, const std::uint8_t* bits, std::size_t i,
-                                     std::size_t) {
-  const std::uint64_t mask =
-      load_u32(bits + i * kStride) | std::uint64_t{load_u32(bits + (i + 1) * kStride)} << 32;
-  return hn::Vec<D>{_mm512_mask_add_epi8(v.raw, mask, v.raw, hn::Set(d, 16).raw)};
-}
-#else
-template <std::size_t kStride, class Finish>
-HWY_INLINE void unpack_nibbles(const std::uint8_t* data, std::int8_t* q, const Finish& finish) {
-  const D16Bytes d;
-  const auto fifteen = hn::Set(d, 0x0f);
-  for (std::size_t i = 0; i < 8; ++i) {
-    const auto packed = hn::LoadU(d, data + i * kStride);
-    store_quants(finish(d, hn::And(packed, fifteen), i, std::size_t{0}), d, q + i * 32);
-    store_quants(finish(d, hn::And(shift_right<4>(d, packed), fifteen), i, std::size_t{1}), d,
-                 q + i * 32 + 16);
-  }
-}
-
-// 16 more for the quants of half of block i, of which there is one bit each at bits + i * kStride.
-template <std::size_t kStride, class D>
-HWY_INLINE hn::Vec<D> add_fifth_bits(D d, hn::Vec<D> v, const std::uint8_t* bits, std::size_t i,
-                                     std::size_t half) {
-  const std::uint32_t all = load_u32(bits + i * kStride);
-  return hn::OrAnd(v, spread_bits(d, half == 0 ? all & 0xffffu : all >> 16), hn::Set(d, 16));
-}
-#endif
-
-// A tile of the formats with blocks of 32, which begin with their scale and, if there is one, their
-// offset with its sign turned: unpacks n_blocks blocks, clears the rest of the tile.
-template <class Format>
-HWY_INLINE void unpack_small_blocks(const std::uint8_t* data, std::size_t n_blocks,
-                                    const TileRow& tile) {
-  constexpr std::size_t kBytes = Format::kBlockBytes;
-  if (n_blocks == kBlocksPerTile) {
-    halves_to_floats<kBytes>(data, tile.scales[0]);
-    if (Format::kOffset) halves_to_floats<kBytes>(data + 2, tile.offsets[0]);
-  } else {
-    for (std::size_t b = 0; b < kBlocksPerTile; ++b) {
-      const bool inside = b < n_blocks;
-      tile.scales[0][b] = inside ? half_to_float(data + b * kBytes) : 0.0f;
-      if (Format::kOffset) {
-        tile.offsets[0][b] = inside ? half_to_float(data + b * kBytes + 2) : 0.0f;
-      }
-    }
-    std::memset(tile.q + n_blocks * 32, 0, kTile - n_blocks * 32);
-  }
-  if (Format::kOffset) {
-    for (std::size_t b = 0; b < kBlocksPerTile; ++b) tile.offsets[0][b] = -tile.offsets[0][b];
-  }
-  if (n_blocks == kBlocksPerTile) return Format::unpack_8_blocks(data, tile.q);
-  // So few that they are copied to where there is room for 8.
-  std::uint8_t copy[8 * kBytes] = {};
-  std::int8_t q[kTile];
-  std::memcpy(copy, data, n_blocks * kBytes);
-  Format::unpack_8_blocks(copy, q);
-  std::memcpy(tile.q, q, n_blocks * 32);
-}
-
-// How many weights a block of the format has: the longest of 32 takes 34 bytes, the shortest of 256
-// takes 66.
-template <class Format>
-constexpr std::size_t kBlockSize = Format::kBlockBytes < 64 ? 32 : 256;
-
 // Stores 16 magnitudes, eight in a word; negative where a bit of `signs` is set.
 HWY_INLINE void store_points(std::uint64_t first, std::uint64_t second, std::uint32_t signs,
                              std::int8_t* q) {
   const hn::CappedTag<std::uint8_t, 16> d;
+  const hn::RebindToSigned<decltype(d)> ds;
   const hn::Repartition<std::uint64_t, decltype(d)> d64;
   alignas(16) const std::uint64_t words[2] = {first, second};
   const auto magnitudes = hn::BitCast(d, hn::Load(d64, words));
   const auto minus = spread_bits(d, signs);
-  store_signed_quants(hn::Sub(hn::Xor(magnitudes, minus), minus), d, q);
+  const auto points = hn::Sub(hn::Xor(magnitudes, minus), minus);
+  hn::StoreU(hn::BitCast(ds, kUnsignedDot ? hn::Xor(points, hn::Set(d, 0x80)) : points), ds, q);
 }
 
 }  // namespace HWY_NAMESPACE

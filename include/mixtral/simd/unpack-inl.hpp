@@ -4,11 +4,24 @@ HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
-// One tile of each of some rows.
+// A tile of as many rows as a vector has lanes.
+struct TilePart {
+  TileQuants quants;
+  TileScales scales;
+};
+
+// One tile of kMaxMatmulRows rows, in parts.
 struct TileRows {
-  HWY_ALIGN std::int8_t q[kMaxMatmulRows * kTile];              // [row][column]
-  HWY_ALIGN float scales[2][kMaxMatmulRows * kBlocksPerTile];   // [half][row][block]
+  HWY_ALIGN std::uint32_t q[kMaxMatmulRows * kQuadsPerTile];    // [part][quad][row]
+  HWY_ALIGN float scales[2][kMaxMatmulRows * kBlocksPerTile];   // [half][part][block][row]
   HWY_ALIGN float offsets[2][kMaxMatmulRows * kBlocksPerTile];  // the same
+
+  // The part that begins with a row.
+  HWY_INLINE TilePart part(std::size_t row) {
+    const std::size_t block = row * kBlocksPerTile;
+    return {{q + row * kQuadsPerTile},
+            {{scales[0] + block, scales[1] + block}, {offsets[0] + block, offsets[1] + block}}};
+  }
 };
 
 // Where the dot product wants unsigned weights, signed ones are 128 higher.
@@ -18,69 +31,38 @@ constexpr int kZeroOf = Format::kSigned&& kUnsignedDot ? 128 : Format::kZero;
 // Zeros are powers of two: the exponent.
 constexpr int zero_bits_of(int zero) { return zero <= 1 ? 0 : 1 + zero_bits_of(zero / 2); }
 
+// How many weights a block of the format has: the longest of 32 takes 34 bytes, the shortest of 256
+// takes 66.
+template <class Format>
+constexpr std::size_t kBlockSize = Format::kBlockBytes < 64 ? 32 : 256;
 template <class Format>
 constexpr std::size_t kBytesPerTile = kTile / kBlockSize<Format>* Format::kBlockBytes;
 
-HWY_INLINE TileRow tile_row(TileRows& rows, std::size_t r) {
-  const std::size_t block = r * kBlocksPerTile;
-  return {rows.q + r * kTile,
-          {rows.scales[0] + block, rows.scales[1] + block},
-          {rows.offsets[0] + block, rows.offsets[1] + block}};
-}
-
-// Unpacks the tiles of n_cols columns at `data`, one for each of n rows; fetches what is `ahead` of
-// each from memory unless that is 0.
-template <class Format>
-void unpack_rows(const std::uint8_t* data, std::size_t row_bytes, std::size_t n, std::size_t n_cols,
-                 std::size_t ahead, TileRows& rows) {
-  for (std::size_t r = 0; r < n; ++r, data += row_bytes) {
-    if (ahead != 0) {
-      for (std::size_t i = 0; i < kBytesPerTile<Format>; i += 64) hwy::Prefetch(data + ahead + i);
-    }
-    Format::unpack(data, n_cols, tile_row(rows, r));
-  }
-}
-
-// How a format is unpacked, for code that multiplies several formats.
-struct Unpacker {
-  void (*unpack)(const std::uint8_t*, std::size_t, std::size_t, std::size_t, std::size_t,
-                 TileRows&);
-  std::size_t tile_bytes;
-  int zero_bits;
-
-  // The tile at column `col` of n rows.
-  void rows(const Matrix& w, std::size_t first_row, std::size_t n, std::size_t col,
-            std::size_t ahead, TileRows& to) const {
-    unpack(w.data + first_row * w.row_bytes + col / kTile * tile_bytes, w.row_bytes, n,
-           HWY_MIN(kTile, w.cols - col), ahead, to);
-  }
-
-  // How far ahead of it is the tile which is n_tiles later, if after the end of some rows there come
-  // those n_rows further.
-  std::size_t ahead(const Matrix& w, std::size_t col, std::size_t n_tiles,
-                    std::size_t n_rows) const {
-    const bool at_end = col + (n_tiles + 1) * kTile > w.cols;
-    return n_tiles * tile_bytes + (at_end ? (n_rows - 1) * w.row_bytes : 0);
-  }
-};
-
-// Fetches the tile after the one at column `col` of n_rows rows from memory, in n_times parts.
-class NextTile {
+// Fetches a later tile of n_rows rows from memory, in n_times parts. Measured in decoding: to be early
+// enough it is half a kilobyte of each row ahead, and what is fetched little by little comes sooner.
+class LaterTile {
  public:
-  NextTile(const Unpacker& unpacker, const Matrix& w, std::size_t first_row, std::size_t n_rows,
-           std::size_t col, std::size_t n_times)
-      : row_(w.data + first_row * w.row_bytes + col / kTile * unpacker.tile_bytes +
-             unpacker.ahead(w, col, 1, kMaxMatmulRows)),
-        row_bytes_(w.row_bytes),
-        tile_bytes_(unpacker.tile_bytes),
+  LaterTile(const Matrix& w, std::size_t tile_bytes, std::size_t first_row, std::size_t n_rows,
+            std::size_t col, std::size_t n_times)
+      : row_bytes_(w.row_bytes),
+        tile_bytes_(tile_bytes),
         rows_left_(n_rows),
-        rows_a_time_((n_rows + n_times - 1) / n_times) {}
+        rows_a_time_((n_rows + n_times - 1) / n_times) {
+    const std::size_t n_ahead = 1 + 512 / tile_bytes;
+    // After the end of these rows there come those after them.
+    const bool at_end = col + n_ahead * kTile >= w.cols;
+    row_ = w.data + (first_row + (at_end ? n_rows - 1 : 0)) * w.row_bytes +
+           (col / kTile + n_ahead) * tile_bytes;
+  }
 
   HWY_INLINE void fetch() {
-    for (std::size_t n = HWY_MIN(rows_a_time_, rows_left_); n != 0; --n, --rows_left_) {
-      for (std::size_t i = 0; i < tile_bytes_; i += 64) hwy::Prefetch(row_ + i);
-      row_ += row_bytes_;
+    const std::size_t n = HWY_MIN(rows_a_time_, rows_left_), n_bytes = tile_bytes_;
+    const std::uint8_t* row = row_;
+    for (std::size_t r = 0; r < n; ++r, row += row_bytes_) {
+      for (std::size_t i = 0; i < n_bytes; i += 64) hwy::Prefetch(row + i);
     }
+    row_ = row;
+    rows_left_ -= n;
   }
 
  private:
@@ -88,15 +70,106 @@ class NextTile {
   std::size_t row_bytes_, tile_bytes_, rows_left_, rows_a_time_;
 };
 
+// The bytes of a part: those of the file or, where that has no whole tile or no more rows, a copy with
+// zeros after them.
+template <class Format>
+class PartBytes {
+ public:
+  static constexpr std::size_t kWords = (kBytesPerTile<Format> + 3) / 4;
+
+  HWY_INLINE PartBytes(const Matrix& w, std::size_t first_row, std::size_t n_rows, std::size_t col)
+      : data_(w.data + first_row * w.row_bytes + col / kTile * kBytesPerTile<Format>),
+        row_bytes_(w.row_bytes) {
+    const std::size_t n_cols = HWY_MIN(kTile, w.cols - col);
+    // The last word may begin before the end of the block and end after it.
+    const bool ends = first_row + n_rows == w.rows && col + kTile >= w.cols;
+    if (n_rows < hn::Lanes(DF()) || n_cols < kTile || (kBytesPerTile<Format> % 4 != 0 && ends)) {
+      std::memset(copy_, 0, sizeof copy_);
+      const std::size_t n_bytes = n_cols / kBlockSize<Format> * Format::kBlockBytes;
+      for (std::size_t r = 0; r < n_rows; ++r) {
+        std::memcpy(copy_ + r * kWords * 4, data_ + r * row_bytes_, n_bytes);
+      }
+      data_ = copy_;
+      row_bytes_ = kWords * 4;
+    }
+  }
+
+  HWY_INLINE const std::uint8_t* row(std::size_t r) const { return data_ + r * row_bytes_; }
+
+  HWY_INLINE void transpose(std::uint32_t* words) const {
+    transpose_words<kWords>(data_, row_bytes_, words);
+  }
+
+ private:
+  const std::uint8_t* data_;
+  std::size_t row_bytes_;
+  HWY_ALIGN std::uint8_t copy_[kMaxLanes * kWords * 4];
+};
+
+// Unpacks the tile at column `col` of n_rows rows, as many as there are lanes at most; the rest becomes
+// zeros.
+template <class Format>
+void unpack_part(const Matrix& w, std::size_t first_row, std::size_t n_rows, std::size_t col,
+                 TilePart part) {
+  const std::size_t n = hn::Lanes(DF());
+  const PartBytes<Format> bytes(w, first_row, n_rows, col);
+  if constexpr (Format::kByRow) {
+    HWY_ALIGN std::int8_t q[kMaxLanes * kTile];
+    HWY_ALIGN float scales[2][kMaxLanes * kBlocksPerTile];
+    for (std::size_t r = 0; r < n; ++r) {
+      const std::size_t block = r * kBlocksPerTile;
+      Format::unpack(bytes.row(r), {q + r * kTile, {scales[0] + block, scales[1] + block}});
+    }
+    const auto transpose = [](auto n_words, const void* from, void* to) MIXTRAL_LAMBDA {
+      constexpr std::size_t kCount = decltype(n_words)::value;
+      transpose_words<kCount>(static_cast<const std::uint8_t*>(from), kCount * 4,
+                              static_cast<std::uint32_t*>(to));
+    };
+    transpose(std::integral_constant<std::size_t, kQuadsPerTile>(), q, part.quants.q);
+    constexpr std::integral_constant<std::size_t, kBlocksPerTile> kBlocks;
+    transpose(kBlocks, scales[0], part.scales.scales[0]);
+    if (Format::kScaleColumns == 16) transpose(kBlocks, scales[1], part.scales.scales[1]);
+  } else {
+    HWY_ALIGN std::uint32_t words[PartBytes<Format>::kWords * kMaxLanes];
+    bytes.transpose(words);
+    const PackedRows rows{words};
+    Format::unpack_scales(rows, part.scales);
+    for (std::size_t step = 0; step < kBlocksPerTile / Format::kStepBlocks; ++step) {
+      TileQuants quants{part.quants.q + step * Format::kStepBlocks * 8 * n};
+      Format::unpack_quants(rows, step, quants);
+    }
+  }
+}
+
+// How a format is unpacked, for code that multiplies several formats.
+struct Unpacker {
+  void (*part)(const Matrix&, std::size_t first_row, std::size_t n_rows, std::size_t col, TilePart);
+  std::size_t tile_bytes;
+  int zero_bits;
+};
 template <class Format>
 HWY_INLINE Unpacker unpacker() {
-  return {unpack_rows<Format>, kBytesPerTile<Format>, zero_bits_of(kZeroOf<Format>)};
+  return {unpack_part<Format>, kBytesPerTile<Format>, zero_bits_of(kZeroOf<Format>)};
+}
+
+// How many times fetch() is called while a part is unpacked.
+constexpr std::size_t kFetchesPerPart = 2;
+
+// Unpacks the tile at column `col` of n_rows rows.
+inline void unpack_rows(const Matrix& w, const Unpacker& unpacker, std::size_t first_row,
+                        std::size_t n_rows, std::size_t col, LaterTile& later, TileRows& rows) {
+  const std::size_t n = hn::Lanes(DF());
+  for (std::size_t r = 0; r < n_rows; r += n) {
+    later.fetch();
+    unpacker.part(w, first_row + r, HWY_MIN(n, n_rows - r), col, rows.part(r));
+    later.fetch();
+  }
 }
 
 // Formats that are multiplied by the same code.
 template <bool kHasHalves, bool kHasOffset, bool kIsSigned>
 struct DotKind {
-  static constexpr bool kHalves = kHasHalves;  // the halves of a block have their own scales
+  static constexpr std::size_t kHalves = kHasHalves ? 2 : 1;  // of a block, with their own scales
   static constexpr bool kOffset = kHasOffset;
   static constexpr bool kSigned = kIsSigned;                // the stored quants are
   static constexpr bool kZero = !kHasOffset && !kIsSigned;  // there is a zero to subtract
@@ -105,23 +178,17 @@ template <class Format>
 using DotKindOf =
     DotKind<Format::kScaleColumns == 16, Format::kOffset, Format::kSigned && !kUnsignedDot>;
 
-// What the quants' zero adds to a dot, to be subtracted.
-template <class Kind>
-HWY_INLINE VI32 zero_part(VI32 q_sum, int zero_bits) {
-  return Kind::kZero ? hn::ShiftLeftSame(q_sum, zero_bits) : hn::Zero(DI32());
-}
-
-// scale * dot - offset * q_sum, for a block, or added to what its first half gave. Multiplications and
+// scale * dot - offset * x_sum, for a block, or added to what its first half gave. Multiplications and
 // additions are joined by hand, with a zero at least, so that no compiler joins others.
 template <class Kind>
-HWY_INLINE VF scaled_dot(VF dot, VF scale, VF offset, VF q_sum) {
+HWY_INLINE VF scaled_dot(VF dot, VF scale, VF offset, VF x_sum) {
   if (!Kind::kOffset) return hn::MulAdd(dot, scale, hn::Zero(DF()));
-  return hn::NegMulAdd(offset, q_sum, hn::Mul(dot, scale));
+  return hn::NegMulAdd(offset, x_sum, hn::Mul(dot, scale));
 }
 template <class Kind>
-HWY_INLINE VF add_scaled_dot(VF first, VF dot, VF scale, VF offset, VF q_sum) {
+HWY_INLINE VF add_scaled_dot(VF first, VF dot, VF scale, VF offset, VF x_sum) {
   const auto sum = hn::MulAdd(dot, scale, first);
-  return Kind::kOffset ? hn::NegMulAdd(offset, q_sum, sum) : sum;
+  return Kind::kOffset ? hn::NegMulAdd(offset, x_sum, sum) : sum;
 }
 
 }  // namespace HWY_NAMESPACE
