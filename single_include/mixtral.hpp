@@ -1590,16 +1590,11 @@ template <class Format>
 using DotKindOf =
     DotKind<Format::kScaleColumns == 16, Format::kOffset, Format::kSigned && !kUnsignedDot>;
 
-// scale * dot - offset * x_sum, for a block, or added to what its first half gave. Multiplications and
-// additions are joined by hand, with a zero at least, so that no compiler joins others.
+// sum + scale * dot - offset * x_sum, for a block or one of its halves. What is rounded once is joined by
+// hand, so that no compiler chooses.
 template <class Kind>
-HWY_INLINE VF scaled_dot(VF dot, VF scale, VF offset, VF x_sum) {
-  if (!Kind::kOffset) return hn::MulAdd(dot, scale, hn::Zero(DF()));
-  return hn::NegMulAdd(offset, x_sum, hn::Mul(dot, scale));
-}
-template <class Kind>
-HWY_INLINE VF add_scaled_dot(VF first, VF dot, VF scale, VF offset, VF x_sum) {
-  const auto sum = hn::MulAdd(dot, scale, first);
+HWY_INLINE VF add_scaled_dot(VF sum, VF dot, VF scale, VF offset, VF x_sum) {
+  sum = hn::MulAdd(dot, scale, sum);
   return Kind::kOffset ? hn::NegMulAdd(offset, x_sum, sum) : sum;
 }
 
@@ -1908,87 +1903,66 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row,
     return i % kGroups == 0 ? a : i % kGroups == 1 ? b : c;
   };
   constexpr bool kTwelve = kGroups == 3;
-  VI32 d0, d1, d2, d3, d4, d5, d6, d7, d8_, d9, d10, d11;
-  for (std::size_t block = 0; block < kBlocksPerTile; ++block) {
-    const auto multiply = [&](std::size_t half) MIXTRAL_LAMBDA {
-      const auto begin = [&](const GroupTile<Kind>& group) MIXTRAL_LAMBDA {
-        return hn::Load(d32, group.begin[half] + block * n);
+  const auto sum_at = [&](std::size_t i)
+                          MIXTRAL_LAMBDA { return sums + i % kGroups * sums_stride + row(i) * n; };
+  const auto load_sum = [&](std::size_t i) MIXTRAL_LAMBDA {
+    return i < 8 || kTwelve ? hn::Load(df, sum_at(i)) : hn::Zero(df);
+  };
+  VF s0 = load_sum(0), s1 = load_sum(1), s2 = load_sum(2), s3 = load_sum(3);
+  VF s4 = load_sum(4), s5 = load_sum(5), s6 = load_sum(6), s7 = load_sum(7);
+  VF s8 = load_sum(8), s9 = load_sum(9), s10 = load_sum(10), s11 = load_sum(11);
+  for (std::size_t step = 0; step < kBlocksPerTile * Kind::kHalves; ++step) {
+    const std::size_t block = step / Kind::kHalves, half = step % Kind::kHalves;
+    const auto begin = [&](const GroupTile<Kind>& group)
+                           MIXTRAL_LAMBDA { return hn::Load(d32, group.begin[half] + block * n); };
+    const auto begin_a = begin(ga);
+    const auto begin_b = kGroups > 1 ? begin(gb) : begin_a;
+    const auto begin_c = kGroups > 2 ? begin(gc) : begin_a;
+    const auto begin_of = [&](std::size_t i)
+                              MIXTRAL_LAMBDA { return of_group(i, begin_a, begin_b, begin_c); };
+    VI32 d0 = begin_of(0), d1 = begin_of(1), d2 = begin_of(2), d3 = begin_of(3);
+    VI32 d4 = begin_of(4), d5 = begin_of(5), d6 = begin_of(6), d7 = begin_of(7);
+    VI32 d8_ = begin_of(8), d9 = begin_of(9), d10 = begin_of(10), d11 = begin_of(11);
+    constexpr std::size_t kQuads = 8 / Kind::kHalves;
+    MIXTRAL_UNROLL
+    for (std::size_t i = 0; i < kQuads; ++i) {
+      const std::size_t quad = step * kQuads + i;
+      const auto load = [&](const GroupTile<Kind>& group) MIXTRAL_LAMBDA {
+        return in_register(hn::Load(d8, group.q + quad * n * kQuad));
       };
-      const auto begin_a = begin(ga);
-      const auto begin_b = kGroups > 1 ? begin(gb) : begin_a;
-      const auto begin_c = kGroups > 2 ? begin(gc) : begin_a;
-      const auto begin_of = [&](std::size_t i)
-                                MIXTRAL_LAMBDA { return of_group(i, begin_a, begin_b, begin_c); };
-      d0 = begin_of(0), d1 = begin_of(1), d2 = begin_of(2), d3 = begin_of(3);
-      d4 = begin_of(4), d5 = begin_of(5), d6 = begin_of(6), d7 = begin_of(7);
-      d8_ = begin_of(8), d9 = begin_of(9), d10 = begin_of(10), d11 = begin_of(11);
-      constexpr std::size_t kQuads = 8 / Kind::kHalves;
-      MIXTRAL_UNROLL
-      for (std::size_t i = 0; i < kQuads; ++i) {
-        const std::size_t quad = block * 8 + half * kQuads + i;
-        const auto load = [&](const GroupTile<Kind>& group) MIXTRAL_LAMBDA {
-          return in_register(hn::Load(d8, group.q + quad * n * kQuad));
-        };
-        const auto xa = load(ga);
-        const auto xb = kGroups > 1 ? load(gb) : xa;
-        const auto xc = kGroups > 2 ? load(gc) : xa;
-        const auto add = [&](VI32& dot, std::size_t j) MIXTRAL_LAMBDA {
-          const auto w = broadcast_quad(q + row_quad(row(j)) + quad * n);
-          dot = quad_dot_add<Kind::kSigned>(dot, w, of_group(j, xa, xb, xc));
-        };
-        add(d0, 0), add(d1, 1), add(d2, 2), add(d3, 3);
-        add(d4, 4), add(d5, 5), add(d6, 6), add(d7, 7);
-        if (kTwelve) add(d8_, 8), add(d9, 9), add(d10, 10), add(d11, 11);
-      }
-    };
+      const auto xa = load(ga);
+      const auto xb = kGroups > 1 ? load(gb) : xa;
+      const auto xc = kGroups > 2 ? load(gc) : xa;
+      const auto add = [&](VI32& dot, std::size_t j) MIXTRAL_LAMBDA {
+        const auto w = broadcast_quad(q + row_quad(row(j)) + quad * n);
+        dot = quad_dot_add<Kind::kSigned>(dot, w, of_group(j, xa, xb, xc));
+      };
+      add(d0, 0), add(d1, 1), add(d2, 2), add(d3, 3);
+      add(d4, 4), add(d5, 5), add(d6, 6), add(d7, 7);
+      if (kTwelve) add(d8_, 8), add(d9, 9), add(d10, 10), add(d11, 11);
+    }
     const auto of_block = [&](const float* values)
                               MIXTRAL_LAMBDA { return hn::Load(df, values + block * n); };
     const auto base_a = of_block(ga.base), base_b = of_block(gb.base), base_c = of_block(gc.base);
-    const auto to_float = [&](VI32 dot, std::size_t i) MIXTRAL_LAMBDA {
-      return hn::Sub(hn::BitCast(df, dot), of_group(i, base_a, base_b, base_c));
-    };
-    const auto scale = [&](std::size_t i, std::size_t half) MIXTRAL_LAMBDA {
-      return hn::Set(df, rows.scales[half][row_block(row(i), block)]);
-    };
-    const auto offset = [&](std::size_t i, std::size_t half) MIXTRAL_LAMBDA {
-      return Kind::kOffset ? hn::Set(df, rows.offsets[half][row_block(row(i), block)])
-                           : hn::Zero(df);
-    };
-    const auto x_sum = [&](const GroupTile<Kind>& group, std::size_t half) MIXTRAL_LAMBDA {
+    const auto x_sum = [&](const GroupTile<Kind>& group) MIXTRAL_LAMBDA {
       return Kind::kOffset ? of_block(group.x_sum[half]) : hn::Zero(df);
     };
-    const auto add = [&](VF product, std::size_t i) MIXTRAL_LAMBDA {
-      float* sum = sums + i % kGroups * sums_stride + row(i) * n;
-      hn::Store(hn::Add(hn::Load(df, sum), product), df, sum);
+    const auto sum_a = x_sum(ga), sum_b = x_sum(gb), sum_c = x_sum(gc);
+    const auto add = [&](VF& sum, VI32 dot, std::size_t i) MIXTRAL_LAMBDA {
+      const auto number = hn::Sub(hn::BitCast(df, dot), of_group(i, base_a, base_b, base_c));
+      const std::size_t at = row_block(row(i), block);
+      const auto offset = Kind::kOffset ? hn::Set(df, rows.offsets[half][at]) : hn::Zero(df);
+      sum = add_scaled_dot<Kind>(sum, number, hn::Set(df, rows.scales[half][at]), offset,
+                                 of_group(i, sum_a, sum_b, sum_c));
     };
-    multiply(0);
-    const auto a0 = x_sum(ga, 0), b0 = x_sum(gb, 0), c0 = x_sum(gc, 0);
-    const auto first = [&](VI32 dot, std::size_t i) MIXTRAL_LAMBDA {
-      return scaled_dot<Kind>(to_float(dot, i), scale(i, 0), offset(i, 0), of_group(i, a0, b0, c0));
-    };
-    if (Kind::kHalves == 1) {
-      const auto all = [&](VI32 dot, std::size_t i) MIXTRAL_LAMBDA { add(first(dot, i), i); };
-      all(d0, 0), all(d1, 1), all(d2, 2), all(d3, 3), all(d4, 4), all(d5, 5), all(d6, 6),
-          all(d7, 7);
-      if (kTwelve) all(d8_, 8), all(d9, 9), all(d10, 10), all(d11, 11);
-      continue;
-    }
-    const auto u0 = first(d0, 0), u1 = first(d1, 1), u2 = first(d2, 2), u3 = first(d3, 3);
-    const auto u4 = first(d4, 4), u5 = first(d5, 5), u6 = first(d6, 6), u7 = first(d7, 7);
-    VF u8 = u0, u9 = u0, u10 = u0, u11 = u0;
-    if (kTwelve) u8 = first(d8_, 8), u9 = first(d9, 9), u10 = first(d10, 10), u11 = first(d11, 11);
-    constexpr std::size_t kLast = Kind::kHalves - 1;
-    multiply(kLast);
-    const auto a1 = x_sum(ga, kLast), b1 = x_sum(gb, kLast), c1 = x_sum(gc, kLast);
-    const auto last = [&](VF u, VI32 dot, std::size_t i) MIXTRAL_LAMBDA {
-      add(add_scaled_dot<Kind>(u, to_float(dot, i), scale(i, kLast), offset(i, kLast),
-                               of_group(i, a1, b1, c1)),
-          i);
-    };
-    last(u0, d0, 0), last(u1, d1, 1), last(u2, d2, 2), last(u3, d3, 3);
-    last(u4, d4, 4), last(u5, d5, 5), last(u6, d6, 6), last(u7, d7, 7);
-    if (kTwelve) last(u8, d8_, 8), last(u9, d9, 9), last(u10, d10, 10), last(u11, d11, 11);
+    add(s0, d0, 0), add(s1, d1, 1), add(s2, d2, 2), add(s3, d3, 3);
+    add(s4, d4, 4), add(s5, d5, 5), add(s6, d6, 6), add(s7, d7, 7);
+    if (kTwelve) add(s8, d8_, 8), add(s9, d9, 9), add(s10, d10, 10), add(s11, d11, 11);
   }
+  const auto store = [&](VF sum, std::size_t i) MIXTRAL_LAMBDA { hn::Store(sum, df, sum_at(i)); };
+  store(s0, 0), store(s1, 1), store(s2, 2), store(s3, 3);
+  store(s4, 4), store(s5, 5), store(s6, 6), store(s7, 7);
+  if (kTwelve) store(s8, 8), store(s9, 9), store(s10, 10), store(s11, 11);
 }
 
 // to[c * kMaxMatmulRows + r] = from[r * n + c] for r, c < n, where n is the number of lanes.
@@ -2103,73 +2077,44 @@ HWY_INLINE void multiply_parts(const TileRows& rows, const PreparedTile<Kind, 1>
   };
   VF s00 = load_sum(0, 0), s01 = load_sum(0, 1), s10 = load_sum(1, 0), s11 = load_sum(1, 1);
   VF s20 = load_sum(2, 0), s21 = load_sum(2, 1), s30 = load_sum(3, 0), s31 = load_sum(3, 1);
-  for (std::size_t block = 0; block < kBlocksPerTile; ++block) {
-    later.fetch();
-    VI32 d00, d01, d10, d11, d20, d21, d30, d31;
-    const auto multiply = [&](std::size_t half) MIXTRAL_LAMBDA {
-      const auto begin = [&](std::size_t t) MIXTRAL_LAMBDA {
-        return hn::Set(d32, tokens[t < kTokens ? t : 0].begin[half][block]);
+  for (std::size_t step = 0; step < kBlocksPerTile * Kind::kHalves; ++step) {
+    const std::size_t block = step / Kind::kHalves, half = step % Kind::kHalves;
+    if (half == 0) later.fetch();
+    const auto begin = [&](std::size_t t) MIXTRAL_LAMBDA {
+      return hn::Set(d32, tokens[t < kTokens ? t : 0].begin[half][block]);
+    };
+    VI32 d00 = begin(0), d01 = d00, d10 = begin(1), d11 = d10;
+    VI32 d20 = begin(2), d21 = d20, d30 = begin(3), d31 = d30;
+    constexpr std::size_t kQuads = 8 / Kind::kHalves;
+    MIXTRAL_UNROLL
+    for (std::size_t i = 0; i < kQuads; ++i) {
+      const std::size_t quad = step * kQuads + i;
+      const auto load = [&](std::size_t p) MIXTRAL_LAMBDA {
+        const std::size_t at = (p * kQuadsPerTile + quad) * n;
+        return in_register(hn::BitCast(d8, hn::Load(du32, rows.q + at)));
       };
-      d00 = d01 = begin(0), d10 = d11 = begin(1), d20 = d21 = begin(2), d30 = d31 = begin(3);
-      constexpr std::size_t kQuads = 8 / Kind::kHalves;
-      MIXTRAL_UNROLL
-      for (std::size_t i = 0; i < kQuads; ++i) {
-        const std::size_t quad = block * 8 + half * kQuads + i;
-        const auto load = [&](std::size_t p) MIXTRAL_LAMBDA {
-          const std::size_t at = (p * kQuadsPerTile + quad) * n;
-          return in_register(hn::BitCast(d8, hn::Load(du32, rows.q + at)));
-        };
-        const auto w0 = load(0), w1 = load(1);
-        const auto add = [&](VI32& dot0, VI32& dot1, std::size_t t) MIXTRAL_LAMBDA {
-          const auto x = in_register(broadcast_quad(tokens[t].q + quad * kQuad));
-          dot0 = quad_dot_add<Kind::kSigned>(dot0, w0, x);
-          dot1 = quad_dot_add<Kind::kSigned>(dot1, w1, x);
-        };
-        add(d00, d01, 0);
-        if (kTokens > 1) add(d10, d11, 1);
-        if (kTokens > 2) add(d20, d21, 2), add(d30, d31, 3);
-      }
-    };
-    const auto scale = [&](std::size_t half, std::size_t p) MIXTRAL_LAMBDA {
-      return hn::Load(df, rows.scales[half] + (p * kBlocksPerTile + block) * n);
-    };
-    const auto offset = [&](std::size_t half, std::size_t p) MIXTRAL_LAMBDA {
-      return Kind::kOffset ? hn::Load(df, rows.offsets[half] + (p * kBlocksPerTile + block) * n)
-                           : hn::Zero(df);
-    };
-    const auto to_float = [&](VI32 dot, std::size_t t) MIXTRAL_LAMBDA {
-      return hn::Sub(hn::BitCast(df, dot), hn::Set(df, tokens[t].base[block]));
-    };
-    const auto x_sum = [&](std::size_t t, std::size_t half) MIXTRAL_LAMBDA {
-      return Kind::kOffset ? hn::Set(df, tokens[t].x_sum[half][block]) : hn::Zero(df);
-    };
-    multiply(0);
-    const auto first = [&](VI32 dot, std::size_t t, std::size_t p) MIXTRAL_LAMBDA {
-      return scaled_dot<Kind>(to_float(dot, t), scale(0, p), offset(0, p), x_sum(t, 0));
-    };
-    VF p00 = first(d00, 0, 0), p01 = first(d01, 0, 1);
-    VF p10 = p00, p11 = p00, p20 = p00, p21 = p00, p30 = p00, p31 = p00;
-    if (kTokens > 1) p10 = first(d10, 1, 0), p11 = first(d11, 1, 1);
-    if (kTokens > 2)
-      p20 = first(d20, 2, 0), p21 = first(d21, 2, 1), p30 = first(d30, 3, 0),
-      p31 = first(d31, 3, 1);
-    if (Kind::kHalves > 1) {
-      constexpr std::size_t kLast = Kind::kHalves - 1;
-      multiply(kLast);
-      const auto add = [&](VF& product, VI32 dot, std::size_t t, std::size_t p) MIXTRAL_LAMBDA {
-        product = add_scaled_dot<Kind>(product, to_float(dot, t), scale(kLast, p), offset(kLast, p),
-                                       x_sum(t, kLast));
+      const auto w0 = load(0), w1 = load(1);
+      const auto add = [&](VI32& dot0, VI32& dot1, std::size_t t) MIXTRAL_LAMBDA {
+        const auto x = in_register(broadcast_quad(tokens[t].q + quad * kQuad));
+        dot0 = quad_dot_add<Kind::kSigned>(dot0, w0, x);
+        dot1 = quad_dot_add<Kind::kSigned>(dot1, w1, x);
       };
-      add(p00, d00, 0, 0), add(p01, d01, 0, 1);
-      if (kTokens > 1) add(p10, d10, 1, 0), add(p11, d11, 1, 1);
-      if (kTokens > 2)
-        add(p20, d20, 2, 0), add(p21, d21, 2, 1), add(p30, d30, 3, 0), add(p31, d31, 3, 1);
+      add(d00, d01, 0);
+      if (kTokens > 1) add(d10, d11, 1);
+      if (kTokens > 2) add(d20, d21, 2), add(d30, d31, 3);
     }
-    s00 = hn::Add(s00, p00), s01 = hn::Add(s01, p01);
-    if (kTokens > 1) s10 = hn::Add(s10, p10), s11 = hn::Add(s11, p11);
-    if (kTokens > 2)
-      s20 = hn::Add(s20, p20), s21 = hn::Add(s21, p21), s30 = hn::Add(s30, p30),
-      s31 = hn::Add(s31, p31);
+    const auto add = [&](VF& sum, VI32 dot, std::size_t t, std::size_t p) MIXTRAL_LAMBDA {
+      const auto number = hn::Sub(hn::BitCast(df, dot), hn::Set(df, tokens[t].base[block]));
+      const std::size_t at = (p * kBlocksPerTile + block) * n;
+      const auto zero = hn::Zero(df);
+      sum = add_scaled_dot<Kind>(sum, number, hn::Load(df, rows.scales[half] + at),
+                                 Kind::kOffset ? hn::Load(df, rows.offsets[half] + at) : zero,
+                                 Kind::kOffset ? hn::Set(df, tokens[t].x_sum[half][block]) : zero);
+    };
+    add(s00, d00, 0, 0), add(s01, d01, 0, 1);
+    if (kTokens > 1) add(s10, d10, 1, 0), add(s11, d11, 1, 1);
+    if (kTokens > 2) add(s20, d20, 2, 0), add(s21, d21, 2, 1);
+    if (kTokens > 2) add(s30, d30, 3, 0), add(s31, d31, 3, 1);
   }
   const auto store = [&](VF sum0, VF sum1, std::size_t t) MIXTRAL_LAMBDA {
     hn::Store(sum0, df, sum_at(t, 0));
@@ -2254,32 +2199,20 @@ class TokenDots {
   HWY_INLINE VF add_to(VF sum, const TileScales& scales) const {
     const DF df;
     MIXTRAL_UNROLL
-    for (std::size_t i = 0; i < kBlocks; ++i) {
-      const std::size_t block = first_ + i, at = block * hn::Lanes(df);
-      const auto base = hn::Set(df, x_.base[block]);
-      const auto dot = [&](std::size_t half) MIXTRAL_LAMBDA {
-        return hn::Sub(hn::BitCast(df, dots_[i * kHalves + half]), base);
-      };
-      const auto scale = [&](std::size_t half)
-                             MIXTRAL_LAMBDA { return hn::Load(df, scales.scales[half] + at); };
-      const auto offset = [&](std::size_t half) MIXTRAL_LAMBDA {
-        return Kind::kOffset ? hn::Load(df, scales.offsets[half] + at) : base;
-      };
-      const auto x_sum = [&](std::size_t half) MIXTRAL_LAMBDA {
-        return Kind::kOffset ? hn::Set(df, x_.x_sum[half][block]) : base;
-      };
-      VF product = scaled_dot<Kind>(dot(0), scale(0), offset(0), x_sum(0));
-      if (kHalves > 1) {
-        product =
-            add_scaled_dot<Kind>(product, dot(kLast), scale(kLast), offset(kLast), x_sum(kLast));
-      }
-      sum = hn::Add(sum, product);
+    for (std::size_t i = 0; i < kBlocks * kHalves; ++i) {
+      const std::size_t block = first_ + i / kHalves, half = i % kHalves;
+      const std::size_t at = block * hn::Lanes(df);
+      const auto number = hn::Sub(hn::BitCast(df, dots_[i]), hn::Set(df, x_.base[block]));
+      const auto zero = hn::Zero(df);
+      sum = add_scaled_dot<Kind>(sum, number, hn::Load(df, scales.scales[half] + at),
+                                 Kind::kOffset ? hn::Load(df, scales.offsets[half] + at) : zero,
+                                 Kind::kOffset ? hn::Set(df, x_.x_sum[half][block]) : zero);
     }
     return sum;
   }
 
  private:
-  static constexpr std::size_t kHalves = Kind::kHalves, kLast = kHalves - 1;
+  static constexpr std::size_t kHalves = Kind::kHalves;
   const PreparedTile<Kind, 1>& x_;
   std::size_t first_;
   VI32 dots_[kBlocks * kHalves];  // [block][half]

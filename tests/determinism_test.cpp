@@ -86,8 +86,8 @@ std::vector<Token> some_tokens(std::size_t n, std::size_t vocab_size) {
 
 TEST_CASE("determinism: the same bits everywhere, quantised weights") {
   const Blob file = read_file(bundled_model());
-  check_identical(file, some_tokens(70, 4000), mixtral::BlockFormat::f16, 6080289327010087301u);
-  check_identical(file, some_tokens(70, 4000), mixtral::BlockFormat::q8_0, 11074278607822092684u);
+  check_identical(file, some_tokens(70, 4000), mixtral::BlockFormat::f16, 14840069659380222009u);
+  check_identical(file, some_tokens(70, 4000), mixtral::BlockFormat::q8_0, 16361394659569764419u);
 }
 
 TEST_CASE("determinism: the same bits everywhere, float weights of odd sizes") {
@@ -137,6 +137,6 @@ TEST_CASE("determinism: the same tokens everywhere, with every sampling option")
         fnv = (fnv ^ static_cast<std::uint64_t>(generation.token())) * 1099511628211u;
       }
     }
-    CHECK(fnv == 15950807098089000594u);
+    CHECK(fnv == 13608875508553940046u);
   }
 }

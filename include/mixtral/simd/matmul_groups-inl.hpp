@@ -92,87 +92,66 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row,
     return i % kGroups == 0 ? a : i % kGroups == 1 ? b : c;
   };
   constexpr bool kTwelve = kGroups == 3;
-  VI32 d0, d1, d2, d3, d4, d5, d6, d7, d8_, d9, d10, d11;
-  for (std::size_t block = 0; block < kBlocksPerTile; ++block) {
-    const auto multiply = [&](std::size_t half) MIXTRAL_LAMBDA {
-      const auto begin = [&](const GroupTile<Kind>& group) MIXTRAL_LAMBDA {
-        return hn::Load(d32, group.begin[half] + block * n);
+  const auto sum_at = [&](std::size_t i)
+                          MIXTRAL_LAMBDA { return sums + i % kGroups * sums_stride + row(i) * n; };
+  const auto load_sum = [&](std::size_t i) MIXTRAL_LAMBDA {
+    return i < 8 || kTwelve ? hn::Load(df, sum_at(i)) : hn::Zero(df);
+  };
+  VF s0 = load_sum(0), s1 = load_sum(1), s2 = load_sum(2), s3 = load_sum(3);
+  VF s4 = load_sum(4), s5 = load_sum(5), s6 = load_sum(6), s7 = load_sum(7);
+  VF s8 = load_sum(8), s9 = load_sum(9), s10 = load_sum(10), s11 = load_sum(11);
+  for (std::size_t step = 0; step < kBlocksPerTile * Kind::kHalves; ++step) {
+    const std::size_t block = step / Kind::kHalves, half = step % Kind::kHalves;
+    const auto begin = [&](const GroupTile<Kind>& group)
+                           MIXTRAL_LAMBDA { return hn::Load(d32, group.begin[half] + block * n); };
+    const auto begin_a = begin(ga);
+    const auto begin_b = kGroups > 1 ? begin(gb) : begin_a;
+    const auto begin_c = kGroups > 2 ? begin(gc) : begin_a;
+    const auto begin_of = [&](std::size_t i)
+                              MIXTRAL_LAMBDA { return of_group(i, begin_a, begin_b, begin_c); };
+    VI32 d0 = begin_of(0), d1 = begin_of(1), d2 = begin_of(2), d3 = begin_of(3);
+    VI32 d4 = begin_of(4), d5 = begin_of(5), d6 = begin_of(6), d7 = begin_of(7);
+    VI32 d8_ = begin_of(8), d9 = begin_of(9), d10 = begin_of(10), d11 = begin_of(11);
+    constexpr std::size_t kQuads = 8 / Kind::kHalves;
+    MIXTRAL_UNROLL
+    for (std::size_t i = 0; i < kQuads; ++i) {
+      const std::size_t quad = step * kQuads + i;
+      const auto load = [&](const GroupTile<Kind>& group) MIXTRAL_LAMBDA {
+        return in_register(hn::Load(d8, group.q + quad * n * kQuad));
       };
-      const auto begin_a = begin(ga);
-      const auto begin_b = kGroups > 1 ? begin(gb) : begin_a;
-      const auto begin_c = kGroups > 2 ? begin(gc) : begin_a;
-      const auto begin_of = [&](std::size_t i)
-                                MIXTRAL_LAMBDA { return of_group(i, begin_a, begin_b, begin_c); };
-      d0 = begin_of(0), d1 = begin_of(1), d2 = begin_of(2), d3 = begin_of(3);
-      d4 = begin_of(4), d5 = begin_of(5), d6 = begin_of(6), d7 = begin_of(7);
-      d8_ = begin_of(8), d9 = begin_of(9), d10 = begin_of(10), d11 = begin_of(11);
-      constexpr std::size_t kQuads = 8 / Kind::kHalves;
-      MIXTRAL_UNROLL
-      for (std::size_t i = 0; i < kQuads; ++i) {
-        const std::size_t quad = block * 8 + half * kQuads + i;
-        const auto load = [&](const GroupTile<Kind>& group) MIXTRAL_LAMBDA {
-          return in_register(hn::Load(d8, group.q + quad * n * kQuad));
-        };
-        const auto xa = load(ga);
-        const auto xb = kGroups > 1 ? load(gb) : xa;
-        const auto xc = kGroups > 2 ? load(gc) : xa;
-        const auto add = [&](VI32& dot, std::size_t j) MIXTRAL_LAMBDA {
-          const auto w = broadcast_quad(q + row_quad(row(j)) + quad * n);
-          dot = quad_dot_add<Kind::kSigned>(dot, w, of_group(j, xa, xb, xc));
-        };
-        add(d0, 0), add(d1, 1), add(d2, 2), add(d3, 3);
-        add(d4, 4), add(d5, 5), add(d6, 6), add(d7, 7);
-        if (kTwelve) add(d8_, 8), add(d9, 9), add(d10, 10), add(d11, 11);
-      }
-    };
+      const auto xa = load(ga);
+      const auto xb = kGroups > 1 ? load(gb) : xa;
+      const auto xc = kGroups > 2 ? load(gc) : xa;
+      const auto add = [&](VI32& dot, std::size_t j) MIXTRAL_LAMBDA {
+        const auto w = broadcast_quad(q + row_quad(row(j)) + quad * n);
+        dot = quad_dot_add<Kind::kSigned>(dot, w, of_group(j, xa, xb, xc));
+      };
+      add(d0, 0), add(d1, 1), add(d2, 2), add(d3, 3);
+      add(d4, 4), add(d5, 5), add(d6, 6), add(d7, 7);
+      if (kTwelve) add(d8_, 8), add(d9, 9), add(d10, 10), add(d11, 11);
+    }
     const auto of_block = [&](const float* values)
                               MIXTRAL_LAMBDA { return hn::Load(df, values + block * n); };
     const auto base_a = of_block(ga.base), base_b = of_block(gb.base), base_c = of_block(gc.base);
-    const auto to_float = [&](VI32 dot, std::size_t i) MIXTRAL_LAMBDA {
-      return hn::Sub(hn::BitCast(df, dot), of_group(i, base_a, base_b, base_c));
-    };
-    const auto scale = [&](std::size_t i, std::size_t half) MIXTRAL_LAMBDA {
-      return hn::Set(df, rows.scales[half][row_block(row(i), block)]);
-    };
-    const auto offset = [&](std::size_t i, std::size_t half) MIXTRAL_LAMBDA {
-      return Kind::kOffset ? hn::Set(df, rows.offsets[half][row_block(row(i), block)])
-                           : hn::Zero(df);
-    };
-    const auto x_sum = [&](const GroupTile<Kind>& group, std::size_t half) MIXTRAL_LAMBDA {
+    const auto x_sum = [&](const GroupTile<Kind>& group) MIXTRAL_LAMBDA {
       return Kind::kOffset ? of_block(group.x_sum[half]) : hn::Zero(df);
     };
-    const auto add = [&](VF product, std::size_t i) MIXTRAL_LAMBDA {
-      float* sum = sums + i % kGroups * sums_stride + row(i) * n;
-      hn::Store(hn::Add(hn::Load(df, sum), product), df, sum);
+    const auto sum_a = x_sum(ga), sum_b = x_sum(gb), sum_c = x_sum(gc);
+    const auto add = [&](VF& sum, VI32 dot, std::size_t i) MIXTRAL_LAMBDA {
+      const auto number = hn::Sub(hn::BitCast(df, dot), of_group(i, base_a, base_b, base_c));
+      const std::size_t at = row_block(row(i), block);
+      const auto offset = Kind::kOffset ? hn::Set(df, rows.offsets[half][at]) : hn::Zero(df);
+      sum = add_scaled_dot<Kind>(sum, number, hn::Set(df, rows.scales[half][at]), offset,
+                                 of_group(i, sum_a, sum_b, sum_c));
     };
-    multiply(0);
-    const auto a0 = x_sum(ga, 0), b0 = x_sum(gb, 0), c0 = x_sum(gc, 0);
-    const auto first = [&](VI32 dot, std::size_t i) MIXTRAL_LAMBDA {
-      return scaled_dot<Kind>(to_float(dot, i), scale(i, 0), offset(i, 0), of_group(i, a0, b0, c0));
-    };
-    if (Kind::kHalves == 1) {
-      const auto all = [&](VI32 dot, std::size_t i) MIXTRAL_LAMBDA { add(first(dot, i), i); };
-      all(d0, 0), all(d1, 1), all(d2, 2), all(d3, 3), all(d4, 4), all(d5, 5), all(d6, 6),
-          all(d7, 7);
-      if (kTwelve) all(d8_, 8), all(d9, 9), all(d10, 10), all(d11, 11);
-      continue;
-    }
-    const auto u0 = first(d0, 0), u1 = first(d1, 1), u2 = first(d2, 2), u3 = first(d3, 3);
-    const auto u4 = first(d4, 4), u5 = first(d5, 5), u6 = first(d6, 6), u7 = first(d7, 7);
-    VF u8 = u0, u9 = u0, u10 = u0, u11 = u0;
-    if (kTwelve) u8 = first(d8_, 8), u9 = first(d9, 9), u10 = first(d10, 10), u11 = first(d11, 11);
-    constexpr std::size_t kLast = Kind::kHalves - 1;
-    multiply(kLast);
-    const auto a1 = x_sum(ga, kLast), b1 = x_sum(gb, kLast), c1 = x_sum(gc, kLast);
-    const auto last = [&](VF u, VI32 dot, std::size_t i) MIXTRAL_LAMBDA {
-      add(add_scaled_dot<Kind>(u, to_float(dot, i), scale(i, kLast), offset(i, kLast),
-                               of_group(i, a1, b1, c1)),
-          i);
-    };
-    last(u0, d0, 0), last(u1, d1, 1), last(u2, d2, 2), last(u3, d3, 3);
-    last(u4, d4, 4), last(u5, d5, 5), last(u6, d6, 6), last(u7, d7, 7);
-    if (kTwelve) last(u8, d8_, 8), last(u9, d9, 9), last(u10, d10, 10), last(u11, d11, 11);
+    add(s0, d0, 0), add(s1, d1, 1), add(s2, d2, 2), add(s3, d3, 3);
+    add(s4, d4, 4), add(s5, d5, 5), add(s6, d6, 6), add(s7, d7, 7);
+    if (kTwelve) add(s8, d8_, 8), add(s9, d9, 9), add(s10, d10, 10), add(s11, d11, 11);
   }
+  const auto store = [&](VF sum, std::size_t i) MIXTRAL_LAMBDA { hn::Store(sum, df, sum_at(i)); };
+  store(s0, 0), store(s1, 1), store(s2, 2), store(s3, 3);
+  store(s4, 4), store(s5, 5), store(s6, 6), store(s7, 7);
+  if (kTwelve) store(s8, 8), store(s9, 9), store(s10, 10), store(s11, 11);
 }
 
 // to[c * kMaxMatmulRows + r] = from[r * n + c] for r, c < n, where n is the number of lanes.

@@ -28,73 +28,44 @@ HWY_INLINE void multiply_parts(const TileRows& rows, const PreparedTile<Kind, 1>
   };
   VF s00 = load_sum(0, 0), s01 = load_sum(0, 1), s10 = load_sum(1, 0), s11 = load_sum(1, 1);
   VF s20 = load_sum(2, 0), s21 = load_sum(2, 1), s30 = load_sum(3, 0), s31 = load_sum(3, 1);
-  for (std::size_t block = 0; block < kBlocksPerTile; ++block) {
-    later.fetch();
-    VI32 d00, d01, d10, d11, d20, d21, d30, d31;
-    const auto multiply = [&](std::size_t half) MIXTRAL_LAMBDA {
-      const auto begin = [&](std::size_t t) MIXTRAL_LAMBDA {
-        return hn::Set(d32, tokens[t < kTokens ? t : 0].begin[half][block]);
+  for (std::size_t step = 0; step < kBlocksPerTile * Kind::kHalves; ++step) {
+    const std::size_t block = step / Kind::kHalves, half = step % Kind::kHalves;
+    if (half == 0) later.fetch();
+    const auto begin = [&](std::size_t t) MIXTRAL_LAMBDA {
+      return hn::Set(d32, tokens[t < kTokens ? t : 0].begin[half][block]);
+    };
+    VI32 d00 = begin(0), d01 = d00, d10 = begin(1), d11 = d10;
+    VI32 d20 = begin(2), d21 = d20, d30 = begin(3), d31 = d30;
+    constexpr std::size_t kQuads = 8 / Kind::kHalves;
+    MIXTRAL_UNROLL
+    for (std::size_t i = 0; i < kQuads; ++i) {
+      const std::size_t quad = step * kQuads + i;
+      const auto load = [&](std::size_t p) MIXTRAL_LAMBDA {
+        const std::size_t at = (p * kQuadsPerTile + quad) * n;
+        return in_register(hn::BitCast(d8, hn::Load(du32, rows.q + at)));
       };
-      d00 = d01 = begin(0), d10 = d11 = begin(1), d20 = d21 = begin(2), d30 = d31 = begin(3);
-      constexpr std::size_t kQuads = 8 / Kind::kHalves;
-      MIXTRAL_UNROLL
-      for (std::size_t i = 0; i < kQuads; ++i) {
-        const std::size_t quad = block * 8 + half * kQuads + i;
-        const auto load = [&](std::size_t p) MIXTRAL_LAMBDA {
-          const std::size_t at = (p * kQuadsPerTile + quad) * n;
-          return in_register(hn::BitCast(d8, hn::Load(du32, rows.q + at)));
-        };
-        const auto w0 = load(0), w1 = load(1);
-        const auto add = [&](VI32& dot0, VI32& dot1, std::size_t t) MIXTRAL_LAMBDA {
-          const auto x = in_register(broadcast_quad(tokens[t].q + quad * kQuad));
-          dot0 = quad_dot_add<Kind::kSigned>(dot0, w0, x);
-          dot1 = quad_dot_add<Kind::kSigned>(dot1, w1, x);
-        };
-        add(d00, d01, 0);
-        if (kTokens > 1) add(d10, d11, 1);
-        if (kTokens > 2) add(d20, d21, 2), add(d30, d31, 3);
-      }
-    };
-    const auto scale = [&](std::size_t half, std::size_t p) MIXTRAL_LAMBDA {
-      return hn::Load(df, rows.scales[half] + (p * kBlocksPerTile + block) * n);
-    };
-    const auto offset = [&](std::size_t half, std::size_t p) MIXTRAL_LAMBDA {
-      return Kind::kOffset ? hn::Load(df, rows.offsets[half] + (p * kBlocksPerTile + block) * n)
-                           : hn::Zero(df);
-    };
-    const auto to_float = [&](VI32 dot, std::size_t t) MIXTRAL_LAMBDA {
-      return hn::Sub(hn::BitCast(df, dot), hn::Set(df, tokens[t].base[block]));
-    };
-    const auto x_sum = [&](std::size_t t, std::size_t half) MIXTRAL_LAMBDA {
-      return Kind::kOffset ? hn::Set(df, tokens[t].x_sum[half][block]) : hn::Zero(df);
-    };
-    multiply(0);
-    const auto first = [&](VI32 dot, std::size_t t, std::size_t p) MIXTRAL_LAMBDA {
-      return scaled_dot<Kind>(to_float(dot, t), scale(0, p), offset(0, p), x_sum(t, 0));
-    };
-    VF p00 = first(d00, 0, 0), p01 = first(d01, 0, 1);
-    VF p10 = p00, p11 = p00, p20 = p00, p21 = p00, p30 = p00, p31 = p00;
-    if (kTokens > 1) p10 = first(d10, 1, 0), p11 = first(d11, 1, 1);
-    if (kTokens > 2)
-      p20 = first(d20, 2, 0), p21 = first(d21, 2, 1), p30 = first(d30, 3, 0),
-      p31 = first(d31, 3, 1);
-    if (Kind::kHalves > 1) {
-      constexpr std::size_t kLast = Kind::kHalves - 1;
-      multiply(kLast);
-      const auto add = [&](VF& product, VI32 dot, std::size_t t, std::size_t p) MIXTRAL_LAMBDA {
-        product = add_scaled_dot<Kind>(product, to_float(dot, t), scale(kLast, p), offset(kLast, p),
-                                       x_sum(t, kLast));
+      const auto w0 = load(0), w1 = load(1);
+      const auto add = [&](VI32& dot0, VI32& dot1, std::size_t t) MIXTRAL_LAMBDA {
+        const auto x = in_register(broadcast_quad(tokens[t].q + quad * kQuad));
+        dot0 = quad_dot_add<Kind::kSigned>(dot0, w0, x);
+        dot1 = quad_dot_add<Kind::kSigned>(dot1, w1, x);
       };
-      add(p00, d00, 0, 0), add(p01, d01, 0, 1);
-      if (kTokens > 1) add(p10, d10, 1, 0), add(p11, d11, 1, 1);
-      if (kTokens > 2)
-        add(p20, d20, 2, 0), add(p21, d21, 2, 1), add(p30, d30, 3, 0), add(p31, d31, 3, 1);
+      add(d00, d01, 0);
+      if (kTokens > 1) add(d10, d11, 1);
+      if (kTokens > 2) add(d20, d21, 2), add(d30, d31, 3);
     }
-    s00 = hn::Add(s00, p00), s01 = hn::Add(s01, p01);
-    if (kTokens > 1) s10 = hn::Add(s10, p10), s11 = hn::Add(s11, p11);
-    if (kTokens > 2)
-      s20 = hn::Add(s20, p20), s21 = hn::Add(s21, p21), s30 = hn::Add(s30, p30),
-      s31 = hn::Add(s31, p31);
+    const auto add = [&](VF& sum, VI32 dot, std::size_t t, std::size_t p) MIXTRAL_LAMBDA {
+      const auto number = hn::Sub(hn::BitCast(df, dot), hn::Set(df, tokens[t].base[block]));
+      const std::size_t at = (p * kBlocksPerTile + block) * n;
+      const auto zero = hn::Zero(df);
+      sum = add_scaled_dot<Kind>(sum, number, hn::Load(df, rows.scales[half] + at),
+                                 Kind::kOffset ? hn::Load(df, rows.offsets[half] + at) : zero,
+                                 Kind::kOffset ? hn::Set(df, tokens[t].x_sum[half][block]) : zero);
+    };
+    add(s00, d00, 0, 0), add(s01, d01, 0, 1);
+    if (kTokens > 1) add(s10, d10, 1, 0), add(s11, d11, 1, 1);
+    if (kTokens > 2) add(s20, d20, 2, 0), add(s21, d21, 2, 1);
+    if (kTokens > 2) add(s30, d30, 3, 0), add(s31, d31, 3, 1);
   }
   const auto store = [&](VF sum0, VF sum1, std::size_t t) MIXTRAL_LAMBDA {
     hn::Store(sum0, df, sum_at(t, 0));
@@ -179,32 +150,20 @@ class TokenDots {
   HWY_INLINE VF add_to(VF sum, const TileScales& scales) const {
     const DF df;
     MIXTRAL_UNROLL
-    for (std::size_t i = 0; i < kBlocks; ++i) {
-      const std::size_t block = first_ + i, at = block * hn::Lanes(df);
-      const auto base = hn::Set(df, x_.base[block]);
-      const auto dot = [&](std::size_t half) MIXTRAL_LAMBDA {
-        return hn::Sub(hn::BitCast(df, dots_[i * kHalves + half]), base);
-      };
-      const auto scale = [&](std::size_t half)
-                             MIXTRAL_LAMBDA { return hn::Load(df, scales.scales[half] + at); };
-      const auto offset = [&](std::size_t half) MIXTRAL_LAMBDA {
-        return Kind::kOffset ? hn::Load(df, scales.offsets[half] + at) : base;
-      };
-      const auto x_sum = [&](std::size_t half) MIXTRAL_LAMBDA {
-        return Kind::kOffset ? hn::Set(df, x_.x_sum[half][block]) : base;
-      };
-      VF product = scaled_dot<Kind>(dot(0), scale(0), offset(0), x_sum(0));
-      if (kHalves > 1) {
-        product =
-            add_scaled_dot<Kind>(product, dot(kLast), scale(kLast), offset(kLast), x_sum(kLast));
-      }
-      sum = hn::Add(sum, product);
+    for (std::size_t i = 0; i < kBlocks * kHalves; ++i) {
+      const std::size_t block = first_ + i / kHalves, half = i % kHalves;
+      const std::size_t at = block * hn::Lanes(df);
+      const auto number = hn::Sub(hn::BitCast(df, dots_[i]), hn::Set(df, x_.base[block]));
+      const auto zero = hn::Zero(df);
+      sum = add_scaled_dot<Kind>(sum, number, hn::Load(df, scales.scales[half] + at),
+                                 Kind::kOffset ? hn::Load(df, scales.offsets[half] + at) : zero,
+                                 Kind::kOffset ? hn::Set(df, x_.x_sum[half][block]) : zero);
     }
     return sum;
   }
 
  private:
-  static constexpr std::size_t kHalves = Kind::kHalves, kLast = kHalves - 1;
+  static constexpr std::size_t kHalves = Kind::kHalves;
   const PreparedTile<Kind, 1>& x_;
   std::size_t first_;
   VI32 dots_[kBlocks * kHalves];  // [block][half]

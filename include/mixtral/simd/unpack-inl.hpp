@@ -178,16 +178,11 @@ template <class Format>
 using DotKindOf =
     DotKind<Format::kScaleColumns == 16, Format::kOffset, Format::kSigned && !kUnsignedDot>;
 
-// scale * dot - offset * x_sum, for a block, or added to what its first half gave. Multiplications and
-// additions are joined by hand, with a zero at least, so that no compiler joins others.
+// sum + scale * dot - offset * x_sum, for a block or one of its halves. What is rounded once is joined by
+// hand, so that no compiler chooses.
 template <class Kind>
-HWY_INLINE VF scaled_dot(VF dot, VF scale, VF offset, VF x_sum) {
-  if (!Kind::kOffset) return hn::MulAdd(dot, scale, hn::Zero(DF()));
-  return hn::NegMulAdd(offset, x_sum, hn::Mul(dot, scale));
-}
-template <class Kind>
-HWY_INLINE VF add_scaled_dot(VF first, VF dot, VF scale, VF offset, VF x_sum) {
-  const auto sum = hn::MulAdd(dot, scale, first);
+HWY_INLINE VF add_scaled_dot(VF sum, VF dot, VF scale, VF offset, VF x_sum) {
+  sum = hn::MulAdd(dot, scale, sum);
   return Kind::kOffset ? hn::NegMulAdd(offset, x_sum, sum) : sum;
 }
 
