@@ -397,6 +397,7 @@ struct TileScales {
     hn::Store(v, d, offsets[half] + block * hn::Lanes(d));
   }
 };
+
 // Quants are unpacked kStepBlocks blocks of 32 at a time, in steps.
 struct TileQuants {
   std::uint32_t* q;  // [quad][row]
@@ -439,6 +440,26 @@ template <std::size_t k>
 HWY_INLINE VF signed_byte_to_float(VU32 v) {
   const auto top = hn::BitCast(DI32(), hn::ShiftLeft<24 - 8 * k>(v));
   return hn::ConvertTo(DF(), hn::ShiftRight<24>(top));
+}
+
+// Of a format whose blocks of 32 begin with their scale and, if it has kOffset, the least weight.
+template <class Format>
+HWY_INLINE void unpack_block_scales(const PackedRows& rows, const TileScales& scales) {
+  MIXTRAL_UNROLL
+  for (std::size_t block = 0; block < kBlocksPerTile; ++block) {
+    const std::size_t at = block * Format::kBlockBytes;
+    scales.set_scale(rows.half(at), 0, block);
+    if (Format::kOffset) scales.set_offset(hn::Neg(rows.half(at + 2)), 0, block);
+  }
+}
+
+// Calls body(pair, at, quad) for both blocks of a step, two since these take whole words: the block is at
+// `at` in `pair`, its quads begin at `quad`.
+template <class Format, class Body>
+HWY_INLINE void unpack_pair(const PackedRows& rows, std::size_t step, const Body& body) {
+  const PackedRows pair = rows.from(step * 2 * Format::kBlockBytes);
+  body(pair, 0, 0);
+  body(pair, Format::kBlockBytes, 8);
 }
 
 // Calls body(nibbles, i) for the quads i of a block of 32 columns, whose 16 bytes begin at `offset`: the
@@ -791,21 +812,17 @@ struct Iq4_Nl {
   static constexpr std::size_t kStepBlocks = 2;
 
   static HWY_INLINE void unpack_scales(const PackedRows& rows, const TileScales& scales) {
-    MIXTRAL_UNROLL
-    for (std::size_t block = 0; block < kBlocksPerTile; ++block) {
-      scales.set_scale(rows.half(block * kBlockBytes), 0, block);
-    }
+    unpack_block_scales<Iq4_Nl>(rows, scales);
   }
 
   template <class Quants>
   static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
-    const PackedRows pair = rows.from(step * 2 * kBlockBytes);
-    for_constants<2>([&](auto block) MIXTRAL_LAMBDA {
-      constexpr std::size_t kBlock = decltype(block)::value, kAt = kBlock * kBlockBytes;
-      unpack_nibbles(pair, kAt + 2, [&](VU32 v, std::size_t i) MIXTRAL_LAMBDA {
-        quants.store_signed(levels_of(v), kBlock * 8 + i);
-      });
-    });
+    unpack_pair<Iq4_Nl>(
+        rows, step, [&](auto pair, std::size_t at, std::size_t quad) MIXTRAL_LAMBDA {
+          const auto store = [&](VU32 v, std::size_t i)
+                                 MIXTRAL_LAMBDA { quants.store_signed(levels_of(v), quad + i); };
+          unpack_nibbles(pair, at + 2, store);
+        });
   }
 };
 
@@ -979,20 +996,14 @@ struct Q4_0 {
   static constexpr std::size_t kStepBlocks = 2;
 
   static HWY_INLINE void unpack_scales(const PackedRows& rows, const TileScales& scales) {
-    MIXTRAL_UNROLL
-    for (std::size_t block = 0; block < kBlocksPerTile; ++block) {
-      scales.set_scale(rows.half(block * kBlockBytes), 0, block);
-    }
+    unpack_block_scales<Q4_0>(rows, scales);
   }
 
   template <class Quants>
   static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
-    const PackedRows pair = rows.from(step * 2 * kBlockBytes);
-    for_constants<2>([&](auto block) MIXTRAL_LAMBDA {
-      constexpr std::size_t kBlock = decltype(block)::value, kAt = kBlock * kBlockBytes;
-      unpack_nibbles(pair, kAt + 2, [&](VU32 v, std::size_t i) MIXTRAL_LAMBDA {
-        quants.store(v, kBlock * 8 + i);
-      });
+    unpack_pair<Q4_0>(rows, step, [&](auto pair, std::size_t at, std::size_t quad) MIXTRAL_LAMBDA {
+      const auto store = [&](VU32 v, std::size_t i) MIXTRAL_LAMBDA { quants.store(v, quad + i); };
+      unpack_nibbles(pair, at + 2, store);
     });
   }
 };
@@ -1017,21 +1028,14 @@ struct Q4_1 {
   static constexpr std::size_t kStepBlocks = 2;
 
   static HWY_INLINE void unpack_scales(const PackedRows& rows, const TileScales& scales) {
-    MIXTRAL_UNROLL
-    for (std::size_t block = 0; block < kBlocksPerTile; ++block) {
-      scales.set_scale(rows.half(block * kBlockBytes), 0, block);
-      scales.set_offset(hn::Neg(rows.half(block * kBlockBytes + 2)), 0, block);
-    }
+    unpack_block_scales<Q4_1>(rows, scales);
   }
 
   template <class Quants>
   static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
-    const PackedRows pair = rows.from(step * 2 * kBlockBytes);
-    for_constants<2>([&](auto block) MIXTRAL_LAMBDA {
-      constexpr std::size_t kBlock = decltype(block)::value, kAt = kBlock * kBlockBytes;
-      unpack_nibbles(pair, kAt + 4, [&](VU32 v, std::size_t i) MIXTRAL_LAMBDA {
-        quants.store(v, kBlock * 8 + i);
-      });
+    unpack_pair<Q4_1>(rows, step, [&](auto pair, std::size_t at, std::size_t quad) MIXTRAL_LAMBDA {
+      const auto store = [&](VU32 v, std::size_t i) MIXTRAL_LAMBDA { quants.store(v, quad + i); };
+      unpack_nibbles(pair, at + 4, store);
     });
   }
 };
@@ -1109,21 +1113,17 @@ struct Q5_0 {
   static constexpr std::size_t kStepBlocks = 2;
 
   static HWY_INLINE void unpack_scales(const PackedRows& rows, const TileScales& scales) {
-    MIXTRAL_UNROLL
-    for (std::size_t block = 0; block < kBlocksPerTile; ++block) {
-      scales.set_scale(rows.half(block * kBlockBytes), 0, block);
-    }
+    unpack_block_scales<Q5_0>(rows, scales);
   }
 
   template <class Quants>
   static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
-    const PackedRows pair = rows.from(step * 2 * kBlockBytes);
-    for_constants<2>([&](auto block) MIXTRAL_LAMBDA {
-      constexpr std::size_t kBlock = decltype(block)::value, kAt = kBlock * kBlockBytes;
-      const auto high = pair.bytes(kAt + 2);
-      unpack_nibbles(pair, kAt + 6, [&](VU32 v, std::size_t i) MIXTRAL_LAMBDA {
-        quants.store(hn::Or(v, fifth_bits(high, i)), kBlock * 8 + i);
-      });
+    unpack_pair<Q5_0>(rows, step, [&](auto pair, std::size_t at, std::size_t quad) MIXTRAL_LAMBDA {
+      const auto high = pair.bytes(at + 2);
+      const auto store = [&](VU32 v, std::size_t i) MIXTRAL_LAMBDA {
+        quants.store(hn::Or(v, fifth_bits(high, i)), quad + i);
+      };
+      unpack_nibbles(pair, at + 6, store);
     });
   }
 };
@@ -1148,22 +1148,17 @@ struct Q5_1 {
   static constexpr std::size_t kStepBlocks = 2;
 
   static HWY_INLINE void unpack_scales(const PackedRows& rows, const TileScales& scales) {
-    MIXTRAL_UNROLL
-    for (std::size_t block = 0; block < kBlocksPerTile; ++block) {
-      scales.set_scale(rows.half(block * kBlockBytes), 0, block);
-      scales.set_offset(hn::Neg(rows.half(block * kBlockBytes + 2)), 0, block);
-    }
+    unpack_block_scales<Q5_1>(rows, scales);
   }
 
   template <class Quants>
   static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
-    const PackedRows pair = rows.from(step * 2 * kBlockBytes);
-    for_constants<2>([&](auto block) MIXTRAL_LAMBDA {
-      constexpr std::size_t kBlock = decltype(block)::value, kAt = kBlock * kBlockBytes;
-      const auto high = pair.bytes(kAt + 4);
-      unpack_nibbles(pair, kAt + 8, [&](VU32 v, std::size_t i) MIXTRAL_LAMBDA {
-        quants.store(hn::Or(v, fifth_bits(high, i)), kBlock * 8 + i);
-      });
+    unpack_pair<Q5_1>(rows, step, [&](auto pair, std::size_t at, std::size_t quad) MIXTRAL_LAMBDA {
+      const auto high = pair.bytes(at + 4);
+      const auto store = [&](VU32 v, std::size_t i) MIXTRAL_LAMBDA {
+        quants.store(hn::Or(v, fifth_bits(high, i)), quad + i);
+      };
+      unpack_nibbles(pair, at + 8, store);
     });
   }
 };
@@ -1272,20 +1267,15 @@ struct Q8_0 {
   static constexpr std::size_t kStepBlocks = 2;
 
   static HWY_INLINE void unpack_scales(const PackedRows& rows, const TileScales& scales) {
-    MIXTRAL_UNROLL
-    for (std::size_t block = 0; block < kBlocksPerTile; ++block) {
-      scales.set_scale(rows.half(block * kBlockBytes), 0, block);
-    }
+    unpack_block_scales<Q8_0>(rows, scales);
   }
 
   template <class Quants>
   static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
-    const PackedRows pair = rows.from(step * 2 * kBlockBytes);
-    for_constants<2>([&](auto block) MIXTRAL_LAMBDA {
-      constexpr std::size_t kBlock = decltype(block)::value, kAt = kBlock * kBlockBytes;
+    unpack_pair<Q8_0>(rows, step, [&](auto pair, std::size_t at, std::size_t quad) MIXTRAL_LAMBDA {
       MIXTRAL_UNROLL
       for (std::size_t i = 0; i < 8; ++i) {
-        quants.store_signed(pair.bytes(kAt + 2 + 4 * i), kBlock * 8 + i);
+        quants.store_signed(pair.bytes(at + 2 + 4 * i), quad + i);
       }
     });
   }
@@ -1578,6 +1568,20 @@ inline void unpack_rows(const Matrix& w, const Unpacker& unpacker, std::size_t f
   }
 }
 
+}  // namespace HWY_NAMESPACE
+}  // namespace mixtral::simd
+HWY_AFTER_NAMESPACE();
+//
+// Per target: dots of blocks, of unpacked weights and quantised tokens, and how they are added to a sum, for
+// all matrix products of quantised weights.
+//
+// The dots become floats, times the activations' scale, for the price of a subtraction: they are counted
+// on from the bits of 1.5 * 2^23 * scale, whose last bit is worth that scale, which is then subtracted.
+
+HWY_BEFORE_NAMESPACE();
+namespace mixtral::simd {
+namespace HWY_NAMESPACE {
+
 // Formats that are multiplied by the same code.
 template <bool kHasHalves, bool kHasOffset, bool kIsSigned>
 struct DotKind {
@@ -1589,6 +1593,49 @@ struct DotKind {
 template <class Format>
 using DotKindOf =
     DotKind<Format::kScaleColumns == 16, Format::kOffset, Format::kSigned && !kUnsignedDot>;
+
+HWY_INLINE VI8 broadcast_quad(const void* q) {
+  std::int32_t four;
+  std::memcpy(&four, q, kQuad);
+  return hn::BitCast(DI8(), hn::Set(DI32(), four));
+}
+
+// What is the same for all rows: of a tile of kMaxTokens tokens, for each block or each of its halves.
+template <class Kind, std::size_t kMaxTokens>
+struct PreparedTile {
+  using D = hn::CappedTag<float, kMaxTokens == 1 ? kBlocksPerTile : kMaxLanes>;
+  using Floats = float[kBlocksPerTile * kMaxTokens];  // [block][token]
+  using Ints = std::int32_t[kBlocksPerTile * kMaxTokens];
+
+  const std::int8_t* q;
+  HWY_ALIGN Floats base;                  // 1.5 * 2^23 * scale
+  HWY_ALIGN Ints begin[Kind::kHalves];    // its bits, less what the weights' zero adds to a dot
+  HWY_ALIGN Floats x_sum[Kind::kHalves];  // the sum of the activations
+
+  // Of the n tokens at `tile`.
+  HWY_INLINE void set(const std::uint8_t* tile, std::size_t n, int zero_bits) {
+    const D df;
+    const hn::RebindToSigned<D> d32;
+    const hn::Rebind<std::int16_t, D> d16;
+    const auto to_base = hn::Set(d32, (23 << 23) + (1 << 22));  // from 2^i to 1.5 * 2^(i + 23)
+    q = tile_q(tile);
+    for (std::size_t i = 0; i < kBlocksPerTile * n; i += hn::Lanes(df)) {
+      const auto scale = hn::Load(df, tile_scale(tile, n) + i);
+      const auto bits = hn::Add(hn::BitCast(d32, scale), to_base);
+      hn::Store(hn::BitCast(df, bits), df, base + i);
+      const std::int16_t* q_sum = tile_q_sum(tile, n) + i;
+      const auto first = hn::PromoteTo(d32, hn::LoadU(d16, q_sum));
+      const auto last = hn::PromoteTo(d32, hn::LoadU(d16, q_sum + kBlocksPerTile * n));
+      for (std::size_t half = 0; half < Kind::kHalves; ++half) {
+        const auto sum = Kind::kHalves == 1 ? hn::Add(first, last) : half == 0 ? first : last;
+        const auto begin_bits =
+            Kind::kZero ? hn::Sub(bits, hn::ShiftLeftSame(sum, zero_bits)) : bits;
+        hn::Store(begin_bits, d32, begin[half] + i);
+        if (Kind::kOffset) hn::Store(hn::Mul(hn::ConvertTo(df, sum), scale), df, x_sum[half] + i);
+      }
+    }
+  }
+};
 
 // sum + scale * dot - offset * x_sum, for a block or one of its halves. What is rounded once is joined by
 // hand, so that no compiler chooses.
@@ -1813,9 +1860,6 @@ HWY_AFTER_NAMESPACE();
 //
 // A vector goes along the tokens of a group, so four weights of a row are the same in all lanes and
 // nothing has to be summed across lanes. A tile of 32 rows is unpacked once for all the tokens.
-//
-// The dots become floats, times the activations' scale, for the price of a subtraction: they are counted
-// on from the bits of 1.5 * 2^23 * scale, whose last bit is worth that scale, which is then subtracted.
 
 HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
@@ -1827,49 +1871,6 @@ constexpr bool kThreeGroups = false;
 #else
 constexpr bool kThreeGroups = true;
 #endif
-
-HWY_INLINE VI8 broadcast_quad(const void* q) {
-  std::int32_t four;
-  std::memcpy(&four, q, kQuad);
-  return hn::BitCast(DI8(), hn::Set(DI32(), four));
-}
-
-// What is the same for all rows: of a tile of kMaxTokens tokens, for each block or each of its halves.
-template <class Kind, std::size_t kMaxTokens>
-struct PreparedTile {
-  using D = hn::CappedTag<float, kMaxTokens == 1 ? kBlocksPerTile : kMaxLanes>;
-  using Floats = float[kBlocksPerTile * kMaxTokens];  // [block][token]
-  using Ints = std::int32_t[kBlocksPerTile * kMaxTokens];
-
-  const std::int8_t* q;
-  HWY_ALIGN Floats base;                  // 1.5 * 2^23 * scale
-  HWY_ALIGN Ints begin[Kind::kHalves];    // its bits, less what the weights' zero adds to a dot
-  HWY_ALIGN Floats x_sum[Kind::kHalves];  // the sum of the activations
-
-  // Of the n tokens at `tile`.
-  HWY_INLINE void set(const std::uint8_t* tile, std::size_t n, int zero_bits) {
-    const D df;
-    const hn::RebindToSigned<D> d32;
-    const hn::Rebind<std::int16_t, D> d16;
-    const auto to_base = hn::Set(d32, (23 << 23) + (1 << 22));  // from 2^i to 1.5 * 2^(i + 23)
-    q = tile_q(tile);
-    for (std::size_t i = 0; i < kBlocksPerTile * n; i += hn::Lanes(df)) {
-      const auto scale = hn::Load(df, tile_scale(tile, n) + i);
-      const auto bits = hn::Add(hn::BitCast(d32, scale), to_base);
-      hn::Store(hn::BitCast(df, bits), df, base + i);
-      const std::int16_t* q_sum = tile_q_sum(tile, n) + i;
-      const auto first = hn::PromoteTo(d32, hn::LoadU(d16, q_sum));
-      const auto last = hn::PromoteTo(d32, hn::LoadU(d16, q_sum + kBlocksPerTile * n));
-      for (std::size_t half = 0; half < Kind::kHalves; ++half) {
-        const auto sum = Kind::kHalves == 1 ? hn::Add(first, last) : half == 0 ? first : last;
-        const auto begin_bits =
-            Kind::kZero ? hn::Sub(bits, hn::ShiftLeftSame(sum, zero_bits)) : bits;
-        hn::Store(begin_bits, d32, begin[half] + i);
-        if (Kind::kOffset) hn::Store(hn::Mul(hn::ConvertTo(df, sum), scale), df, x_sum[half] + i);
-      }
-    }
-  }
-};
 
 template <class Kind>
 using GroupTile = PreparedTile<Kind, kMaxLanes>;
@@ -2170,12 +2171,16 @@ void matmul_few(const Matrix& w, const Unpacker& unpacker, std::size_t first_row
   }
 }
 
-#undef MIXTRAL_TOKEN_DOTS  // differs between targets
+// Whether one token has code of its own: not where there are no arrays of vectors, nor for old CPUs, which
+// are not worth what it takes to compile. (Differs between targets.)
+#undef MIXTRAL_TOKEN_DOTS
 #if HWY_HAVE_SCALABLE || HWY_TARGET == HWY_SSSE3 || (HWY_ARCH_X86 && HWY_TARGET == HWY_AVX3)
-#define MIXTRAL_TOKEN_DOTS \
-  0  // no arrays of vectors, or old CPUs, not worth what it takes to compile
+#define MIXTRAL_TOKEN_DOTS 0
 #else
 #define MIXTRAL_TOKEN_DOTS 1
+#endif
+
+#if MIXTRAL_TOKEN_DOTS
 // Blocks of one part of the rows that are multiplied with a token as they are unpacked, instead of
 // being stored: an equal of TileQuants.
 template <class Kind, std::size_t kBlocks>

@@ -15,21 +15,14 @@ struct Q4_1 {
   static constexpr std::size_t kStepBlocks = 2;
 
   static HWY_INLINE void unpack_scales(const PackedRows& rows, const TileScales& scales) {
-    MIXTRAL_UNROLL
-    for (std::size_t block = 0; block < kBlocksPerTile; ++block) {
-      scales.set_scale(rows.half(block * kBlockBytes), 0, block);
-      scales.set_offset(hn::Neg(rows.half(block * kBlockBytes + 2)), 0, block);
-    }
+    unpack_block_scales<Q4_1>(rows, scales);
   }
 
   template <class Quants>
   static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
-    const PackedRows pair = rows.from(step * 2 * kBlockBytes);
-    for_constants<2>([&](auto block) MIXTRAL_LAMBDA {
-      constexpr std::size_t kBlock = decltype(block)::value, kAt = kBlock * kBlockBytes;
-      unpack_nibbles(pair, kAt + 4, [&](VU32 v, std::size_t i) MIXTRAL_LAMBDA {
-        quants.store(v, kBlock * 8 + i);
-      });
+    unpack_pair<Q4_1>(rows, step, [&](auto pair, std::size_t at, std::size_t quad) MIXTRAL_LAMBDA {
+      const auto store = [&](VU32 v, std::size_t i) MIXTRAL_LAMBDA { quants.store(v, quad + i); };
+      unpack_nibbles(pair, at + 4, store);
     });
   }
 };

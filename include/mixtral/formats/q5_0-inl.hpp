@@ -15,21 +15,17 @@ struct Q5_0 {
   static constexpr std::size_t kStepBlocks = 2;
 
   static HWY_INLINE void unpack_scales(const PackedRows& rows, const TileScales& scales) {
-    MIXTRAL_UNROLL
-    for (std::size_t block = 0; block < kBlocksPerTile; ++block) {
-      scales.set_scale(rows.half(block * kBlockBytes), 0, block);
-    }
+    unpack_block_scales<Q5_0>(rows, scales);
   }
 
   template <class Quants>
   static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
-    const PackedRows pair = rows.from(step * 2 * kBlockBytes);
-    for_constants<2>([&](auto block) MIXTRAL_LAMBDA {
-      constexpr std::size_t kBlock = decltype(block)::value, kAt = kBlock * kBlockBytes;
-      const auto high = pair.bytes(kAt + 2);
-      unpack_nibbles(pair, kAt + 6, [&](VU32 v, std::size_t i) MIXTRAL_LAMBDA {
-        quants.store(hn::Or(v, fifth_bits(high, i)), kBlock * 8 + i);
-      });
+    unpack_pair<Q5_0>(rows, step, [&](auto pair, std::size_t at, std::size_t quad) MIXTRAL_LAMBDA {
+      const auto high = pair.bytes(at + 2);
+      const auto store = [&](VU32 v, std::size_t i) MIXTRAL_LAMBDA {
+        quants.store(hn::Or(v, fifth_bits(high, i)), quad + i);
+      };
+      unpack_nibbles(pair, at + 6, store);
     });
   }
 };

@@ -15,20 +15,15 @@ struct Q8_0 {
   static constexpr std::size_t kStepBlocks = 2;
 
   static HWY_INLINE void unpack_scales(const PackedRows& rows, const TileScales& scales) {
-    MIXTRAL_UNROLL
-    for (std::size_t block = 0; block < kBlocksPerTile; ++block) {
-      scales.set_scale(rows.half(block * kBlockBytes), 0, block);
-    }
+    unpack_block_scales<Q8_0>(rows, scales);
   }
 
   template <class Quants>
   static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
-    const PackedRows pair = rows.from(step * 2 * kBlockBytes);
-    for_constants<2>([&](auto block) MIXTRAL_LAMBDA {
-      constexpr std::size_t kBlock = decltype(block)::value, kAt = kBlock * kBlockBytes;
+    unpack_pair<Q8_0>(rows, step, [&](auto pair, std::size_t at, std::size_t quad) MIXTRAL_LAMBDA {
       MIXTRAL_UNROLL
       for (std::size_t i = 0; i < 8; ++i) {
-        quants.store_signed(pair.bytes(kAt + 2 + 4 * i), kBlock * 8 + i);
+        quants.store_signed(pair.bytes(at + 2 + 4 * i), quad + i);
       }
     });
   }

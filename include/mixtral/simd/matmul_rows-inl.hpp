@@ -121,12 +121,16 @@ void matmul_few(const Matrix& w, const Unpacker& unpacker, std::size_t first_row
   }
 }
 
-#undef MIXTRAL_TOKEN_DOTS  // differs between targets
+// Whether one token has code of its own: not where there are no arrays of vectors, nor for old CPUs, which
+// are not worth what it takes to compile. (Differs between targets.)
+#undef MIXTRAL_TOKEN_DOTS
 #if HWY_HAVE_SCALABLE || HWY_TARGET == HWY_SSSE3 || (HWY_ARCH_X86 && HWY_TARGET == HWY_AVX3)
-#define MIXTRAL_TOKEN_DOTS \
-  0  // no arrays of vectors, or old CPUs, not worth what it takes to compile
+#define MIXTRAL_TOKEN_DOTS 0
 #else
 #define MIXTRAL_TOKEN_DOTS 1
+#endif
+
+#if MIXTRAL_TOKEN_DOTS
 // Blocks of one part of the rows that are multiplied with a token as they are unpacked, instead of
 // being stored: an equal of TileQuants.
 template <class Kind, std::size_t kBlocks>

@@ -42,6 +42,8 @@
 #include "mixtral/simd/activations-inl.hpp"
 #include "mixtral/simd/unpack-inl.hpp"
 //
+#include "mixtral/simd/block_dot-inl.hpp"
+//
 #include "mixtral/simd/matmul_floats-inl.hpp"
 #include "mixtral/simd/matmul_groups-inl.hpp"
 //

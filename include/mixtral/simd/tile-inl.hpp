@@ -166,6 +166,7 @@ struct TileScales {
     hn::Store(v, d, offsets[half] + block * hn::Lanes(d));
   }
 };
+
 // Quants are unpacked kStepBlocks blocks of 32 at a time, in steps.
 struct TileQuants {
   std::uint32_t* q;  // [quad][row]
@@ -208,6 +209,26 @@ template <std::size_t k>
 HWY_INLINE VF signed_byte_to_float(VU32 v) {
   const auto top = hn::BitCast(DI32(), hn::ShiftLeft<24 - 8 * k>(v));
   return hn::ConvertTo(DF(), hn::ShiftRight<24>(top));
+}
+
+// Of a format whose blocks of 32 begin with their scale and, if it has kOffset, the least weight.
+template <class Format>
+HWY_INLINE void unpack_block_scales(const PackedRows& rows, const TileScales& scales) {
+  MIXTRAL_UNROLL
+  for (std::size_t block = 0; block < kBlocksPerTile; ++block) {
+    const std::size_t at = block * Format::kBlockBytes;
+    scales.set_scale(rows.half(at), 0, block);
+    if (Format::kOffset) scales.set_offset(hn::Neg(rows.half(at + 2)), 0, block);
+  }
+}
+
+// Calls body(pair, at, quad) for both blocks of a step, two since these take whole words: the block is at
+// `at` in `pair`, its quads begin at `quad`.
+template <class Format, class Body>
+HWY_INLINE void unpack_pair(const PackedRows& rows, std::size_t step, const Body& body) {
+  const PackedRows pair = rows.from(step * 2 * Format::kBlockBytes);
+  body(pair, 0, 0);
+  body(pair, Format::kBlockBytes, 8);
 }
 
 // Calls body(nibbles, i) for the quads i of a block of 32 columns, whose 16 bytes begin at `offset`: the

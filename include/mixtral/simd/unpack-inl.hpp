@@ -166,26 +166,6 @@ inline void unpack_rows(const Matrix& w, const Unpacker& unpacker, std::size_t f
   }
 }
 
-// Formats that are multiplied by the same code.
-template <bool kHasHalves, bool kHasOffset, bool kIsSigned>
-struct DotKind {
-  static constexpr std::size_t kHalves = kHasHalves ? 2 : 1;  // of a block, with their own scales
-  static constexpr bool kOffset = kHasOffset;
-  static constexpr bool kSigned = kIsSigned;                // the stored quants are
-  static constexpr bool kZero = !kHasOffset && !kIsSigned;  // there is a zero to subtract
-};
-template <class Format>
-using DotKindOf =
-    DotKind<Format::kScaleColumns == 16, Format::kOffset, Format::kSigned && !kUnsignedDot>;
-
-// sum + scale * dot - offset * x_sum, for a block or one of its halves. What is rounded once is joined by
-// hand, so that no compiler chooses.
-template <class Kind>
-HWY_INLINE VF add_scaled_dot(VF sum, VF dot, VF scale, VF offset, VF x_sum) {
-  sum = hn::MulAdd(dot, scale, sum);
-  return Kind::kOffset ? hn::NegMulAdd(offset, x_sum, sum) : sum;
-}
-
 }  // namespace HWY_NAMESPACE
 }  // namespace mixtral::simd
 HWY_AFTER_NAMESPACE();

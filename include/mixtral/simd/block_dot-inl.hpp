@@ -1,0 +1,76 @@
+// Per target: dots of blocks, of unpacked weights and quantised tokens, and how they are added to a sum, for
+// all matrix products of quantised weights.
+//
+// The dots become floats, times the activations' scale, for the price of a subtraction: they are counted
+// on from the bits of 1.5 * 2^23 * scale, whose last bit is worth that scale, which is then subtracted.
+
+HWY_BEFORE_NAMESPACE();
+namespace mixtral::simd {
+namespace HWY_NAMESPACE {
+
+// Formats that are multiplied by the same code.
+template <bool kHasHalves, bool kHasOffset, bool kIsSigned>
+struct DotKind {
+  static constexpr std::size_t kHalves = kHasHalves ? 2 : 1;  // of a block, with their own scales
+  static constexpr bool kOffset = kHasOffset;
+  static constexpr bool kSigned = kIsSigned;                // the stored quants are
+  static constexpr bool kZero = !kHasOffset && !kIsSigned;  // there is a zero to subtract
+};
+template <class Format>
+using DotKindOf =
+    DotKind<Format::kScaleColumns == 16, Format::kOffset, Format::kSigned && !kUnsignedDot>;
+
+HWY_INLINE VI8 broadcast_quad(const void* q) {
+  std::int32_t four;
+  std::memcpy(&four, q, kQuad);
+  return hn::BitCast(DI8(), hn::Set(DI32(), four));
+}
+
+// What is the same for all rows: of a tile of kMaxTokens tokens, for each block or each of its halves.
+template <class Kind, std::size_t kMaxTokens>
+struct PreparedTile {
+  using D = hn::CappedTag<float, kMaxTokens == 1 ? kBlocksPerTile : kMaxLanes>;
+  using Floats = float[kBlocksPerTile * kMaxTokens];  // [block][token]
+  using Ints = std::int32_t[kBlocksPerTile * kMaxTokens];
+
+  const std::int8_t* q;
+  HWY_ALIGN Floats base;                  // 1.5 * 2^23 * scale
+  HWY_ALIGN Ints begin[Kind::kHalves];    // its bits, less what the weights' zero adds to a dot
+  HWY_ALIGN Floats x_sum[Kind::kHalves];  // the sum of the activations
+
+  // Of the n tokens at `tile`.
+  HWY_INLINE void set(const std::uint8_t* tile, std::size_t n, int zero_bits) {
+    const D df;
+    const hn::RebindToSigned<D> d32;
+    const hn::Rebind<std::int16_t, D> d16;
+    const auto to_base = hn::Set(d32, (23 << 23) + (1 << 22));  // from 2^i to 1.5 * 2^(i + 23)
+    q = tile_q(tile);
+    for (std::size_t i = 0; i < kBlocksPerTile * n; i += hn::Lanes(df)) {
+      const auto scale = hn::Load(df, tile_scale(tile, n) + i);
+      const auto bits = hn::Add(hn::BitCast(d32, scale), to_base);
+      hn::Store(hn::BitCast(df, bits), df, base + i);
+      const std::int16_t* q_sum = tile_q_sum(tile, n) + i;
+      const auto first = hn::PromoteTo(d32, hn::LoadU(d16, q_sum));
+      const auto last = hn::PromoteTo(d32, hn::LoadU(d16, q_sum + kBlocksPerTile * n));
+      for (std::size_t half = 0; half < Kind::kHalves; ++half) {
+        const auto sum = Kind::kHalves == 1 ? hn::Add(first, last) : half == 0 ? first : last;
+        const auto begin_bits =
+            Kind::kZero ? hn::Sub(bits, hn::ShiftLeftSame(sum, zero_bits)) : bits;
+        hn::Store(begin_bits, d32, begin[half] + i);
+        if (Kind::kOffset) hn::Store(hn::Mul(hn::ConvertTo(df, sum), scale), df, x_sum[half] + i);
+      }
+    }
+  }
+};
+
+// sum + scale * dot - offset * x_sum, for a block or one of its halves. What is rounded once is joined by
+// hand, so that no compiler chooses.
+template <class Kind>
+HWY_INLINE VF add_scaled_dot(VF sum, VF dot, VF scale, VF offset, VF x_sum) {
+  sum = hn::MulAdd(dot, scale, sum);
+  return Kind::kOffset ? hn::NegMulAdd(offset, x_sum, sum) : sum;
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace mixtral::simd
+HWY_AFTER_NAMESPACE();
