@@ -1600,41 +1600,70 @@ HWY_INLINE VI8 broadcast_quad(const void* q) {
   return hn::BitCast(DI8(), hn::Set(DI32(), four));
 }
 
-// What is the same for all rows: of a tile of kMaxTokens tokens, for each block or each of its halves.
-template <class Kind, std::size_t kMaxTokens>
-struct PreparedTile {
-  using D = hn::CappedTag<float, kMaxTokens == 1 ? kBlocksPerTile : kMaxLanes>;
-  using Floats = float[kBlocksPerTile * kMaxTokens];  // [block][token]
-  using Ints = std::int32_t[kBlocksPerTile * kMaxTokens];
+// What is the same for all rows, of a token and those after it in a tile of n. For each block, or each of
+// its halves: base, 1.5 * 2^23 * scale; begin, with the bits where dots begin: those of base, less what
+// the weights' zero adds; x_sum, the sum of the activations.
+template <class Kind>
+struct TileTokens {
+  static constexpr std::size_t kBegin = 1, kXSum = kBegin + Kind::kHalves;
 
   const std::int8_t* q;
-  HWY_ALIGN Floats base;                  // 1.5 * 2^23 * scale
-  HWY_ALIGN Ints begin[Kind::kHalves];    // its bits, less what the weights' zero adds to a dot
-  HWY_ALIGN Floats x_sum[Kind::kHalves];  // the sum of the activations
+  const float* numbers;  // [base, begin or x_sum of a half][block][token]
 
+  HWY_INLINE const std::int8_t* quad(std::size_t i, std::size_t n) const {
+    return q + i * n * kQuad;
+  }
+  HWY_INLINE const float* base(std::size_t block, std::size_t n) const {
+    return numbers + block * n;
+  }
+  HWY_INLINE const float* begin(std::size_t half, std::size_t block, std::size_t n) const {
+    return numbers + ((kBegin + half) * kBlocksPerTile + block) * n;
+  }
+  HWY_INLINE const float* x_sum(std::size_t half, std::size_t block, std::size_t n) const {
+    return numbers + ((kXSum + half) * kBlocksPerTile + block) * n;
+  }
+};
+
+// The same for a tile of up to kMaxTokens tokens.
+template <class Kind, std::size_t kMaxTokens>
+class PreparedTile {
+ public:
   // Of the n tokens at `tile`.
   HWY_INLINE void set(const std::uint8_t* tile, std::size_t n, int zero_bits) {
     const D df;
     const hn::RebindToSigned<D> d32;
     const hn::Rebind<std::int16_t, D> d16;
     const auto to_base = hn::Set(d32, (23 << 23) + (1 << 22));  // from 2^i to 1.5 * 2^(i + 23)
-    q = tile_q(tile);
+    q_ = tile_q(tile);
     for (std::size_t i = 0; i < kBlocksPerTile * n; i += hn::Lanes(df)) {
+      const auto store = [&](auto v, std::size_t place) MIXTRAL_LAMBDA {
+        hn::Store(hn::BitCast(df, v), df, numbers_ + place * kBlocksPerTile * n + i);
+      };
       const auto scale = hn::Load(df, tile_scale(tile, n) + i);
       const auto bits = hn::Add(hn::BitCast(d32, scale), to_base);
-      hn::Store(hn::BitCast(df, bits), df, base + i);
+      store(bits, 0);
       const std::int16_t* q_sum = tile_q_sum(tile, n) + i;
       const auto first = hn::PromoteTo(d32, hn::LoadU(d16, q_sum));
       const auto last = hn::PromoteTo(d32, hn::LoadU(d16, q_sum + kBlocksPerTile * n));
       for (std::size_t half = 0; half < Kind::kHalves; ++half) {
         const auto sum = Kind::kHalves == 1 ? hn::Add(first, last) : half == 0 ? first : last;
-        const auto begin_bits =
-            Kind::kZero ? hn::Sub(bits, hn::ShiftLeftSame(sum, zero_bits)) : bits;
-        hn::Store(begin_bits, d32, begin[half] + i);
-        if (Kind::kOffset) hn::Store(hn::Mul(hn::ConvertTo(df, sum), scale), df, x_sum[half] + i);
+        const auto zero = hn::ShiftLeftSame(sum, zero_bits);
+        store(Kind::kZero ? hn::Sub(bits, zero) : bits, Tokens::kBegin + half);
+        if (Kind::kOffset) store(hn::Mul(hn::ConvertTo(df, sum), scale), Tokens::kXSum + half);
       }
     }
   }
+
+  // Those from token t on.
+  HWY_INLINE TileTokens<Kind> from(std::size_t t) const { return {q_ + t * kQuad, numbers_ + t}; }
+
+ private:
+  using D = hn::CappedTag<float, kMaxTokens == 1 ? kBlocksPerTile : kMaxLanes>;
+  using Tokens = TileTokens<Kind>;
+  static constexpr std::size_t kPlaces = Tokens::kXSum + (Kind::kOffset ? Kind::kHalves : 0);
+
+  const std::int8_t* q_;
+  HWY_ALIGN float numbers_[kPlaces * kBlocksPerTile * kMaxTokens];
 };
 
 // sum + scale * dot - offset * x_sum, for a block or one of its halves. What is rounded once is joined by
@@ -1856,10 +1885,253 @@ void matmul_transposed_floats(const Matrix& w, std::size_t first_row, std::size_
 }  // namespace HWY_NAMESPACE
 }  // namespace mixtral::simd
 HWY_AFTER_NAMESPACE();
+// Per target: quantised weights times one token, as in decoding, or a few.
+//
+// A vector goes along the rows of a part: four columns of each, times the same four of a token in all
+// lanes, so that nothing has to be summed across lanes. A row's sum runs over the blocks of 32 columns
+// in their order, as in matmul_groups-inl.hpp: the results are the same bits.
+
+HWY_BEFORE_NAMESPACE();
+namespace mixtral::simd {
+namespace HWY_NAMESPACE {
+
+// Measured: groups cost the same if there are fewer tokens than lanes.
+constexpr std::size_t kMinGroupedTokens = hn::MaxLanes(DF()) > 4 ? 14 : 6;
+
+// Adds one tile of two parts of rows times kTokens tokens, 1, 2 or 4, each in a tile of n_in_tile, to
+// `out`, or begins with it.
+template <class Kind, std::size_t kTokens>
+HWY_NOINLINE void multiply_parts(const TilePart* parts, const TileTokens<Kind>* tokens,
+                                 std::size_t n_in_tile, bool begins, LaterTile& later, float* out) {
+  const DF df;
+  const DI32 d32;
+  const DI8 d8;
+  const DU32 du32;
+  const std::size_t n = hn::Lanes(df);
+  // Of token t: part 0, part 1. (Highway has no arrays of vectors.)
+  const auto sum_at = [&](std::size_t t, std::size_t p)
+                          MIXTRAL_LAMBDA { return out + t * kMaxMatmulRows + p * n; };
+  const auto load_sum = [&](std::size_t t, std::size_t p) MIXTRAL_LAMBDA {
+    return begins || t >= kTokens ? hn::Zero(df) : hn::Load(df, sum_at(t, p));
+  };
+  VF s00 = load_sum(0, 0), s01 = load_sum(0, 1), s10 = load_sum(1, 0), s11 = load_sum(1, 1);
+  VF s20 = load_sum(2, 0), s21 = load_sum(2, 1), s30 = load_sum(3, 0), s31 = load_sum(3, 1);
+  for (std::size_t step = 0; step < kBlocksPerTile * Kind::kHalves; ++step) {
+    const std::size_t block = step / Kind::kHalves, half = step % Kind::kHalves;
+    if (half == 0) later.fetch();
+    const auto begin = [&](std::size_t t) MIXTRAL_LAMBDA {
+      const float* bits = tokens[t < kTokens ? t : 0].begin(half, block, n_in_tile);
+      return hn::BitCast(d32, hn::Set(df, *bits));
+    };
+    VI32 d00 = begin(0), d01 = d00, d10 = begin(1), d11 = d10;
+    VI32 d20 = begin(2), d21 = d20, d30 = begin(3), d31 = d30;
+    constexpr std::size_t kQuads = 8 / Kind::kHalves;
+    MIXTRAL_UNROLL
+    for (std::size_t i = 0; i < kQuads; ++i) {
+      const std::size_t quad = step * kQuads + i;
+      const auto load = [&](std::size_t p) MIXTRAL_LAMBDA {
+        return in_register(hn::BitCast(d8, hn::Load(du32, parts[p].quants.q + quad * n)));
+      };
+      const auto w0 = load(0), w1 = load(1);
+      const auto add = [&](VI32& dot0, VI32& dot1, std::size_t t) MIXTRAL_LAMBDA {
+        const auto x = in_register(broadcast_quad(tokens[t].quad(quad, n_in_tile)));
+        dot0 = quad_dot_add<Kind::kSigned>(dot0, w0, x);
+        dot1 = quad_dot_add<Kind::kSigned>(dot1, w1, x);
+      };
+      add(d00, d01, 0);
+      if (kTokens > 1) add(d10, d11, 1);
+      if (kTokens > 2) add(d20, d21, 2), add(d30, d31, 3);
+    }
+    const auto add = [&](VF& sum, VI32 dot, std::size_t t, std::size_t p) MIXTRAL_LAMBDA {
+      const auto number =
+          hn::Sub(hn::BitCast(df, dot), hn::Set(df, *tokens[t].base(block, n_in_tile)));
+      const TileScales& scales = parts[p].scales;
+      const auto zero = hn::Zero(df);
+      sum = add_scaled_dot<Kind>(
+          sum, number, hn::Load(df, scales.scales[half] + block * n),
+          Kind::kOffset ? hn::Load(df, scales.offsets[half] + block * n) : zero,
+          Kind::kOffset ? hn::Set(df, *tokens[t].x_sum(half, block, n_in_tile)) : zero);
+    };
+    add(s00, d00, 0, 0), add(s01, d01, 0, 1);
+    if (kTokens > 1) add(s10, d10, 1, 0), add(s11, d11, 1, 1);
+    if (kTokens > 2) add(s20, d20, 2, 0), add(s21, d21, 2, 1);
+    if (kTokens > 2) add(s30, d30, 3, 0), add(s31, d31, 3, 1);
+  }
+  const auto store = [&](VF sum0, VF sum1, std::size_t t) MIXTRAL_LAMBDA {
+    hn::Store(sum0, df, sum_at(t, 0));
+    hn::Store(sum1, df, sum_at(t, 1));
+  };
+  store(s00, s01, 0);
+  if (kTokens > 1) store(s10, s11, 1);
+  if (kTokens > 2) store(s20, s21, 2), store(s30, s31, 3);
+}
+
+// The same for any number of tokens.
+template <class Kind>
+void multiply_tokens(const TilePart* parts, const TileTokens<Kind>* tokens, std::size_t n_tokens,
+                     std::size_t n_in_tile, bool begins, LaterTile& later, float* out) {
+  for (std::size_t t = 0, together; t < n_tokens; t += together) {
+    const std::size_t left = n_tokens - t;
+    together = left >= 4 ? 4 : left >= 2 ? 2 : 1;
+    const auto multiply = [&](auto n_together) MIXTRAL_LAMBDA {
+      multiply_parts<Kind, decltype(n_together)::value>(parts, tokens + t, n_in_tile, begins, later,
+                                                        out + t * kMaxMatmulRows);
+    };
+    if (together == 4) {
+      multiply(std::integral_constant<std::size_t, 4>());
+    } else if (together == 2) {
+      multiply(std::integral_constant<std::size_t, 2>());
+    } else {
+      multiply(std::integral_constant<std::size_t, 1>());
+    }
+  }
+}
+
+// The tile at column `col` of each token.
+template <class Kind>
+HWY_NOINLINE void prepare_tokens(const void* const* x, std::size_t n_tokens, std::size_t col,
+                                 int zero_bits, PreparedTile<Kind, 1>* tiles,
+                                 TileTokens<Kind>* tokens) {
+  for (std::size_t t = 0; t < n_tokens; ++t) {
+    const auto* token = static_cast<const std::uint8_t*>(x[t]);
+    tiles[t].set(token + col / kTile * kTokenTileBytes, 1, zero_bits);
+    tokens[t] = tiles[t].from(0);
+  }
+}
+
+// As Kernels::matmul, for kMaxLanes tokens at most, which share what was unpacked; `out` holds the sums
+// as they grow.
+template <class Kind>
+void matmul_few(const Matrix& w, const Unpacker& unpacker, std::size_t first_row,
+                std::size_t n_rows, const void* const* x, std::size_t n_tokens, float* out) {
+  const std::size_t n = hn::Lanes(DF());
+  const std::size_t n_fetches = 2 * kFetchesPerPart + kBlocksPerTile * ((n_tokens + 3) / 4);
+  TileRows rows;
+  PreparedTile<Kind, 1> tiles[kMaxLanes];
+  TileTokens<Kind> tokens[kMaxLanes];
+  if (n_rows % (2 * n) != 0) std::memset(&rows, 0, sizeof rows);
+  const TilePart parts[2] = {rows.part(0), rows.part(n)};
+  for (std::size_t begin = 0; begin < n_rows; begin += 2 * n) {
+    const std::size_t count = HWY_MIN(2 * n, n_rows - begin);
+    for (std::size_t col = 0; col < w.cols; col += kTile) {
+      LaterTile later(w, unpacker.tile_bytes, first_row + begin, count, col, n_fetches);
+      unpack_rows(w, unpacker, first_row + begin, count, col, later, rows);
+      prepare_tokens(x, n_tokens, col, unpacker.zero_bits, tiles, tokens);
+      multiply_tokens<Kind>(parts, tokens, n_tokens, 1, col == 0, later, out + begin);
+    }
+  }
+}
+
+// Whether one token has code of its own: not where there are no arrays of vectors, nor for old CPUs, which
+// are not worth what it takes to compile. (Differs between targets.)
+#undef MIXTRAL_TOKEN_DOTS
+#if HWY_HAVE_SCALABLE || HWY_TARGET == HWY_SSSE3 || (HWY_ARCH_X86 && HWY_TARGET == HWY_AVX3)
+#define MIXTRAL_TOKEN_DOTS 0
+#else
+#define MIXTRAL_TOKEN_DOTS 1
+#endif
+
+#if MIXTRAL_TOKEN_DOTS
+// Blocks of one part of the rows that are multiplied with a token as they are unpacked, instead of
+// being stored: an equal of TileQuants.
+template <class Kind, std::size_t kBlocks>
+class TokenDots {
+ public:
+  // From block `first` of the tile on.
+  HWY_INLINE TokenDots(const TileTokens<Kind>& x, std::size_t first) : x_(x), first_(first) {
+    MIXTRAL_UNROLL
+    for (std::size_t i = 0; i < kBlocks * kHalves; ++i) {
+      dots_[i] = hn::BitCast(DI32(), hn::Set(DF(), *x.begin(i % kHalves, first + i / kHalves, 1)));
+    }
+  }
+
+  HWY_INLINE void store(VU32 v, std::size_t quad) {
+    VI32& dot = dots_[quad * kHalves / 8];
+    const auto x = broadcast_quad(x_.quad(first_ * 8 + quad, 1));
+    dot = quad_dot_add<Kind::kSigned>(dot, hn::BitCast(DI8(), v), x);
+  }
+  HWY_INLINE void store_signed(VU32 v, std::size_t quad) { store(signed_quad(v), quad); }
+
+  HWY_INLINE VF add_to(VF sum, const TileScales& scales) const {
+    const DF df;
+    MIXTRAL_UNROLL
+    for (std::size_t i = 0; i < kBlocks * kHalves; ++i) {
+      const std::size_t block = first_ + i / kHalves, half = i % kHalves;
+      const std::size_t at = block * hn::Lanes(df);
+      const auto number = hn::Sub(hn::BitCast(df, dots_[i]), hn::Set(df, *x_.base(block, 1)));
+      const auto zero = hn::Zero(df);
+      sum = add_scaled_dot<Kind>(sum, number, hn::Load(df, scales.scales[half] + at),
+                                 Kind::kOffset ? hn::Load(df, scales.offsets[half] + at) : zero,
+                                 Kind::kOffset ? hn::Set(df, *x_.x_sum(half, block, 1)) : zero);
+    }
+    return sum;
+  }
+
+ private:
+  static constexpr std::size_t kHalves = Kind::kHalves;
+  TileTokens<Kind> x_;
+  std::size_t first_;
+  VI32 dots_[kBlocks * kHalves];  // [block][half]
+};
+
+// As Kernels::matmul, for one token. Fewer rows at a time than for a few tokens, since memory is then
+// read at fewer places at the same time.
+template <class Format>
+void matmul_one(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* x,
+                float* out) {
+  using Kind = DotKindOf<Format>;
+  constexpr std::size_t kSteps = kBlocksPerTile / Format::kStepBlocks;
+  const DF df;
+  const std::size_t n = hn::Lanes(df);
+  PreparedTile<Kind, 1> token;
+  HWY_ALIGN std::uint32_t words[PartBytes<Format>::kWords * kMaxLanes];
+  HWY_ALIGN float values[4][kMaxLanes * kBlocksPerTile];
+  const TileScales scales{{values[0], values[1]}, {values[2], values[3]}};
+  for (std::size_t begin = 0; begin < n_rows; begin += n) {
+    const std::size_t row = first_row + begin, count = HWY_MIN(n, n_rows - begin);
+    VF sum = hn::Zero(df);
+    for (std::size_t col = 0; col < w.cols; col += kTile) {
+      LaterTile later(w, kBytesPerTile<Format>, row, count, col, kSteps);
+      PartBytes<Format>(w, row, count, col).transpose(words);
+      const PackedRows rows{words};
+      const auto* tile = static_cast<const std::uint8_t*>(x) + col / kTile * kTokenTileBytes;
+      token.set(tile, 1, zero_bits_of(kZeroOf<Format>));
+      Format::unpack_scales(rows, scales);
+      for (std::size_t step = 0; step < kSteps; ++step) {
+        later.fetch();
+        TokenDots<Kind, Format::kStepBlocks> dots(token.from(0), step * Format::kStepBlocks);
+        Format::unpack_quants(rows, step, dots);
+        sum = dots.add_to(sum, scales);
+      }
+    }
+    hn::Store(sum, df, out + begin);
+  }
+}
+#endif
+
+template <class Format>
+void matmul_rows(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
+                 std::size_t n_tokens, float* out) {
+#if MIXTRAL_TOKEN_DOTS
+  if constexpr (!Format::kByRow) {
+    if (n_tokens == 1) return matmul_one<Format>(w, first_row, n_rows, x[0], out);
+  }
+#endif
+  for (std::size_t t = 0; t < n_tokens; t += kMaxLanes) {
+    matmul_few<DotKindOf<Format>>(w, unpacker<Format>(), first_row, n_rows, x + t,
+                                  HWY_MIN(kMaxLanes, n_tokens - t), out + t * kMaxMatmulRows);
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace mixtral::simd
+HWY_AFTER_NAMESPACE();
+//
 // Per target: quantised weights times many tokens, as in prompts.
 //
 // A vector goes along the tokens of a group, so four weights of a row are the same in all lanes and
-// nothing has to be summed across lanes. A tile of 32 rows is unpacked once for all the tokens.
+// nothing has to be summed across lanes. A tile of 32 rows is unpacked once for all the tokens. Tokens
+// that are left over and do not fill a group are multiplied as a few are.
 
 HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
@@ -1895,9 +2167,10 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row,
     return part * n * kBlocksPerTile + in_part + r +
            (r >= 4 && n == 4 ? (kBlocksPerTile - 1) * n : 0) + block * n;
   };
-  const GroupTile<Kind>& ga = groups[0];
-  const GroupTile<Kind>& gb = groups[kGroups > 1 ? 1 : 0];
-  const GroupTile<Kind>& gc = groups[kGroups > 2 ? 2 : 0];
+  using Tokens = TileTokens<Kind>;
+  const Tokens ga = groups[0].from(0);
+  const Tokens gb = groups[kGroups > 1 ? 1 : 0].from(0);
+  const Tokens gc = groups[kGroups > 2 ? 2 : 0].from(0);
   // Of dot i: its row, its group.
   const auto row = [](std::size_t i) { return i / kGroups; };
   const auto of_group = [](std::size_t i, auto a, auto b, auto c) MIXTRAL_LAMBDA {
@@ -1914,8 +2187,9 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row,
   VF s8 = load_sum(8), s9 = load_sum(9), s10 = load_sum(10), s11 = load_sum(11);
   for (std::size_t step = 0; step < kBlocksPerTile * Kind::kHalves; ++step) {
     const std::size_t block = step / Kind::kHalves, half = step % Kind::kHalves;
-    const auto begin = [&](const GroupTile<Kind>& group)
-                           MIXTRAL_LAMBDA { return hn::Load(d32, group.begin[half] + block * n); };
+    const auto begin = [&](const Tokens& group) MIXTRAL_LAMBDA {
+      return hn::BitCast(d32, hn::Load(df, group.begin(half, block, n)));
+    };
     const auto begin_a = begin(ga);
     const auto begin_b = kGroups > 1 ? begin(gb) : begin_a;
     const auto begin_c = kGroups > 2 ? begin(gc) : begin_a;
@@ -1928,8 +2202,8 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row,
     MIXTRAL_UNROLL
     for (std::size_t i = 0; i < kQuads; ++i) {
       const std::size_t quad = step * kQuads + i;
-      const auto load = [&](const GroupTile<Kind>& group) MIXTRAL_LAMBDA {
-        return in_register(hn::Load(d8, group.q + quad * n * kQuad));
+      const auto load = [&](const Tokens& group) MIXTRAL_LAMBDA {
+        return in_register(hn::Load(d8, group.quad(quad, n)));
       };
       const auto xa = load(ga);
       const auto xb = kGroups > 1 ? load(gb) : xa;
@@ -1942,11 +2216,11 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row,
       add(d4, 4), add(d5, 5), add(d6, 6), add(d7, 7);
       if (kTwelve) add(d8_, 8), add(d9, 9), add(d10, 10), add(d11, 11);
     }
-    const auto of_block = [&](const float* values)
-                              MIXTRAL_LAMBDA { return hn::Load(df, values + block * n); };
-    const auto base_a = of_block(ga.base), base_b = of_block(gb.base), base_c = of_block(gc.base);
-    const auto x_sum = [&](const GroupTile<Kind>& group) MIXTRAL_LAMBDA {
-      return Kind::kOffset ? of_block(group.x_sum[half]) : hn::Zero(df);
+    const auto base = [&](const Tokens& group)
+                          MIXTRAL_LAMBDA { return hn::Load(df, group.base(block, n)); };
+    const auto base_a = base(ga), base_b = base(gb), base_c = base(gc);
+    const auto x_sum = [&](const Tokens& group) MIXTRAL_LAMBDA {
+      return Kind::kOffset ? hn::Load(df, group.x_sum(half, block, n)) : hn::Zero(df);
     };
     const auto sum_a = x_sum(ga), sum_b = x_sum(gb), sum_c = x_sum(gc);
     const auto add = [&](VF& sum, VI32 dot, std::size_t i) MIXTRAL_LAMBDA {
@@ -1987,14 +2261,16 @@ HWY_INLINE void transpose(const float* from, float* to) {
   }
 }
 
-// As Kernels::matmul_groups. `out` first holds the sums, [group][row][token], as they grow.
+// As Kernels::matmul_groups. `out` holds the sums as they grow, at first [group][row][token] where
+// groups are full.
 template <class Kind>
 void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t first_row,
                       std::size_t n_rows, const std::uint8_t* groups, std::size_t n_tokens,
                       float* out) {
   const DF df;
   const std::size_t n = hn::Lanes(df);
-  const std::size_t n_groups = (n_tokens + n - 1) / n;
+  const std::size_t n_over = n_tokens % n * 4 <= n * 3 ? n_tokens % n : 0;
+  const std::size_t n_groups = (n_tokens - n_over + n - 1) / n;
   const std::size_t group_bytes = token_bytes(w.cols) * n;
   const std::size_t group_sums = kMaxMatmulRows * n;
   const std::size_t n_padded = (n_rows + 7) / 8 * 8;
@@ -2002,17 +2278,18 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
       kMaxMatmulRows / n * kFetchesPerPart + kMaxMatmulRows * n_groups / (8 + n_groups);
   TileRows rows;
   GroupTile<Kind> tiles[3];
-  if (n_rows < n_padded) std::memset(&rows, 0, sizeof rows);
+  TileTokens<Kind> over[kMaxLanes];
+  if (n_rows < kMaxMatmulRows) std::memset(&rows, 0, sizeof rows);
   std::memset(out, 0, n_groups * group_sums * sizeof(float));
   for (std::size_t col = 0; col < w.cols; col += kTile) {
     LaterTile later(w, unpacker.tile_bytes, first_row, n_rows, col, n_fetches);
     unpack_rows(w, unpacker, first_row, n_rows, col, later, rows);
+    const auto prepare = [&](std::size_t g, GroupTile<Kind>& tile) MIXTRAL_LAMBDA {
+      tile.set(groups + g * group_bytes + col / kTile * kTokenTileBytes * n, n, unpacker.zero_bits);
+    };
     const auto multiply = [&](auto count, std::size_t g) MIXTRAL_LAMBDA {
       constexpr std::size_t kGroups = decltype(count)::value;
-      for (std::size_t i = 0; i < kGroups; ++i) {
-        tiles[i].set(groups + (g + i) * group_bytes + col / kTile * kTokenTileBytes * n, n,
-                     unpacker.zero_bits);
-      }
+      for (std::size_t i = 0; i < kGroups; ++i) prepare(g + i, tiles[i]);
       for (std::size_t row = 0; row < n_padded; row += kGroups == 1 ? 8 : 4) {
         later.fetch();
         multiply_tile_block<Kind, kGroups>(rows, row, tiles, out + g * group_sums + row * n,
@@ -2032,6 +2309,14 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
         g += 1;
       }
     }
+    if (n_over == 0) continue;
+    prepare(n_groups, tiles[0]);
+    for (std::size_t t = 0; t < n_over; ++t) over[t] = tiles[0].from(t);
+    for (std::size_t row = 0; row < n_rows; row += 2 * n) {
+      const TilePart parts[2] = {rows.part(row), rows.part(row + n)};
+      multiply_tokens<Kind>(parts, over, n_over, n, col == 0, later,
+                            out + n_groups * group_sums + row);
+    }
   }
   // A group's tokens and rows change places.
   HWY_ALIGN float sums[kMaxMatmulRows * kMaxLanes];
@@ -2041,234 +2326,6 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
     for (std::size_t row = 0; row < kMaxMatmulRows; row += n) {
       transpose(sums + row * n, group + row);
     }
-  }
-}
-
-}  // namespace HWY_NAMESPACE
-}  // namespace mixtral::simd
-HWY_AFTER_NAMESPACE();
-//
-// Per target: quantised weights times one token, as in decoding, or a few.
-//
-// A vector goes along the rows of a part: four columns of each, times the same four of a token in all
-// lanes, so that nothing has to be summed across lanes. A row's sum runs over the blocks of 32 columns
-// in their order, as in matmul_groups-inl.hpp: the results are the same bits.
-
-HWY_BEFORE_NAMESPACE();
-namespace mixtral::simd {
-namespace HWY_NAMESPACE {
-
-// Measured: groups cost the same if there are fewer tokens than lanes.
-constexpr std::size_t kMinGroupedTokens = hn::MaxLanes(DF()) > 4 ? 14 : 6;
-
-// Adds one tile of two parts of rows times kTokens tokens, 1, 2 or 4, to `out`, or begins with it.
-template <class Kind, std::size_t kTokens>
-HWY_INLINE void multiply_parts(const TileRows& rows, const PreparedTile<Kind, 1>* tokens,
-                               bool begins, LaterTile& later, float* out) {
-  const DF df;
-  const DI32 d32;
-  const DI8 d8;
-  const DU32 du32;
-  const std::size_t n = hn::Lanes(df);
-  // Of token t: part 0, part 1. (Highway has no arrays of vectors.)
-  const auto sum_at = [&](std::size_t t, std::size_t p)
-                          MIXTRAL_LAMBDA { return out + t * kMaxMatmulRows + p * n; };
-  const auto load_sum = [&](std::size_t t, std::size_t p) MIXTRAL_LAMBDA {
-    return begins || t >= kTokens ? hn::Zero(df) : hn::Load(df, sum_at(t, p));
-  };
-  VF s00 = load_sum(0, 0), s01 = load_sum(0, 1), s10 = load_sum(1, 0), s11 = load_sum(1, 1);
-  VF s20 = load_sum(2, 0), s21 = load_sum(2, 1), s30 = load_sum(3, 0), s31 = load_sum(3, 1);
-  for (std::size_t step = 0; step < kBlocksPerTile * Kind::kHalves; ++step) {
-    const std::size_t block = step / Kind::kHalves, half = step % Kind::kHalves;
-    if (half == 0) later.fetch();
-    const auto begin = [&](std::size_t t) MIXTRAL_LAMBDA {
-      return hn::Set(d32, tokens[t < kTokens ? t : 0].begin[half][block]);
-    };
-    VI32 d00 = begin(0), d01 = d00, d10 = begin(1), d11 = d10;
-    VI32 d20 = begin(2), d21 = d20, d30 = begin(3), d31 = d30;
-    constexpr std::size_t kQuads = 8 / Kind::kHalves;
-    MIXTRAL_UNROLL
-    for (std::size_t i = 0; i < kQuads; ++i) {
-      const std::size_t quad = step * kQuads + i;
-      const auto load = [&](std::size_t p) MIXTRAL_LAMBDA {
-        const std::size_t at = (p * kQuadsPerTile + quad) * n;
-        return in_register(hn::BitCast(d8, hn::Load(du32, rows.q + at)));
-      };
-      const auto w0 = load(0), w1 = load(1);
-      const auto add = [&](VI32& dot0, VI32& dot1, std::size_t t) MIXTRAL_LAMBDA {
-        const auto x = in_register(broadcast_quad(tokens[t].q + quad * kQuad));
-        dot0 = quad_dot_add<Kind::kSigned>(dot0, w0, x);
-        dot1 = quad_dot_add<Kind::kSigned>(dot1, w1, x);
-      };
-      add(d00, d01, 0);
-      if (kTokens > 1) add(d10, d11, 1);
-      if (kTokens > 2) add(d20, d21, 2), add(d30, d31, 3);
-    }
-    const auto add = [&](VF& sum, VI32 dot, std::size_t t, std::size_t p) MIXTRAL_LAMBDA {
-      const auto number = hn::Sub(hn::BitCast(df, dot), hn::Set(df, tokens[t].base[block]));
-      const std::size_t at = (p * kBlocksPerTile + block) * n;
-      const auto zero = hn::Zero(df);
-      sum = add_scaled_dot<Kind>(sum, number, hn::Load(df, rows.scales[half] + at),
-                                 Kind::kOffset ? hn::Load(df, rows.offsets[half] + at) : zero,
-                                 Kind::kOffset ? hn::Set(df, tokens[t].x_sum[half][block]) : zero);
-    };
-    add(s00, d00, 0, 0), add(s01, d01, 0, 1);
-    if (kTokens > 1) add(s10, d10, 1, 0), add(s11, d11, 1, 1);
-    if (kTokens > 2) add(s20, d20, 2, 0), add(s21, d21, 2, 1);
-    if (kTokens > 2) add(s30, d30, 3, 0), add(s31, d31, 3, 1);
-  }
-  const auto store = [&](VF sum0, VF sum1, std::size_t t) MIXTRAL_LAMBDA {
-    hn::Store(sum0, df, sum_at(t, 0));
-    hn::Store(sum1, df, sum_at(t, 1));
-  };
-  store(s00, s01, 0);
-  if (kTokens > 1) store(s10, s11, 1);
-  if (kTokens > 2) store(s20, s21, 2), store(s30, s31, 3);
-}
-
-// The tile at column `col` of each token.
-template <class Kind>
-HWY_NOINLINE void prepare_tokens(const void* const* x, std::size_t n_tokens, std::size_t col,
-                                 int zero_bits, PreparedTile<Kind, 1>* tokens) {
-  for (std::size_t t = 0; t < n_tokens; ++t) {
-    const auto* token = static_cast<const std::uint8_t*>(x[t]);
-    tokens[t].set(token + col / kTile * kTokenTileBytes, 1, zero_bits);
-  }
-}
-
-// As Kernels::matmul, for kMaxLanes tokens at most, which share what was unpacked; `out` holds the sums
-// as they grow.
-template <class Kind>
-void matmul_few(const Matrix& w, const Unpacker& unpacker, std::size_t first_row,
-                std::size_t n_rows, const void* const* x, std::size_t n_tokens, float* out) {
-  const std::size_t n = 2 * hn::Lanes(DF());
-  const std::size_t n_fetches = 2 * kFetchesPerPart + kBlocksPerTile * ((n_tokens + 3) / 4);
-  TileRows rows;
-  PreparedTile<Kind, 1> tokens[kMaxLanes];
-  if (n_rows % n != 0) std::memset(&rows, 0, sizeof rows);
-  for (std::size_t begin = 0; begin < n_rows; begin += n) {
-    const std::size_t count = HWY_MIN(n, n_rows - begin);
-    for (std::size_t col = 0; col < w.cols; col += kTile) {
-      LaterTile later(w, unpacker.tile_bytes, first_row + begin, count, col, n_fetches);
-      unpack_rows(w, unpacker, first_row + begin, count, col, later, rows);
-      prepare_tokens(x, n_tokens, col, unpacker.zero_bits, tokens);
-      for (std::size_t t = 0, together; t < n_tokens; t += together) {
-        const std::size_t left = n_tokens - t;
-        together = left >= 4 ? 4 : left >= 2 ? 2 : 1;
-        const auto multiply = [&](auto n_together) MIXTRAL_LAMBDA {
-          multiply_parts<Kind, decltype(n_together)::value>(rows, tokens + t, col == 0, later,
-                                                            out + t * kMaxMatmulRows + begin);
-        };
-        if (together == 4) {
-          multiply(std::integral_constant<std::size_t, 4>());
-        } else if (together == 2) {
-          multiply(std::integral_constant<std::size_t, 2>());
-        } else {
-          multiply(std::integral_constant<std::size_t, 1>());
-        }
-      }
-    }
-  }
-}
-
-// Whether one token has code of its own: not where there are no arrays of vectors, nor for old CPUs, which
-// are not worth what it takes to compile. (Differs between targets.)
-#undef MIXTRAL_TOKEN_DOTS
-#if HWY_HAVE_SCALABLE || HWY_TARGET == HWY_SSSE3 || (HWY_ARCH_X86 && HWY_TARGET == HWY_AVX3)
-#define MIXTRAL_TOKEN_DOTS 0
-#else
-#define MIXTRAL_TOKEN_DOTS 1
-#endif
-
-#if MIXTRAL_TOKEN_DOTS
-// Blocks of one part of the rows that are multiplied with a token as they are unpacked, instead of
-// being stored: an equal of TileQuants.
-template <class Kind, std::size_t kBlocks>
-class TokenDots {
- public:
-  // From block `first` of the tile on.
-  HWY_INLINE TokenDots(const PreparedTile<Kind, 1>& x, std::size_t first) : x_(x), first_(first) {
-    MIXTRAL_UNROLL
-    for (std::size_t i = 0; i < kBlocks * kHalves; ++i) {
-      dots_[i] = hn::Set(DI32(), x.begin[i % kHalves][first + i / kHalves]);
-    }
-  }
-
-  HWY_INLINE void store(VU32 v, std::size_t quad) {
-    VI32& dot = dots_[quad * kHalves / 8];
-    const auto x = broadcast_quad(x_.q + (first_ * 8 + quad) * kQuad);
-    dot = quad_dot_add<Kind::kSigned>(dot, hn::BitCast(DI8(), v), x);
-  }
-  HWY_INLINE void store_signed(VU32 v, std::size_t quad) { store(signed_quad(v), quad); }
-
-  HWY_INLINE VF add_to(VF sum, const TileScales& scales) const {
-    const DF df;
-    MIXTRAL_UNROLL
-    for (std::size_t i = 0; i < kBlocks * kHalves; ++i) {
-      const std::size_t block = first_ + i / kHalves, half = i % kHalves;
-      const std::size_t at = block * hn::Lanes(df);
-      const auto number = hn::Sub(hn::BitCast(df, dots_[i]), hn::Set(df, x_.base[block]));
-      const auto zero = hn::Zero(df);
-      sum = add_scaled_dot<Kind>(sum, number, hn::Load(df, scales.scales[half] + at),
-                                 Kind::kOffset ? hn::Load(df, scales.offsets[half] + at) : zero,
-                                 Kind::kOffset ? hn::Set(df, x_.x_sum[half][block]) : zero);
-    }
-    return sum;
-  }
-
- private:
-  static constexpr std::size_t kHalves = Kind::kHalves;
-  const PreparedTile<Kind, 1>& x_;
-  std::size_t first_;
-  VI32 dots_[kBlocks * kHalves];  // [block][half]
-};
-
-// As Kernels::matmul, for one token. Fewer rows at a time than for a few tokens, since memory is then
-// read at fewer places at the same time.
-template <class Format>
-void matmul_one(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* x,
-                float* out) {
-  using Kind = DotKindOf<Format>;
-  constexpr std::size_t kSteps = kBlocksPerTile / Format::kStepBlocks;
-  const DF df;
-  const std::size_t n = hn::Lanes(df);
-  PreparedTile<Kind, 1> token;
-  HWY_ALIGN std::uint32_t words[PartBytes<Format>::kWords * kMaxLanes];
-  HWY_ALIGN float values[4][kMaxLanes * kBlocksPerTile];
-  const TileScales scales{{values[0], values[1]}, {values[2], values[3]}};
-  for (std::size_t begin = 0; begin < n_rows; begin += n) {
-    const std::size_t row = first_row + begin, count = HWY_MIN(n, n_rows - begin);
-    VF sum = hn::Zero(df);
-    for (std::size_t col = 0; col < w.cols; col += kTile) {
-      LaterTile later(w, kBytesPerTile<Format>, row, count, col, kSteps);
-      PartBytes<Format>(w, row, count, col).transpose(words);
-      const PackedRows rows{words};
-      const auto* tile = static_cast<const std::uint8_t*>(x) + col / kTile * kTokenTileBytes;
-      token.set(tile, 1, zero_bits_of(kZeroOf<Format>));
-      Format::unpack_scales(rows, scales);
-      for (std::size_t step = 0; step < kSteps; ++step) {
-        later.fetch();
-        TokenDots<Kind, Format::kStepBlocks> dots(token, step * Format::kStepBlocks);
-        Format::unpack_quants(rows, step, dots);
-        sum = dots.add_to(sum, scales);
-      }
-    }
-    hn::Store(sum, df, out + begin);
-  }
-}
-#endif
-
-template <class Format>
-void matmul_rows(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
-                 std::size_t n_tokens, float* out) {
-#if MIXTRAL_TOKEN_DOTS
-  if constexpr (!Format::kByRow) {
-    if (n_tokens == 1) return matmul_one<Format>(w, first_row, n_rows, x[0], out);
-  }
-#endif
-  for (std::size_t t = 0; t < n_tokens; t += kMaxLanes) {
-    matmul_few<DotKindOf<Format>>(w, unpacker<Format>(), first_row, n_rows, x + t,
-                                  HWY_MIN(kMaxLanes, n_tokens - t), out + t * kMaxMatmulRows);
   }
 }
 

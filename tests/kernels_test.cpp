@@ -463,6 +463,7 @@ TEST_CASE("kernels: multiplying directly equals decoding, then multiplying") {
     check_products(entry, 4, 256, 7);
     check_products(entry, 19, 1024, 3);
     check_products(entry, 32, 512, 37);
+    check_products(entry, 19, 512, 31);  // too many over for a few, with 8 or 16 lanes
     if (entry.info.block_size < 256) check_products(entry, 9, 416, 1);
   }
 }

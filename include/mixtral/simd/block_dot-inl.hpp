@@ -26,41 +26,70 @@ HWY_INLINE VI8 broadcast_quad(const void* q) {
   return hn::BitCast(DI8(), hn::Set(DI32(), four));
 }
 
-// What is the same for all rows: of a tile of kMaxTokens tokens, for each block or each of its halves.
-template <class Kind, std::size_t kMaxTokens>
-struct PreparedTile {
-  using D = hn::CappedTag<float, kMaxTokens == 1 ? kBlocksPerTile : kMaxLanes>;
-  using Floats = float[kBlocksPerTile * kMaxTokens];  // [block][token]
-  using Ints = std::int32_t[kBlocksPerTile * kMaxTokens];
+// What is the same for all rows, of a token and those after it in a tile of n. For each block, or each of
+// its halves: base, 1.5 * 2^23 * scale; begin, with the bits where dots begin: those of base, less what
+// the weights' zero adds; x_sum, the sum of the activations.
+template <class Kind>
+struct TileTokens {
+  static constexpr std::size_t kBegin = 1, kXSum = kBegin + Kind::kHalves;
 
   const std::int8_t* q;
-  HWY_ALIGN Floats base;                  // 1.5 * 2^23 * scale
-  HWY_ALIGN Ints begin[Kind::kHalves];    // its bits, less what the weights' zero adds to a dot
-  HWY_ALIGN Floats x_sum[Kind::kHalves];  // the sum of the activations
+  const float* numbers;  // [base, begin or x_sum of a half][block][token]
 
+  HWY_INLINE const std::int8_t* quad(std::size_t i, std::size_t n) const {
+    return q + i * n * kQuad;
+  }
+  HWY_INLINE const float* base(std::size_t block, std::size_t n) const {
+    return numbers + block * n;
+  }
+  HWY_INLINE const float* begin(std::size_t half, std::size_t block, std::size_t n) const {
+    return numbers + ((kBegin + half) * kBlocksPerTile + block) * n;
+  }
+  HWY_INLINE const float* x_sum(std::size_t half, std::size_t block, std::size_t n) const {
+    return numbers + ((kXSum + half) * kBlocksPerTile + block) * n;
+  }
+};
+
+// The same for a tile of up to kMaxTokens tokens.
+template <class Kind, std::size_t kMaxTokens>
+class PreparedTile {
+ public:
   // Of the n tokens at `tile`.
   HWY_INLINE void set(const std::uint8_t* tile, std::size_t n, int zero_bits) {
     const D df;
     const hn::RebindToSigned<D> d32;
     const hn::Rebind<std::int16_t, D> d16;
     const auto to_base = hn::Set(d32, (23 << 23) + (1 << 22));  // from 2^i to 1.5 * 2^(i + 23)
-    q = tile_q(tile);
+    q_ = tile_q(tile);
     for (std::size_t i = 0; i < kBlocksPerTile * n; i += hn::Lanes(df)) {
+      const auto store = [&](auto v, std::size_t place) MIXTRAL_LAMBDA {
+        hn::Store(hn::BitCast(df, v), df, numbers_ + place * kBlocksPerTile * n + i);
+      };
       const auto scale = hn::Load(df, tile_scale(tile, n) + i);
       const auto bits = hn::Add(hn::BitCast(d32, scale), to_base);
-      hn::Store(hn::BitCast(df, bits), df, base + i);
+      store(bits, 0);
       const std::int16_t* q_sum = tile_q_sum(tile, n) + i;
       const auto first = hn::PromoteTo(d32, hn::LoadU(d16, q_sum));
       const auto last = hn::PromoteTo(d32, hn::LoadU(d16, q_sum + kBlocksPerTile * n));
       for (std::size_t half = 0; half < Kind::kHalves; ++half) {
         const auto sum = Kind::kHalves == 1 ? hn::Add(first, last) : half == 0 ? first : last;
-        const auto begin_bits =
-            Kind::kZero ? hn::Sub(bits, hn::ShiftLeftSame(sum, zero_bits)) : bits;
-        hn::Store(begin_bits, d32, begin[half] + i);
-        if (Kind::kOffset) hn::Store(hn::Mul(hn::ConvertTo(df, sum), scale), df, x_sum[half] + i);
+        const auto zero = hn::ShiftLeftSame(sum, zero_bits);
+        store(Kind::kZero ? hn::Sub(bits, zero) : bits, Tokens::kBegin + half);
+        if (Kind::kOffset) store(hn::Mul(hn::ConvertTo(df, sum), scale), Tokens::kXSum + half);
       }
     }
   }
+
+  // Those from token t on.
+  HWY_INLINE TileTokens<Kind> from(std::size_t t) const { return {q_ + t * kQuad, numbers_ + t}; }
+
+ private:
+  using D = hn::CappedTag<float, kMaxTokens == 1 ? kBlocksPerTile : kMaxLanes>;
+  using Tokens = TileTokens<Kind>;
+  static constexpr std::size_t kPlaces = Tokens::kXSum + (Kind::kOffset ? Kind::kHalves : 0);
+
+  const std::int8_t* q_;
+  HWY_ALIGN float numbers_[kPlaces * kBlocksPerTile * kMaxTokens];
 };
 
 // sum + scale * dot - offset * x_sum, for a block or one of its halves. What is rounded once is joined by

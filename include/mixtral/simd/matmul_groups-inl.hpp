@@ -1,7 +1,8 @@
 // Per target: quantised weights times many tokens, as in prompts.
 //
 // A vector goes along the tokens of a group, so four weights of a row are the same in all lanes and
-// nothing has to be summed across lanes. A tile of 32 rows is unpacked once for all the tokens.
+// nothing has to be summed across lanes. A tile of 32 rows is unpacked once for all the tokens. Tokens
+// that are left over and do not fill a group are multiplied as a few are.
 
 HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
@@ -37,9 +38,10 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row,
     return part * n * kBlocksPerTile + in_part + r +
            (r >= 4 && n == 4 ? (kBlocksPerTile - 1) * n : 0) + block * n;
   };
-  const GroupTile<Kind>& ga = groups[0];
-  const GroupTile<Kind>& gb = groups[kGroups > 1 ? 1 : 0];
-  const GroupTile<Kind>& gc = groups[kGroups > 2 ? 2 : 0];
+  using Tokens = TileTokens<Kind>;
+  const Tokens ga = groups[0].from(0);
+  const Tokens gb = groups[kGroups > 1 ? 1 : 0].from(0);
+  const Tokens gc = groups[kGroups > 2 ? 2 : 0].from(0);
   // Of dot i: its row, its group.
   const auto row = [](std::size_t i) { return i / kGroups; };
   const auto of_group = [](std::size_t i, auto a, auto b, auto c) MIXTRAL_LAMBDA {
@@ -56,8 +58,9 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row,
   VF s8 = load_sum(8), s9 = load_sum(9), s10 = load_sum(10), s11 = load_sum(11);
   for (std::size_t step = 0; step < kBlocksPerTile * Kind::kHalves; ++step) {
     const std::size_t block = step / Kind::kHalves, half = step % Kind::kHalves;
-    const auto begin = [&](const GroupTile<Kind>& group)
-                           MIXTRAL_LAMBDA { return hn::Load(d32, group.begin[half] + block * n); };
+    const auto begin = [&](const Tokens& group) MIXTRAL_LAMBDA {
+      return hn::BitCast(d32, hn::Load(df, group.begin(half, block, n)));
+    };
     const auto begin_a = begin(ga);
     const auto begin_b = kGroups > 1 ? begin(gb) : begin_a;
     const auto begin_c = kGroups > 2 ? begin(gc) : begin_a;
@@ -70,8 +73,8 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row,
     MIXTRAL_UNROLL
     for (std::size_t i = 0; i < kQuads; ++i) {
       const std::size_t quad = step * kQuads + i;
-      const auto load = [&](const GroupTile<Kind>& group) MIXTRAL_LAMBDA {
-        return in_register(hn::Load(d8, group.q + quad * n * kQuad));
+      const auto load = [&](const Tokens& group) MIXTRAL_LAMBDA {
+        return in_register(hn::Load(d8, group.quad(quad, n)));
       };
       const auto xa = load(ga);
       const auto xb = kGroups > 1 ? load(gb) : xa;
@@ -84,11 +87,11 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row,
       add(d4, 4), add(d5, 5), add(d6, 6), add(d7, 7);
       if (kTwelve) add(d8_, 8), add(d9, 9), add(d10, 10), add(d11, 11);
     }
-    const auto of_block = [&](const float* values)
-                              MIXTRAL_LAMBDA { return hn::Load(df, values + block * n); };
-    const auto base_a = of_block(ga.base), base_b = of_block(gb.base), base_c = of_block(gc.base);
-    const auto x_sum = [&](const GroupTile<Kind>& group) MIXTRAL_LAMBDA {
-      return Kind::kOffset ? of_block(group.x_sum[half]) : hn::Zero(df);
+    const auto base = [&](const Tokens& group)
+                          MIXTRAL_LAMBDA { return hn::Load(df, group.base(block, n)); };
+    const auto base_a = base(ga), base_b = base(gb), base_c = base(gc);
+    const auto x_sum = [&](const Tokens& group) MIXTRAL_LAMBDA {
+      return Kind::kOffset ? hn::Load(df, group.x_sum(half, block, n)) : hn::Zero(df);
     };
     const auto sum_a = x_sum(ga), sum_b = x_sum(gb), sum_c = x_sum(gc);
     const auto add = [&](VF& sum, VI32 dot, std::size_t i) MIXTRAL_LAMBDA {
@@ -129,14 +132,16 @@ HWY_INLINE void transpose(const float* from, float* to) {
   }
 }
 
-// As Kernels::matmul_groups. `out` first holds the sums, [group][row][token], as they grow.
+// As Kernels::matmul_groups. `out` holds the sums as they grow, at first [group][row][token] where
+// groups are full.
 template <class Kind>
 void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t first_row,
                       std::size_t n_rows, const std::uint8_t* groups, std::size_t n_tokens,
                       float* out) {
   const DF df;
   const std::size_t n = hn::Lanes(df);
-  const std::size_t n_groups = (n_tokens + n - 1) / n;
+  const std::size_t n_over = n_tokens % n * 4 <= n * 3 ? n_tokens % n : 0;
+  const std::size_t n_groups = (n_tokens - n_over + n - 1) / n;
   const std::size_t group_bytes = token_bytes(w.cols) * n;
   const std::size_t group_sums = kMaxMatmulRows * n;
   const std::size_t n_padded = (n_rows + 7) / 8 * 8;
@@ -144,17 +149,18 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
       kMaxMatmulRows / n * kFetchesPerPart + kMaxMatmulRows * n_groups / (8 + n_groups);
   TileRows rows;
   GroupTile<Kind> tiles[3];
-  if (n_rows < n_padded) std::memset(&rows, 0, sizeof rows);
+  TileTokens<Kind> over[kMaxLanes];
+  if (n_rows < kMaxMatmulRows) std::memset(&rows, 0, sizeof rows);
   std::memset(out, 0, n_groups * group_sums * sizeof(float));
   for (std::size_t col = 0; col < w.cols; col += kTile) {
     LaterTile later(w, unpacker.tile_bytes, first_row, n_rows, col, n_fetches);
     unpack_rows(w, unpacker, first_row, n_rows, col, later, rows);
+    const auto prepare = [&](std::size_t g, GroupTile<Kind>& tile) MIXTRAL_LAMBDA {
+      tile.set(groups + g * group_bytes + col / kTile * kTokenTileBytes * n, n, unpacker.zero_bits);
+    };
     const auto multiply = [&](auto count, std::size_t g) MIXTRAL_LAMBDA {
       constexpr std::size_t kGroups = decltype(count)::value;
-      for (std::size_t i = 0; i < kGroups; ++i) {
-        tiles[i].set(groups + (g + i) * group_bytes + col / kTile * kTokenTileBytes * n, n,
-                     unpacker.zero_bits);
-      }
+      for (std::size_t i = 0; i < kGroups; ++i) prepare(g + i, tiles[i]);
       for (std::size_t row = 0; row < n_padded; row += kGroups == 1 ? 8 : 4) {
         later.fetch();
         multiply_tile_block<Kind, kGroups>(rows, row, tiles, out + g * group_sums + row * n,
@@ -173,6 +179,14 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
         multiply(std::integral_constant<std::size_t, 1>(), g);
         g += 1;
       }
+    }
+    if (n_over == 0) continue;
+    prepare(n_groups, tiles[0]);
+    for (std::size_t t = 0; t < n_over; ++t) over[t] = tiles[0].from(t);
+    for (std::size_t row = 0; row < n_rows; row += 2 * n) {
+      const TilePart parts[2] = {rows.part(row), rows.part(row + n)};
+      multiply_tokens<Kind>(parts, over, n_over, n, col == 0, later,
+                            out + n_groups * group_sums + row);
     }
   }
   // A group's tokens and rows change places.

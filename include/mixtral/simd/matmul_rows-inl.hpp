@@ -11,10 +11,11 @@ namespace HWY_NAMESPACE {
 // Measured: groups cost the same if there are fewer tokens than lanes.
 constexpr std::size_t kMinGroupedTokens = hn::MaxLanes(DF()) > 4 ? 14 : 6;
 
-// Adds one tile of two parts of rows times kTokens tokens, 1, 2 or 4, to `out`, or begins with it.
+// Adds one tile of two parts of rows times kTokens tokens, 1, 2 or 4, each in a tile of n_in_tile, to
+// `out`, or begins with it.
 template <class Kind, std::size_t kTokens>
-HWY_INLINE void multiply_parts(const TileRows& rows, const PreparedTile<Kind, 1>* tokens,
-                               bool begins, LaterTile& later, float* out) {
+HWY_NOINLINE void multiply_parts(const TilePart* parts, const TileTokens<Kind>* tokens,
+                                 std::size_t n_in_tile, bool begins, LaterTile& later, float* out) {
   const DF df;
   const DI32 d32;
   const DI8 d8;
@@ -32,7 +33,8 @@ HWY_INLINE void multiply_parts(const TileRows& rows, const PreparedTile<Kind, 1>
     const std::size_t block = step / Kind::kHalves, half = step % Kind::kHalves;
     if (half == 0) later.fetch();
     const auto begin = [&](std::size_t t) MIXTRAL_LAMBDA {
-      return hn::Set(d32, tokens[t < kTokens ? t : 0].begin[half][block]);
+      const float* bits = tokens[t < kTokens ? t : 0].begin(half, block, n_in_tile);
+      return hn::BitCast(d32, hn::Set(df, *bits));
     };
     VI32 d00 = begin(0), d01 = d00, d10 = begin(1), d11 = d10;
     VI32 d20 = begin(2), d21 = d20, d30 = begin(3), d31 = d30;
@@ -41,12 +43,11 @@ HWY_INLINE void multiply_parts(const TileRows& rows, const PreparedTile<Kind, 1>
     for (std::size_t i = 0; i < kQuads; ++i) {
       const std::size_t quad = step * kQuads + i;
       const auto load = [&](std::size_t p) MIXTRAL_LAMBDA {
-        const std::size_t at = (p * kQuadsPerTile + quad) * n;
-        return in_register(hn::BitCast(d8, hn::Load(du32, rows.q + at)));
+        return in_register(hn::BitCast(d8, hn::Load(du32, parts[p].quants.q + quad * n)));
       };
       const auto w0 = load(0), w1 = load(1);
       const auto add = [&](VI32& dot0, VI32& dot1, std::size_t t) MIXTRAL_LAMBDA {
-        const auto x = in_register(broadcast_quad(tokens[t].q + quad * kQuad));
+        const auto x = in_register(broadcast_quad(tokens[t].quad(quad, n_in_tile)));
         dot0 = quad_dot_add<Kind::kSigned>(dot0, w0, x);
         dot1 = quad_dot_add<Kind::kSigned>(dot1, w1, x);
       };
@@ -55,12 +56,14 @@ HWY_INLINE void multiply_parts(const TileRows& rows, const PreparedTile<Kind, 1>
       if (kTokens > 2) add(d20, d21, 2), add(d30, d31, 3);
     }
     const auto add = [&](VF& sum, VI32 dot, std::size_t t, std::size_t p) MIXTRAL_LAMBDA {
-      const auto number = hn::Sub(hn::BitCast(df, dot), hn::Set(df, tokens[t].base[block]));
-      const std::size_t at = (p * kBlocksPerTile + block) * n;
+      const auto number =
+          hn::Sub(hn::BitCast(df, dot), hn::Set(df, *tokens[t].base(block, n_in_tile)));
+      const TileScales& scales = parts[p].scales;
       const auto zero = hn::Zero(df);
-      sum = add_scaled_dot<Kind>(sum, number, hn::Load(df, rows.scales[half] + at),
-                                 Kind::kOffset ? hn::Load(df, rows.offsets[half] + at) : zero,
-                                 Kind::kOffset ? hn::Set(df, tokens[t].x_sum[half][block]) : zero);
+      sum = add_scaled_dot<Kind>(
+          sum, number, hn::Load(df, scales.scales[half] + block * n),
+          Kind::kOffset ? hn::Load(df, scales.offsets[half] + block * n) : zero,
+          Kind::kOffset ? hn::Set(df, *tokens[t].x_sum(half, block, n_in_tile)) : zero);
     };
     add(s00, d00, 0, 0), add(s01, d01, 0, 1);
     if (kTokens > 1) add(s10, d10, 1, 0), add(s11, d11, 1, 1);
@@ -76,13 +79,36 @@ HWY_INLINE void multiply_parts(const TileRows& rows, const PreparedTile<Kind, 1>
   if (kTokens > 2) store(s20, s21, 2), store(s30, s31, 3);
 }
 
+// The same for any number of tokens.
+template <class Kind>
+void multiply_tokens(const TilePart* parts, const TileTokens<Kind>* tokens, std::size_t n_tokens,
+                     std::size_t n_in_tile, bool begins, LaterTile& later, float* out) {
+  for (std::size_t t = 0, together; t < n_tokens; t += together) {
+    const std::size_t left = n_tokens - t;
+    together = left >= 4 ? 4 : left >= 2 ? 2 : 1;
+    const auto multiply = [&](auto n_together) MIXTRAL_LAMBDA {
+      multiply_parts<Kind, decltype(n_together)::value>(parts, tokens + t, n_in_tile, begins, later,
+                                                        out + t * kMaxMatmulRows);
+    };
+    if (together == 4) {
+      multiply(std::integral_constant<std::size_t, 4>());
+    } else if (together == 2) {
+      multiply(std::integral_constant<std::size_t, 2>());
+    } else {
+      multiply(std::integral_constant<std::size_t, 1>());
+    }
+  }
+}
+
 // The tile at column `col` of each token.
 template <class Kind>
 HWY_NOINLINE void prepare_tokens(const void* const* x, std::size_t n_tokens, std::size_t col,
-                                 int zero_bits, PreparedTile<Kind, 1>* tokens) {
+                                 int zero_bits, PreparedTile<Kind, 1>* tiles,
+                                 TileTokens<Kind>* tokens) {
   for (std::size_t t = 0; t < n_tokens; ++t) {
     const auto* token = static_cast<const std::uint8_t*>(x[t]);
-    tokens[t].set(token + col / kTile * kTokenTileBytes, 1, zero_bits);
+    tiles[t].set(token + col / kTile * kTokenTileBytes, 1, zero_bits);
+    tokens[t] = tiles[t].from(0);
   }
 }
 
@@ -91,32 +117,20 @@ HWY_NOINLINE void prepare_tokens(const void* const* x, std::size_t n_tokens, std
 template <class Kind>
 void matmul_few(const Matrix& w, const Unpacker& unpacker, std::size_t first_row,
                 std::size_t n_rows, const void* const* x, std::size_t n_tokens, float* out) {
-  const std::size_t n = 2 * hn::Lanes(DF());
+  const std::size_t n = hn::Lanes(DF());
   const std::size_t n_fetches = 2 * kFetchesPerPart + kBlocksPerTile * ((n_tokens + 3) / 4);
   TileRows rows;
-  PreparedTile<Kind, 1> tokens[kMaxLanes];
-  if (n_rows % n != 0) std::memset(&rows, 0, sizeof rows);
-  for (std::size_t begin = 0; begin < n_rows; begin += n) {
-    const std::size_t count = HWY_MIN(n, n_rows - begin);
+  PreparedTile<Kind, 1> tiles[kMaxLanes];
+  TileTokens<Kind> tokens[kMaxLanes];
+  if (n_rows % (2 * n) != 0) std::memset(&rows, 0, sizeof rows);
+  const TilePart parts[2] = {rows.part(0), rows.part(n)};
+  for (std::size_t begin = 0; begin < n_rows; begin += 2 * n) {
+    const std::size_t count = HWY_MIN(2 * n, n_rows - begin);
     for (std::size_t col = 0; col < w.cols; col += kTile) {
       LaterTile later(w, unpacker.tile_bytes, first_row + begin, count, col, n_fetches);
       unpack_rows(w, unpacker, first_row + begin, count, col, later, rows);
-      prepare_tokens(x, n_tokens, col, unpacker.zero_bits, tokens);
-      for (std::size_t t = 0, together; t < n_tokens; t += together) {
-        const std::size_t left = n_tokens - t;
-        together = left >= 4 ? 4 : left >= 2 ? 2 : 1;
-        const auto multiply = [&](auto n_together) MIXTRAL_LAMBDA {
-          multiply_parts<Kind, decltype(n_together)::value>(rows, tokens + t, col == 0, later,
-                                                            out + t * kMaxMatmulRows + begin);
-        };
-        if (together == 4) {
-          multiply(std::integral_constant<std::size_t, 4>());
-        } else if (together == 2) {
-          multiply(std::integral_constant<std::size_t, 2>());
-        } else {
-          multiply(std::integral_constant<std::size_t, 1>());
-        }
-      }
+      prepare_tokens(x, n_tokens, col, unpacker.zero_bits, tiles, tokens);
+      multiply_tokens<Kind>(parts, tokens, n_tokens, 1, col == 0, later, out + begin);
     }
   }
 }
@@ -137,16 +151,16 @@ template <class Kind, std::size_t kBlocks>
 class TokenDots {
  public:
   // From block `first` of the tile on.
-  HWY_INLINE TokenDots(const PreparedTile<Kind, 1>& x, std::size_t first) : x_(x), first_(first) {
+  HWY_INLINE TokenDots(const TileTokens<Kind>& x, std::size_t first) : x_(x), first_(first) {
     MIXTRAL_UNROLL
     for (std::size_t i = 0; i < kBlocks * kHalves; ++i) {
-      dots_[i] = hn::Set(DI32(), x.begin[i % kHalves][first + i / kHalves]);
+      dots_[i] = hn::BitCast(DI32(), hn::Set(DF(), *x.begin(i % kHalves, first + i / kHalves, 1)));
     }
   }
 
   HWY_INLINE void store(VU32 v, std::size_t quad) {
     VI32& dot = dots_[quad * kHalves / 8];
-    const auto x = broadcast_quad(x_.q + (first_ * 8 + quad) * kQuad);
+    const auto x = broadcast_quad(x_.quad(first_ * 8 + quad, 1));
     dot = quad_dot_add<Kind::kSigned>(dot, hn::BitCast(DI8(), v), x);
   }
   HWY_INLINE void store_signed(VU32 v, std::size_t quad) { store(signed_quad(v), quad); }
@@ -157,18 +171,18 @@ class TokenDots {
     for (std::size_t i = 0; i < kBlocks * kHalves; ++i) {
       const std::size_t block = first_ + i / kHalves, half = i % kHalves;
       const std::size_t at = block * hn::Lanes(df);
-      const auto number = hn::Sub(hn::BitCast(df, dots_[i]), hn::Set(df, x_.base[block]));
+      const auto number = hn::Sub(hn::BitCast(df, dots_[i]), hn::Set(df, *x_.base(block, 1)));
       const auto zero = hn::Zero(df);
       sum = add_scaled_dot<Kind>(sum, number, hn::Load(df, scales.scales[half] + at),
                                  Kind::kOffset ? hn::Load(df, scales.offsets[half] + at) : zero,
-                                 Kind::kOffset ? hn::Set(df, x_.x_sum[half][block]) : zero);
+                                 Kind::kOffset ? hn::Set(df, *x_.x_sum(half, block, 1)) : zero);
     }
     return sum;
   }
 
  private:
   static constexpr std::size_t kHalves = Kind::kHalves;
-  const PreparedTile<Kind, 1>& x_;
+  TileTokens<Kind> x_;
   std::size_t first_;
   VI32 dots_[kBlocks * kHalves];  // [block][half]
 };
@@ -198,7 +212,7 @@ void matmul_one(const Matrix& w, std::size_t first_row, std::size_t n_rows, cons
       Format::unpack_scales(rows, scales);
       for (std::size_t step = 0; step < kSteps; ++step) {
         later.fetch();
-        TokenDots<Kind, Format::kStepBlocks> dots(token, step * Format::kStepBlocks);
+        TokenDots<Kind, Format::kStepBlocks> dots(token.from(0), step * Format::kStepBlocks);
         Format::unpack_quants(rows, step, dots);
         sum = dots.add_to(sum, scales);
       }

@@ -45,9 +45,9 @@
 #include "mixtral/simd/block_dot-inl.hpp"
 //
 #include "mixtral/simd/matmul_floats-inl.hpp"
-#include "mixtral/simd/matmul_groups-inl.hpp"
-//
 #include "mixtral/simd/matmul_rows-inl.hpp"
+//
+#include "mixtral/simd/matmul_groups-inl.hpp"
 //
 #include "mixtral/simd/elementwise-inl.hpp"
 #include "mixtral/simd/matmul-inl.hpp"
