@@ -348,6 +348,29 @@ HWY_INLINE void transpose_words(const std::uint8_t* data, std::size_t row_bytes,
 }
 #endif
 
+// to[c * to_stride + r] = from[r * from_stride + c] for r, c < n, where n is the number of lanes.
+HWY_INLINE void transpose(const float* from, std::size_t from_stride, float* to,
+                          std::size_t to_stride) {
+  const DF df;
+  const std::size_t n = hn::Lanes(df);
+  // Taking all even elements before all odd ones turns the bits of an element's number by one place;
+  // as often as a row's number has bits, rows and columns have changed places.
+  HWY_ALIGN float buffer[2][kMaxLanes * kMaxLanes];
+  for (std::size_t bit = 1, side = 0; bit < n; bit *= 2, side ^= 1) {
+    const bool last = bit * 2 >= n;
+    float* target = last ? to : buffer[side];
+    const std::size_t stride = last ? to_stride : n;
+    for (std::size_t k = 0; k < n / 2; ++k) {
+      const auto a = hn::LoadU(df, from + 2 * k * from_stride);
+      const auto b = hn::LoadU(df, from + (2 * k + 1) * from_stride);
+      hn::Store(hn::ConcatEven(df, b, a), df, target + k * stride);
+      hn::Store(hn::ConcatOdd(df, b, a), df, target + (n / 2 + k) * stride);
+    }
+    from = target;
+    from_stride = stride;
+  }
+}
+
 // A tile of the rows as the file has it, [word][row].
 struct PackedRows {
   const std::uint32_t* words;
@@ -1293,27 +1316,43 @@ namespace HWY_NAMESPACE {
 
 std::size_t lanes() { return hn::Lanes(DF()); }
 
+// The smallest powers of two with which numbers up to these fill [-127, 127], from 2^-100 to 2^100, and
+// their inverses.
+template <class D>
+HWY_INLINE void power_of_two_scales(D d, hn::Vec<D> largest, hn::Vec<D>& scales,
+                                    hn::Vec<D>& inverses) {
+  const hn::RebindToSigned<D> d32;
+  const auto least = hn::BitCast(d32, hn::Div(largest, hn::Set(d, 127.0f)));
+  const auto next = hn::ShiftRight<23>(hn::Add(least, hn::Set(d32, 0x7fffff)));
+  const auto exponent = hn::Min(hn::Max(next, hn::Set(d32, 127 - 100)), hn::Set(d32, 127 + 100));
+  scales = hn::BitCast(d, hn::ShiftLeft<23>(exponent));
+  inverses = hn::BitCast(d, hn::ShiftLeft<23>(hn::Sub(hn::Set(d32, 254), exponent)));
+}
+
 struct Scale {
   float value, inverse;
 };
-
-// With which numbers up to `maximum` fill [-127, 127].
-HWY_INLINE Scale full_scale(float maximum) {
-  return {maximum / 127.0f, maximum > 0.0f ? 127.0f / maximum : 0.0f};
+HWY_INLINE Scale power_of_two_scale(float largest) {
+  const hn::CappedTag<float, 1> d;
+  auto scale = hn::Zero(d), inverse = scale;
+  power_of_two_scales(d, hn::Set(d, largest), scale, inverse);
+  return {hn::GetLane(scale), hn::GetLane(inverse)};
 }
 
-// The smallest power of two for them, from 2^-100 to 2^100.
-HWY_INLINE Scale power_of_two_scale(float maximum) {
-  const float least = maximum / 127.0f;
-  std::uint32_t bits;
-  std::memcpy(&bits, &least, sizeof bits);
-  const std::uint32_t exponent =
-      HWY_MIN(HWY_MAX((bits + 0x7fffffu) >> 23, 127u - 100u), 127u + 100u);
-  const std::uint32_t value = exponent << 23, inverse = (254u - exponent) << 23;
-  Scale scale;
-  std::memcpy(&scale.value, &value, sizeof value);
-  std::memcpy(&scale.inverse, &inverse, sizeof inverse);
-  return scale;
+// With which numbers up to `largest` fill [-127, 127].
+HWY_INLINE Scale full_scale(float largest) {
+  return {largest / 127.0f, largest > 0.0f ? 127.0f / largest : 0.0f};
+}
+
+// What is not a number becomes 0.
+template <class V>
+HWY_INLINE V number(V v) {
+  return hn::IfThenElseZero(hn::Eq(v, v), v);
+}
+HWY_INLINE VI32 quantize_vector(VF x, VF inverse) {
+  const DF df;
+  const auto scaled = number(hn::Mul(x, inverse));
+  return hn::NearestInt(hn::Max(hn::Min(scaled, hn::Set(df, 127.0f)), hn::Set(df, -127.0f)));
 }
 
 // Quantises 32 floats with the scale that scale_for(maximum) gives, and returns it. What is not a number
@@ -1325,19 +1364,16 @@ HWY_INLINE float quantize_32(const float* x, const ScaleFor& scale_for, std::int
   const DI32 d32;
   const hn::Rebind<std::int8_t, DF> d8;
   const std::size_t n = hn::Lanes(df);
-  const auto number = [](VF v) MIXTRAL_LAMBDA { return hn::IfThenElseZero(hn::Eq(v, v), v); };
   VF largest = hn::Zero(df);
   for (std::size_t i = 0; i < 32; i += n) {
     largest = hn::Max(largest, hn::Abs(number(hn::LoadU(df, x + i))));
   }
   const Scale scale = scale_for(hn::GetLane(hn::MaxOfLanes(df, largest)));
   const auto inverse = hn::Set(df, scale.inverse);
-  const auto most = hn::Set(df, 127.0f), least = hn::Set(df, -127.0f);
   for (std::size_t half = 0; half < 2; ++half) {
     auto sum = hn::Zero(d32);
     for (std::size_t i = half * 16; i < half * 16 + 16; i += n) {
-      const auto scaled = number(hn::Mul(hn::LoadU(df, x + i), inverse));
-      const auto whole = hn::NearestInt(hn::Max(hn::Min(scaled, most), least));
+      const auto whole = quantize_vector(hn::LoadU(df, x + i), inverse);
       hn::StoreU(hn::DemoteTo(d8, whole), d8, q + i);
       sum = hn::Add(sum, whole);
     }
@@ -1371,6 +1407,53 @@ void quantize(const float* x, std::size_t first, std::size_t n, std::size_t cols
     for (std::size_t quad = 0; quad < 8; ++quad) {
       std::memcpy(tile + ((block * 8 + quad) * n_tokens + token) * kQuad, q + quad * kQuad, kQuad);
     }
+  }
+}
+
+// Lanes are tokens: nothing has to be found or summed across lanes.
+void quantize_group(const float* x, std::size_t stride, std::size_t n_tokens, std::size_t first,
+                    std::uint8_t* group) {
+  const DF df;
+  const DI32 d32;
+  const DI8 d8;
+  const hn::Rebind<std::int16_t, DF> d16;
+  const std::size_t n = hn::Lanes(df);
+  HWY_ALIGN float rows[kMaxLanes * kBlock];
+  if (n_tokens < n) {
+    std::memset(rows, 0, sizeof rows);
+    for (std::size_t t = 0; t < n_tokens; ++t) {
+      std::memcpy(rows + t * kBlock, x + t * stride, kBlock * sizeof(float));
+    }
+    x = rows;
+    stride = kBlock;
+  }
+  HWY_ALIGN float columns[kBlock * kMaxLanes];  // [column][token]
+  for (std::size_t c = 0; c < kBlock; c += n) transpose(x + c, stride, columns + c * n, n);
+  VF largest = hn::Zero(df);
+  for (std::size_t c = 0; c < kBlock; ++c) {
+    largest = hn::Max(largest, hn::Abs(number(hn::Load(df, columns + c * n))));
+  }
+  VF scales = hn::Zero(df), inverses = scales;
+  power_of_two_scales(df, largest, scales, inverses);
+  std::uint8_t* tile = group + first / kTile * kTokenTileBytes * n;
+  const std::size_t block = first % kTile / kBlock;
+  hn::Store(scales, df, tile_scale(tile, n) + block * n);
+  std::int8_t* q = tile_q(tile) + block * kBlock * n;
+  for (std::size_t half = 0; half < 2; ++half) {
+    auto sum = hn::Zero(d32);
+    for (std::size_t quad = half * 4; quad < half * 4 + 4; ++quad) {
+      const auto column = [&](std::size_t k) MIXTRAL_LAMBDA {
+        return quantize_vector(hn::Load(df, columns + (quad * kQuad + k) * n), inverses);
+      };
+      const auto a = column(0), b = column(1), c = column(2), e = column(3);
+      sum = hn::Add(sum, hn::Add(hn::Add(a, b), hn::Add(c, e)));
+      const auto byte = hn::Set(d32, 0xff);
+      const auto low = hn::Or(hn::And(a, byte), hn::ShiftLeft<8>(hn::And(b, byte)));
+      const auto high = hn::Or(hn::ShiftLeft<16>(hn::And(c, byte)), hn::ShiftLeft<24>(e));
+      hn::Store(hn::BitCast(d8, hn::Or(low, high)), d8, q + quad * kQuad * n);
+    }
+    hn::StoreU(hn::DemoteTo(d16, sum), d16,
+               tile_q_sum(tile, n) + (half * kBlocksPerTile + block) * n);
   }
 }
 
@@ -2240,27 +2323,6 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row,
   if (kTwelve) store(s8, 8), store(s9, 9), store(s10, 10), store(s11, 11);
 }
 
-// to[c * kMaxMatmulRows + r] = from[r * n + c] for r, c < n, where n is the number of lanes.
-HWY_INLINE void transpose(const float* from, float* to) {
-  const DF df;
-  const std::size_t n = hn::Lanes(df);
-  // Taking all even elements before all odd ones turns the bits of an element's number by one place;
-  // as often as a row's number has bits, rows and columns have changed places.
-  HWY_ALIGN float buffer[2][kMaxLanes * kMaxLanes];
-  for (std::size_t bit = 1, side = 0; bit < n; bit *= 2, side ^= 1) {
-    const bool last = bit * 2 >= n;
-    float* target = last ? to : buffer[side];
-    const std::size_t stride = last ? kMaxMatmulRows : n;
-    for (std::size_t k = 0; k < n / 2; ++k) {
-      const auto a = hn::Load(df, from + 2 * k * n);
-      const auto b = hn::Load(df, from + (2 * k + 1) * n);
-      hn::Store(hn::ConcatEven(df, b, a), df, target + k * stride);
-      hn::Store(hn::ConcatOdd(df, b, a), df, target + (n / 2 + k) * stride);
-    }
-    from = target;
-  }
-}
-
 // As Kernels::matmul_groups. `out` holds the sums as they grow, at first [group][row][token] where
 // groups are full.
 template <class Kind>
@@ -2324,7 +2386,7 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
     float* group = out + g * group_sums;
     std::memcpy(sums, group, group_sums * sizeof(float));
     for (std::size_t row = 0; row < kMaxMatmulRows; row += n) {
-      transpose(sums + row * n, group + row);
+      transpose(sums + row * n, n, group + row, kMaxMatmulRows);
     }
   }
 }
@@ -2813,6 +2875,7 @@ constexpr Kernels kKernels{MIXTRAL_TARGET_NAME(HWY_NAMESPACE),
                            matmul_groups,
                            decode_rows,
                            quantize,
+                           quantize_group,
                            pack,
                            rms_norm,
                            swiglu,
@@ -3678,6 +3741,11 @@ struct Kernels {
   // a multiple of 32, and so is n unless these are the last columns.
   void (*quantize)(const float* x, std::size_t first, std::size_t n, std::size_t cols,
                    std::uint8_t* out, std::size_t n_tokens, std::size_t token);
+
+  // The same for 32 columns from `first` on, of the first n_tokens tokens of a group: token t's are
+  // x[t * stride .. + 32). Clears nothing after them.
+  void (*quantize_group)(const float* x, std::size_t stride, std::size_t n_tokens,
+                         std::size_t first, std::uint8_t* group);
 
   // Makes a group of n <= lanes() tokens that were quantised alone; clears the rest of it.
   void (*pack)(const std::uint8_t* const* tokens, std::size_t n, std::size_t cols,
@@ -8824,6 +8892,7 @@ class SnapshotReader {
 
 // Activation rows in the forms that matrices are multiplied with.
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -8875,6 +8944,22 @@ class Activations {
       kernels_->quantize(values, first, n, width_, groups(i - i % lanes_), lanes_, i % lanes_);
     } else {
       kernels_->quantize(values, first, n, width_, token(i), 1, 0);
+    }
+  }
+
+  // The same for rows i to i + count, whose values are `stride` apart; i is a multiple of lanes().
+  void quantize_rows(const float* values, std::size_t stride, std::size_t first, std::size_t n,
+                     std::size_t i, std::size_t count, bool grouped) const {
+    const bool clears = first + n == width_ && stride_ != width_;
+    if (grouped && n == simd::kBlock && !clears) {
+      for (std::size_t t = 0; t < count; t += lanes_) {
+        kernels_->quantize_group(values + t * stride, stride, std::min(lanes_, count - t), first,
+                                 groups(i + t));
+      }
+      return;
+    }
+    for (std::size_t t = 0; t < count; ++t) {
+      quantize(values + t * stride, first, n, i + t, grouped);
     }
   }
 
@@ -9722,15 +9807,15 @@ class ForwardPass {
     for_each_part(n, [&](std::size_t first, std::size_t count) {
       inputs.multiply(kernels(), expert.w1, rows, first, count, gate);
       inputs.multiply(kernels(), expert.w3, rows, first, count, up);
+      for (std::size_t t = 0; t < count; ++t) kernels().swiglu(gate.of(t), up.of(t), rows.n);
+      if (is_quantized(expert.w2)) {
+        hidden_.quantize_rows(gate.values, kRowsPerChunk, rows.first, rows.n, place + first, count,
+                              kernels().in_groups(n));
+        return;
+      }
       for (std::size_t t = 0; t < count; ++t) {
-        kernels().swiglu(gate.of(t), up.of(t), rows.n);
-        if (is_quantized(expert.w2)) {
-          hidden_.quantize(gate.of(t), rows.first, rows.n, place + first + t,
-                           kernels().in_groups(n));
-        } else {
-          std::memcpy(hidden_.row(place + first + t) + rows.first, gate.of(t),
-                      rows.n * sizeof(float));
-        }
+        std::memcpy(hidden_.row(place + first + t) + rows.first, gate.of(t),
+                    rows.n * sizeof(float));
       }
     });
   }

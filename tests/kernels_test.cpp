@@ -496,6 +496,36 @@ TEST_CASE("kernels: quantised activations are within half a step, sums included"
   }
 }
 
+TEST_CASE("kernels: columns of a group are quantised together as one by one") {
+  constexpr std::size_t kCols = 512, kStride = 40;
+  std::mt19937 random(9);
+  std::normal_distribution<float> normal(0.0f, 3.0f);
+  std::vector<float> x(mixtral::simd::kMaxLanes * kStride);
+  for (float& v : x) v = normal(random);
+  for (std::size_t c = 0; c < 32; ++c) x[2 * kStride + c] = 0.0f;
+  x[5] = std::nanf("");
+  x[kStride + 31] = -std::numeric_limits<float>::infinity();
+  x[3 * kStride] = 1e38f;
+  for (const Kernels* kernels : all_kernels()) {
+    CAPTURE(std::string(kernels->target));
+    const std::size_t lanes = kernels->lanes(), bytes = lanes * mixtral::simd::token_bytes(kCols);
+    for (std::size_t n : {std::size_t{1}, lanes - 1, lanes}) {
+      const Quantized together(lanes, kCols), alone(lanes, kCols);
+      std::memset(together.data, 0x55, bytes);
+      std::memset(alone.data, 0x55, bytes);
+      for (std::size_t first : {0, 96, 256, 480}) {
+        const std::vector<float> zeros(32);
+        kernels->quantize_group(x.data(), kStride, n, first, together.data);
+        for (std::size_t t = 0; t < lanes; ++t) {
+          const float* values = t < n ? x.data() + t * kStride : zeros.data();
+          kernels->quantize(values, first, 32, kCols, alone.data, lanes, t);
+        }
+      }
+      CHECK(std::memcmp(together.data, alone.data, bytes) == 0);
+    }
+  }
+}
+
 TEST_CASE(
     "kernels: activations that are no numbers, or infinite, are quantised to something defined") {
   const float inf = std::numeric_limits<float>::infinity();

@@ -2,6 +2,7 @@
 #ifndef MIXTRAL_NETWORK_ACTIVATIONS_HPP_
 #define MIXTRAL_NETWORK_ACTIVATIONS_HPP_
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -56,6 +57,22 @@ class Activations {
       kernels_->quantize(values, first, n, width_, groups(i - i % lanes_), lanes_, i % lanes_);
     } else {
       kernels_->quantize(values, first, n, width_, token(i), 1, 0);
+    }
+  }
+
+  // The same for rows i to i + count, whose values are `stride` apart; i is a multiple of lanes().
+  void quantize_rows(const float* values, std::size_t stride, std::size_t first, std::size_t n,
+                     std::size_t i, std::size_t count, bool grouped) const {
+    const bool clears = first + n == width_ && stride_ != width_;
+    if (grouped && n == simd::kBlock && !clears) {
+      for (std::size_t t = 0; t < count; t += lanes_) {
+        kernels_->quantize_group(values + t * stride, stride, std::min(lanes_, count - t), first,
+                                 groups(i + t));
+      }
+      return;
+    }
+    for (std::size_t t = 0; t < count; ++t) {
+      quantize(values + t * stride, first, n, i + t, grouped);
     }
   }
 

@@ -405,15 +405,15 @@ class ForwardPass {
     for_each_part(n, [&](std::size_t first, std::size_t count) {
       inputs.multiply(kernels(), expert.w1, rows, first, count, gate);
       inputs.multiply(kernels(), expert.w3, rows, first, count, up);
+      for (std::size_t t = 0; t < count; ++t) kernels().swiglu(gate.of(t), up.of(t), rows.n);
+      if (is_quantized(expert.w2)) {
+        hidden_.quantize_rows(gate.values, kRowsPerChunk, rows.first, rows.n, place + first, count,
+                              kernels().in_groups(n));
+        return;
+      }
       for (std::size_t t = 0; t < count; ++t) {
-        kernels().swiglu(gate.of(t), up.of(t), rows.n);
-        if (is_quantized(expert.w2)) {
-          hidden_.quantize(gate.of(t), rows.first, rows.n, place + first + t,
-                           kernels().in_groups(n));
-        } else {
-          std::memcpy(hidden_.row(place + first + t) + rows.first, gate.of(t),
-                      rows.n * sizeof(float));
-        }
+        std::memcpy(hidden_.row(place + first + t) + rows.first, gate.of(t),
+                    rows.n * sizeof(float));
       }
     });
   }

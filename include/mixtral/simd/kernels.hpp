@@ -127,6 +127,11 @@ struct Kernels {
   void (*quantize)(const float* x, std::size_t first, std::size_t n, std::size_t cols,
                    std::uint8_t* out, std::size_t n_tokens, std::size_t token);
 
+  // The same for 32 columns from `first` on, of the first n_tokens tokens of a group: token t's are
+  // x[t * stride .. + 32). Clears nothing after them.
+  void (*quantize_group)(const float* x, std::size_t stride, std::size_t n_tokens,
+                         std::size_t first, std::uint8_t* group);
+
   // Makes a group of n <= lanes() tokens that were quantised alone; clears the rest of it.
   void (*pack)(const std::uint8_t* const* tokens, std::size_t n, std::size_t cols,
                std::uint8_t* group);

@@ -111,27 +111,6 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row,
   if (kTwelve) store(s8, 8), store(s9, 9), store(s10, 10), store(s11, 11);
 }
 
-// to[c * kMaxMatmulRows + r] = from[r * n + c] for r, c < n, where n is the number of lanes.
-HWY_INLINE void transpose(const float* from, float* to) {
-  const DF df;
-  const std::size_t n = hn::Lanes(df);
-  // Taking all even elements before all odd ones turns the bits of an element's number by one place;
-  // as often as a row's number has bits, rows and columns have changed places.
-  HWY_ALIGN float buffer[2][kMaxLanes * kMaxLanes];
-  for (std::size_t bit = 1, side = 0; bit < n; bit *= 2, side ^= 1) {
-    const bool last = bit * 2 >= n;
-    float* target = last ? to : buffer[side];
-    const std::size_t stride = last ? kMaxMatmulRows : n;
-    for (std::size_t k = 0; k < n / 2; ++k) {
-      const auto a = hn::Load(df, from + 2 * k * n);
-      const auto b = hn::Load(df, from + (2 * k + 1) * n);
-      hn::Store(hn::ConcatEven(df, b, a), df, target + k * stride);
-      hn::Store(hn::ConcatOdd(df, b, a), df, target + (n / 2 + k) * stride);
-    }
-    from = target;
-  }
-}
-
 // As Kernels::matmul_groups. `out` holds the sums as they grow, at first [group][row][token] where
 // groups are full.
 template <class Kind>
@@ -195,7 +174,7 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
     float* group = out + g * group_sums;
     std::memcpy(sums, group, group_sums * sizeof(float));
     for (std::size_t row = 0; row < kMaxMatmulRows; row += n) {
-      transpose(sums + row * n, group + row);
+      transpose(sums + row * n, n, group + row, kMaxMatmulRows);
     }
   }
 }

@@ -117,6 +117,29 @@ HWY_INLINE void transpose_words(const std::uint8_t* data, std::size_t row_bytes,
 }
 #endif
 
+// to[c * to_stride + r] = from[r * from_stride + c] for r, c < n, where n is the number of lanes.
+HWY_INLINE void transpose(const float* from, std::size_t from_stride, float* to,
+                          std::size_t to_stride) {
+  const DF df;
+  const std::size_t n = hn::Lanes(df);
+  // Taking all even elements before all odd ones turns the bits of an element's number by one place;
+  // as often as a row's number has bits, rows and columns have changed places.
+  HWY_ALIGN float buffer[2][kMaxLanes * kMaxLanes];
+  for (std::size_t bit = 1, side = 0; bit < n; bit *= 2, side ^= 1) {
+    const bool last = bit * 2 >= n;
+    float* target = last ? to : buffer[side];
+    const std::size_t stride = last ? to_stride : n;
+    for (std::size_t k = 0; k < n / 2; ++k) {
+      const auto a = hn::LoadU(df, from + 2 * k * from_stride);
+      const auto b = hn::LoadU(df, from + (2 * k + 1) * from_stride);
+      hn::Store(hn::ConcatEven(df, b, a), df, target + k * stride);
+      hn::Store(hn::ConcatOdd(df, b, a), df, target + (n / 2 + k) * stride);
+    }
+    from = target;
+    from_stride = stride;
+  }
+}
+
 // A tile of the rows as the file has it, [word][row].
 struct PackedRows {
   const std::uint32_t* words;
