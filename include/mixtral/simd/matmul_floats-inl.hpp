@@ -167,7 +167,10 @@ void matmul_floats(const Matrix& w, std::size_t first_row, std::size_t n_rows, c
   std::memset(out, 0, kMaxMatmulRows * sizeof(float));
   for (std::size_t begin = 0; begin < n_rows; begin += 16) {
     for (std::size_t col = 0; col < w.cols; col += kTile) {
+      LaterTile later(w, kTile * Format::kBytes, first_row + begin, HWY_MIN(16, n_rows - begin),
+                      col, 4);
       for (std::size_t r = 0; r < 16; r += 4) {
+        later.fetch();
         const std::uint8_t* data[4];  // the last row fills up
         for (std::size_t i = 0; i < 4; ++i) {
           data[i] = row_data(HWY_MIN(begin + r + i, n_rows - 1)) + col * Format::kBytes;
