@@ -405,8 +405,8 @@ HWY_INLINE VU32 signed_quad(VU32 v) {
 }
 
 // Where they are unpacked to: weight[i] = scale * (q[i] - zero) - offset, where zero is the format's and
-// there are a scale and, if the format has kOffset, an offset for every kScaleColumns columns: for
-// blocks of 32, or for their first halves, then for their second halves.
+// there are a scale for every kScaleColumns columns and, if kOffsetColumns is not 0, an offset for every
+// so many: for blocks of 32, or for their first halves, then for their second halves.
 struct TileScales {
   float* scales[2];   // [half][block][row]
   float* offsets[2];  // the same
@@ -465,14 +465,14 @@ HWY_INLINE VF signed_byte_to_float(VU32 v) {
   return hn::ConvertTo(DF(), hn::ShiftRight<24>(top));
 }
 
-// Of a format whose blocks of 32 begin with their scale and, if it has kOffset, the least weight.
+// Of a format whose blocks of 32 begin with their scale and, if it has an offset, the least weight.
 template <class Format>
 HWY_INLINE void unpack_block_scales(const PackedRows& rows, const TileScales& scales) {
   MIXTRAL_UNROLL
   for (std::size_t block = 0; block < kBlocksPerTile; ++block) {
     const std::size_t at = block * Format::kBlockBytes;
     scales.set_scale(rows.half(at), 0, block);
-    if (Format::kOffset) scales.set_offset(hn::Neg(rows.half(at + 2)), 0, block);
+    if (Format::kOffsetColumns > 0) scales.set_offset(hn::Neg(rows.half(at + 2)), 0, block);
   }
 }
 
@@ -641,7 +641,7 @@ namespace HWY_NAMESPACE {
 struct Iq2_S {
   static constexpr std::size_t kBlockBytes = 82;
   static constexpr bool kSigned = true;
-  static constexpr bool kOffset = false;
+  static constexpr std::size_t kOffsetColumns = 0;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 16;
   static constexpr bool kByRow = true;
@@ -675,7 +675,7 @@ namespace HWY_NAMESPACE {
 struct Iq2_Xs {
   static constexpr std::size_t kBlockBytes = 74;
   static constexpr bool kSigned = true;
-  static constexpr bool kOffset = false;
+  static constexpr std::size_t kOffsetColumns = 0;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 16;
   static constexpr bool kByRow = true;
@@ -706,7 +706,7 @@ namespace HWY_NAMESPACE {
 struct Iq2_Xxs {
   static constexpr std::size_t kBlockBytes = 66;
   static constexpr bool kSigned = true;
-  static constexpr bool kOffset = false;
+  static constexpr std::size_t kOffsetColumns = 0;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
   static constexpr bool kByRow = true;
@@ -741,7 +741,7 @@ namespace HWY_NAMESPACE {
 struct Iq3_S {
   static constexpr std::size_t kBlockBytes = 110;
   static constexpr bool kSigned = true;
-  static constexpr bool kOffset = false;
+  static constexpr std::size_t kOffsetColumns = 0;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
   static constexpr bool kByRow = true;
@@ -782,7 +782,7 @@ namespace HWY_NAMESPACE {
 struct Iq3_Xxs {
   static constexpr std::size_t kBlockBytes = 98;
   static constexpr bool kSigned = true;
-  static constexpr bool kOffset = false;
+  static constexpr std::size_t kOffsetColumns = 0;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
   static constexpr bool kByRow = true;
@@ -828,7 +828,7 @@ HWY_INLINE VU32 levels_of(VU32 nibbles) {
 struct Iq4_Nl {
   static constexpr std::size_t kBlockBytes = 18;
   static constexpr bool kSigned = true;
-  static constexpr bool kOffset = false;
+  static constexpr std::size_t kOffsetColumns = 0;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
   static constexpr bool kByRow = false;
@@ -864,7 +864,7 @@ namespace HWY_NAMESPACE {
 struct Iq4_Xs {
   static constexpr std::size_t kBlockBytes = 136;
   static constexpr bool kSigned = true;
-  static constexpr bool kOffset = false;
+  static constexpr std::size_t kOffsetColumns = 0;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
   static constexpr bool kByRow = false;
@@ -905,6 +905,8 @@ HWY_AFTER_NAMESPACE();
 // Sub-block s of 16 weights: weight = d * (scales[s] & 15) * q - dmin * (scales[s] >> 4).
 // Each 32 bytes of qs hold 128 weights: bits 2j, 2j+1 of byte l are weight 32 j + l of those.
 // Layout: ggml-common.h, block_q2_K.
+//
+// Quants times their scales still fit a byte, at most 3 * 15: all that is left is one scale, d.
 
 HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
@@ -913,20 +915,20 @@ namespace HWY_NAMESPACE {
 struct Q2_K {
   static constexpr std::size_t kBlockBytes = 84;
   static constexpr bool kSigned = false;
-  static constexpr bool kOffset = true;
+  static constexpr std::size_t kOffsetColumns = 16;
   static constexpr int kZero = 0;
-  static constexpr std::size_t kScaleColumns = 16;
+  static constexpr std::size_t kScaleColumns = 32;
   static constexpr bool kByRow = false;
   static constexpr std::size_t kStepBlocks = 4;
 
   static HWY_INLINE void unpack_scales(const PackedRows& rows, const TileScales& scales) {
     const auto d_scale = rows.half(80), d_min = rows.half(82);
     for (std::size_t i = 0; i < 4; ++i) {
-      const auto low = shifted_bits<0>(rows.word(i), 0x0f);
       const auto high = shifted_bits<4>(rows.word(i), 0x0f);
+      scales.set_scale(d_scale, 0, i * 2);
+      scales.set_scale(d_scale, 0, i * 2 + 1);
       for_constants<4>([&](auto byte) MIXTRAL_LAMBDA {
         constexpr std::size_t k = decltype(byte)::value;
-        scales.set_scale(hn::Mul(byte_to_float<k>(low), d_scale), k % 2, i * 2 + k / 2);
         scales.set_offset(hn::Mul(byte_to_float<k>(high), d_min), k % 2, i * 2 + k / 2);
       });
     }
@@ -935,13 +937,36 @@ struct Q2_K {
   template <class Quants>
   static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
     const PackedRows packed = rows.from(16 + step * 32);
-    MIXTRAL_UNROLL
-    for (std::size_t i = 0; i < 8; ++i) {
-      quants.store(shifted_bits<0>(packed.word(i), 3), i);
-      quants.store(shifted_bits<2>(packed.word(i), 3), 8 + i);
-      quants.store(shifted_bits<4>(packed.word(i), 3), 16 + i);
-      quants.store(shifted_bits<6>(packed.word(i), 3), 24 + i);
-    }
+    for_constants<2>([&](auto half_of_blocks) MIXTRAL_LAMBDA {
+      constexpr std::size_t kHalf = decltype(half_of_blocks)::value;
+      // Of these halves of the first two blocks of the step, then of the others.
+      const auto first = shifted_bits<0>(rows.word(2 * step), 0x0f);
+      const auto last = shifted_bits<0>(rows.word(2 * step + 1), 0x0f);
+      const auto scale0 = byte_in_halves<kHalf>(first), scale1 = byte_in_halves<2 + kHalf>(first);
+      const auto scale2 = byte_in_halves<kHalf>(last), scale3 = byte_in_halves<2 + kHalf>(last);
+      MIXTRAL_UNROLL
+      for (std::size_t i = kHalf * 4; i < kHalf * 4 + 4; ++i) {
+        const auto word = packed.word(i);
+        quants.store(times(shifted_bits<0>(word, 3), scale0), i);
+        quants.store(times(shifted_bits<2>(word, 3), scale1), 8 + i);
+        quants.store(times(shifted_bits<4>(word, 3), scale2), 16 + i);
+        quants.store(times(shifted_bits<6>(word, 3), scale3), 24 + i);
+      }
+    });
+  }
+
+ private:
+  // Byte k of each lane, in both its halves.
+  template <std::size_t k>
+  static HWY_INLINE VU32 byte_in_halves(VU32 v) {
+    const auto byte = hn::And(hn::ShiftRight<8 * k>(v), hn::Set(DU32(), 0xff));
+    return hn::Or(byte, hn::ShiftLeft<16>(byte));
+  }
+
+  // The bytes of q times the halves of scale: no product is carried into the next byte.
+  static HWY_INLINE VU32 times(VU32 q, VU32 scale) {
+    const hn::Repartition<std::uint16_t, DU32> d16;
+    return hn::BitCast(DU32(), hn::Mul(hn::BitCast(d16, q), hn::BitCast(d16, scale)));
   }
 };
 
@@ -961,7 +986,7 @@ namespace HWY_NAMESPACE {
 struct Q3_K {
   static constexpr std::size_t kBlockBytes = 110;
   static constexpr bool kSigned = false;
-  static constexpr bool kOffset = false;
+  static constexpr std::size_t kOffsetColumns = 0;
   static constexpr int kZero = 4;
   static constexpr std::size_t kScaleColumns = 16;
   static constexpr bool kByRow = false;
@@ -1012,7 +1037,7 @@ namespace HWY_NAMESPACE {
 struct Q4_0 {
   static constexpr std::size_t kBlockBytes = 18;
   static constexpr bool kSigned = false;
-  static constexpr bool kOffset = false;
+  static constexpr std::size_t kOffsetColumns = 0;
   static constexpr int kZero = 8;
   static constexpr std::size_t kScaleColumns = 32;
   static constexpr bool kByRow = false;
@@ -1044,7 +1069,7 @@ namespace HWY_NAMESPACE {
 struct Q4_1 {
   static constexpr std::size_t kBlockBytes = 20;
   static constexpr bool kSigned = false;
-  static constexpr bool kOffset = true;
+  static constexpr std::size_t kOffsetColumns = 32;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
   static constexpr bool kByRow = false;
@@ -1095,7 +1120,7 @@ HWY_INLINE void unpack_scales_and_mins(const PackedRows& rows, const TileScales&
 struct Q4_K {
   static constexpr std::size_t kBlockBytes = 144;
   static constexpr bool kSigned = false;
-  static constexpr bool kOffset = true;
+  static constexpr std::size_t kOffsetColumns = 32;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
   static constexpr bool kByRow = false;
@@ -1129,7 +1154,7 @@ namespace HWY_NAMESPACE {
 struct Q5_0 {
   static constexpr std::size_t kBlockBytes = 22;
   static constexpr bool kSigned = false;
-  static constexpr bool kOffset = false;
+  static constexpr std::size_t kOffsetColumns = 0;
   static constexpr int kZero = 16;
   static constexpr std::size_t kScaleColumns = 32;
   static constexpr bool kByRow = false;
@@ -1164,7 +1189,7 @@ namespace HWY_NAMESPACE {
 struct Q5_1 {
   static constexpr std::size_t kBlockBytes = 24;
   static constexpr bool kSigned = false;
-  static constexpr bool kOffset = true;
+  static constexpr std::size_t kOffsetColumns = 32;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
   static constexpr bool kByRow = false;
@@ -1200,7 +1225,7 @@ namespace HWY_NAMESPACE {
 struct Q5_K {
   static constexpr std::size_t kBlockBytes = 176;
   static constexpr bool kSigned = false;
-  static constexpr bool kOffset = true;
+  static constexpr std::size_t kOffsetColumns = 32;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
   static constexpr bool kByRow = false;
@@ -1239,7 +1264,7 @@ namespace HWY_NAMESPACE {
 struct Q6_K {
   static constexpr std::size_t kBlockBytes = 210;
   static constexpr bool kSigned = false;
-  static constexpr bool kOffset = false;
+  static constexpr std::size_t kOffsetColumns = 0;
   static constexpr int kZero = 32;
   static constexpr std::size_t kScaleColumns = 16;
   static constexpr bool kByRow = false;
@@ -1283,7 +1308,7 @@ namespace HWY_NAMESPACE {
 struct Q8_0 {
   static constexpr std::size_t kBlockBytes = 34;
   static constexpr bool kSigned = true;
-  static constexpr bool kOffset = false;
+  static constexpr std::size_t kOffsetColumns = 0;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
   static constexpr bool kByRow = false;
@@ -1666,16 +1691,17 @@ namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
 // Formats that are multiplied by the same code.
-template <bool kHasHalves, bool kHasOffset, bool kIsSigned>
+template <bool kHasHalves, std::size_t kNOffsets, bool kIsSigned>
 struct DotKind {
-  static constexpr std::size_t kHalves = kHasHalves ? 2 : 1;  // of a block, with their own scales
-  static constexpr bool kOffset = kHasOffset;
-  static constexpr bool kSigned = kIsSigned;                // the stored quants are
-  static constexpr bool kZero = !kHasOffset && !kIsSigned;  // there is a zero to subtract
+  static constexpr std::size_t kHalves = kHasHalves ? 2 : 1;   // of a block, with their own scales
+  static constexpr std::size_t kOffsets = kNOffsets;           // of a block: 0, 1 or 2
+  static constexpr bool kSigned = kIsSigned;                   // the stored quants are
+  static constexpr bool kZero = kNOffsets == 0 && !kIsSigned;  // there is a zero to subtract
 };
 template <class Format>
-using DotKindOf =
-    DotKind<Format::kScaleColumns == 16, Format::kOffset, Format::kSigned && !kUnsignedDot>;
+using DotKindOf = DotKind<Format::kScaleColumns == 16,
+                          Format::kOffsetColumns == 0 ? 0 : kBlock / Format::kOffsetColumns,
+                          Format::kSigned && !kUnsignedDot>;
 
 HWY_INLINE VI8 broadcast_quad(const void* q) {
   std::int32_t four;
@@ -1728,11 +1754,15 @@ class PreparedTile {
       const std::int16_t* q_sum = tile_q_sum(tile, n) + i;
       const auto first = hn::PromoteTo(d32, hn::LoadU(d16, q_sum));
       const auto last = hn::PromoteTo(d32, hn::LoadU(d16, q_sum + kBlocksPerTile * n));
+      const auto sum = [&](std::size_t n_parts, std::size_t part) MIXTRAL_LAMBDA {
+        return n_parts == 1 ? hn::Add(first, last) : part == 0 ? first : last;
+      };
       for (std::size_t half = 0; half < Kind::kHalves; ++half) {
-        const auto sum = Kind::kHalves == 1 ? hn::Add(first, last) : half == 0 ? first : last;
-        const auto zero = hn::ShiftLeftSame(sum, zero_bits);
+        const auto zero = hn::ShiftLeftSame(sum(Kind::kHalves, half), zero_bits);
         store(Kind::kZero ? hn::Sub(bits, zero) : bits, Tokens::kBegin + half);
-        if (Kind::kOffset) store(hn::Mul(hn::ConvertTo(df, sum), scale), Tokens::kXSum + half);
+      }
+      for (std::size_t part = 0; part < Kind::kOffsets; ++part) {
+        store(hn::Mul(hn::ConvertTo(df, sum(Kind::kOffsets, part)), scale), Tokens::kXSum + part);
       }
     }
   }
@@ -1743,18 +1773,22 @@ class PreparedTile {
  private:
   using D = hn::CappedTag<float, kMaxTokens == 1 ? kBlocksPerTile : kMaxLanes>;
   using Tokens = TileTokens<Kind>;
-  static constexpr std::size_t kPlaces = Tokens::kXSum + (Kind::kOffset ? Kind::kHalves : 0);
+  static constexpr std::size_t kPlaces = Tokens::kXSum + Kind::kOffsets;
 
   const std::int8_t* q_;
   HWY_ALIGN float numbers_[kPlaces * kBlocksPerTile * kMaxTokens];
 };
 
-// sum + scale * dot - offset * x_sum, for a block or one of its halves. What is rounded once is joined by
-// hand, so that no compiler chooses.
-template <class Kind>
-HWY_INLINE VF add_scaled_dot(VF sum, VF dot, VF scale, VF offset, VF x_sum) {
+// sum + scale * dot, less offset_of(i) * x_sum_of(i) for each offset of the block. What is rounded once is
+// joined by hand, so that no compiler chooses.
+template <class Kind, class OffsetOf, class XSumOf>
+HWY_INLINE VF add_scaled_dot(VF sum, VF dot, VF scale, const OffsetOf& offset_of,
+                             const XSumOf& x_sum_of) {
+  static_assert(Kind::kOffsets == 0 || Kind::kHalves == 1, "offsets are of whole blocks' dots");
   sum = hn::MulAdd(dot, scale, sum);
-  return Kind::kOffset ? hn::NegMulAdd(offset, x_sum, sum) : sum;
+  if (Kind::kOffsets > 0) sum = hn::NegMulAdd(offset_of(0), x_sum_of(0), sum);
+  if (Kind::kOffsets > 1) sum = hn::NegMulAdd(offset_of(1), x_sum_of(1), sum);
+  return sum;
 }
 
 }  // namespace HWY_NAMESPACE
@@ -1930,7 +1964,10 @@ void matmul_floats(const Matrix& w, std::size_t first_row, std::size_t n_rows, c
   std::memset(out, 0, kMaxMatmulRows * sizeof(float));
   for (std::size_t begin = 0; begin < n_rows; begin += 16) {
     for (std::size_t col = 0; col < w.cols; col += kTile) {
+      LaterTile later(w, kTile * Format::kBytes, first_row + begin, HWY_MIN(16, n_rows - begin),
+                      col, 4);
       for (std::size_t r = 0; r < 16; r += 4) {
+        later.fetch();
         const std::uint8_t* data[4];  // the last row fills up
         for (std::size_t i = 0; i < 4; ++i) {
           data[i] = row_data(HWY_MIN(begin + r + i, n_rows - 1)) + col * Format::kBytes;
@@ -2029,11 +2066,14 @@ HWY_NOINLINE void multiply_parts(const TilePart* parts, const TileTokens<Kind>* 
       const auto number =
           hn::Sub(hn::BitCast(df, dot), hn::Set(df, *tokens[t].base(block, n_in_tile)));
       const TileScales& scales = parts[p].scales;
-      const auto zero = hn::Zero(df);
-      sum = add_scaled_dot<Kind>(
-          sum, number, hn::Load(df, scales.scales[half] + block * n),
-          Kind::kOffset ? hn::Load(df, scales.offsets[half] + block * n) : zero,
-          Kind::kOffset ? hn::Set(df, *tokens[t].x_sum(half, block, n_in_tile)) : zero);
+      const auto offset = [&](std::size_t i) MIXTRAL_LAMBDA {
+        return hn::Load(df, scales.offsets[i] + block * n);
+      };
+      const auto x_sum = [&](std::size_t i) MIXTRAL_LAMBDA {
+        return hn::Set(df, *tokens[t].x_sum(i, block, n_in_tile));
+      };
+      sum = add_scaled_dot<Kind>(sum, number, hn::Load(df, scales.scales[half] + block * n), offset,
+                                 x_sum);
     };
     add(s00, d00, 0, 0), add(s01, d01, 0, 1);
     if (kTokens > 1) add(s10, d10, 1, 0), add(s11, d11, 1, 1);
@@ -2142,10 +2182,12 @@ class TokenDots {
       const std::size_t block = first_ + i / kHalves, half = i % kHalves;
       const std::size_t at = block * hn::Lanes(df);
       const auto number = hn::Sub(hn::BitCast(df, dots_[i]), hn::Set(df, *x_.base(block, 1)));
-      const auto zero = hn::Zero(df);
-      sum = add_scaled_dot<Kind>(sum, number, hn::Load(df, scales.scales[half] + at),
-                                 Kind::kOffset ? hn::Load(df, scales.offsets[half] + at) : zero,
-                                 Kind::kOffset ? hn::Set(df, *x_.x_sum(half, block, 1)) : zero);
+      const auto offset = [&](std::size_t o)
+                              MIXTRAL_LAMBDA { return hn::Load(df, scales.offsets[o] + at); };
+      const auto x_sum = [&](std::size_t o)
+                             MIXTRAL_LAMBDA { return hn::Set(df, *x_.x_sum(o, block, 1)); };
+      sum =
+          add_scaled_dot<Kind>(sum, number, hn::Load(df, scales.scales[half] + at), offset, x_sum);
     }
     return sum;
   }
@@ -2302,16 +2344,21 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row,
     const auto base = [&](const Tokens& group)
                           MIXTRAL_LAMBDA { return hn::Load(df, group.base(block, n)); };
     const auto base_a = base(ga), base_b = base(gb), base_c = base(gc);
-    const auto x_sum = [&](const Tokens& group) MIXTRAL_LAMBDA {
-      return Kind::kOffset ? hn::Load(df, group.x_sum(half, block, n)) : hn::Zero(df);
+    const auto x_sum = [&](const Tokens& group, std::size_t o) MIXTRAL_LAMBDA {
+      return o < Kind::kOffsets ? hn::Load(df, group.x_sum(o, block, n)) : hn::Zero(df);
     };
-    const auto sum_a = x_sum(ga), sum_b = x_sum(gb), sum_c = x_sum(gc);
+    const auto first_a = x_sum(ga, 0), first_b = x_sum(gb, 0), first_c = x_sum(gc, 0);
+    const auto last_a = x_sum(ga, 1), last_b = x_sum(gb, 1), last_c = x_sum(gc, 1);
     const auto add = [&](VF& sum, VI32 dot, std::size_t i) MIXTRAL_LAMBDA {
       const auto number = hn::Sub(hn::BitCast(df, dot), of_group(i, base_a, base_b, base_c));
       const std::size_t at = row_block(row(i), block);
-      const auto offset = Kind::kOffset ? hn::Set(df, rows.offsets[half][at]) : hn::Zero(df);
-      sum = add_scaled_dot<Kind>(sum, number, hn::Set(df, rows.scales[half][at]), offset,
-                                 of_group(i, sum_a, sum_b, sum_c));
+      const auto offset = [&](std::size_t o)
+                              MIXTRAL_LAMBDA { return hn::Set(df, rows.offsets[o][at]); };
+      const auto x_sum_of = [&](std::size_t o) MIXTRAL_LAMBDA {
+        return o == 0 ? of_group(i, first_a, first_b, first_c)
+                      : of_group(i, last_a, last_b, last_c);
+      };
+      sum = add_scaled_dot<Kind>(sum, number, hn::Set(df, rows.scales[half][at]), offset, x_sum_of);
     };
     add(s0, d0, 0), add(s1, d1, 1), add(s2, d2, 2), add(s3, d3, 3);
     add(s4, d4, 4), add(s5, d5, 5), add(s6, d6, 6), add(s7, d7, 7);
@@ -2494,7 +2541,7 @@ namespace HWY_NAMESPACE {
 struct Decoding {
   int zero;
   std::size_t scale_columns;
-  bool offset;
+  std::size_t offset_columns;  // 0 if there are no offsets
 };
 
 // At most kMaxMatmulRows rows.
@@ -2521,9 +2568,10 @@ void decode_quantized_rows(const Matrix& w, const Unpacker& unpacker, const Deco
         std::memcpy(q + quad * kQuad, part.quants.q + quad * n + lane, kQuad);
       }
       for (std::size_t i = 0; i < kTile; ++i) {
-        const std::size_t half = i % kBlock / how.scale_columns, at = i / kBlock * n + lane;
-        scale[i] = part.scales.scales[half][at];
-        offset[i] = how.offset ? part.scales.offsets[half][at] : 0.0f;
+        const std::size_t at = i / kBlock * n + lane, in_block = i % kBlock;
+        scale[i] = part.scales.scales[in_block / how.scale_columns][at];
+        offset[i] =
+            how.offset_columns == 0 ? 0.0f : part.scales.offsets[in_block / how.offset_columns][at];
       }
       for (std::size_t i = 0; i < kTile; i += n) {
         const auto stored = hn::LoadU(d8, q + i);
@@ -2653,7 +2701,7 @@ struct DecodeRowsVisitor {
   }
   template <class Format>
   void quantized() const {
-    const Decoding how{kZeroOf<Format>, Format::kScaleColumns, Format::kOffset};
+    const Decoding how{kZeroOf<Format>, Format::kScaleColumns, Format::kOffsetColumns};
     for (std::size_t r = 0; r < n_rows; r += kMaxMatmulRows) {
       decode_quantized_rows(w, unpacker<Format>(), how, first_row + r,
                             HWY_MIN(kMaxMatmulRows, n_rows - r), out + r * w.cols);

@@ -9,7 +9,7 @@ namespace HWY_NAMESPACE {
 struct Iq2_Xs {
   static constexpr std::size_t kBlockBytes = 74;
   static constexpr bool kSigned = true;
-  static constexpr bool kOffset = false;
+  static constexpr std::size_t kOffsetColumns = 0;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 16;
   static constexpr bool kByRow = true;

@@ -9,7 +9,7 @@ namespace HWY_NAMESPACE {
 struct Iq3_Xxs {
   static constexpr std::size_t kBlockBytes = 98;
   static constexpr bool kSigned = true;
-  static constexpr bool kOffset = false;
+  static constexpr std::size_t kOffsetColumns = 0;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
   static constexpr bool kByRow = true;

@@ -17,7 +17,7 @@ HWY_INLINE VU32 levels_of(VU32 nibbles) {
 struct Iq4_Nl {
   static constexpr std::size_t kBlockBytes = 18;
   static constexpr bool kSigned = true;
-  static constexpr bool kOffset = false;
+  static constexpr std::size_t kOffsetColumns = 0;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
   static constexpr bool kByRow = false;

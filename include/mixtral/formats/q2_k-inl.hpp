@@ -2,6 +2,8 @@
 // Sub-block s of 16 weights: weight = d * (scales[s] & 15) * q - dmin * (scales[s] >> 4).
 // Each 32 bytes of qs hold 128 weights: bits 2j, 2j+1 of byte l are weight 32 j + l of those.
 // Layout: ggml-common.h, block_q2_K.
+//
+// Quants times their scales still fit a byte, at most 3 * 15: all that is left is one scale, d.
 
 HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
@@ -10,20 +12,20 @@ namespace HWY_NAMESPACE {
 struct Q2_K {
   static constexpr std::size_t kBlockBytes = 84;
   static constexpr bool kSigned = false;
-  static constexpr bool kOffset = true;
+  static constexpr std::size_t kOffsetColumns = 16;
   static constexpr int kZero = 0;
-  static constexpr std::size_t kScaleColumns = 16;
+  static constexpr std::size_t kScaleColumns = 32;
   static constexpr bool kByRow = false;
   static constexpr std::size_t kStepBlocks = 4;
 
   static HWY_INLINE void unpack_scales(const PackedRows& rows, const TileScales& scales) {
     const auto d_scale = rows.half(80), d_min = rows.half(82);
     for (std::size_t i = 0; i < 4; ++i) {
-      const auto low = shifted_bits<0>(rows.word(i), 0x0f);
       const auto high = shifted_bits<4>(rows.word(i), 0x0f);
+      scales.set_scale(d_scale, 0, i * 2);
+      scales.set_scale(d_scale, 0, i * 2 + 1);
       for_constants<4>([&](auto byte) MIXTRAL_LAMBDA {
         constexpr std::size_t k = decltype(byte)::value;
-        scales.set_scale(hn::Mul(byte_to_float<k>(low), d_scale), k % 2, i * 2 + k / 2);
         scales.set_offset(hn::Mul(byte_to_float<k>(high), d_min), k % 2, i * 2 + k / 2);
       });
     }
@@ -32,13 +34,36 @@ struct Q2_K {
   template <class Quants>
   static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
     const PackedRows packed = rows.from(16 + step * 32);
-    MIXTRAL_UNROLL
-    for (std::size_t i = 0; i < 8; ++i) {
-      quants.store(shifted_bits<0>(packed.word(i), 3), i);
-      quants.store(shifted_bits<2>(packed.word(i), 3), 8 + i);
-      quants.store(shifted_bits<4>(packed.word(i), 3), 16 + i);
-      quants.store(shifted_bits<6>(packed.word(i), 3), 24 + i);
-    }
+    for_constants<2>([&](auto half_of_blocks) MIXTRAL_LAMBDA {
+      constexpr std::size_t kHalf = decltype(half_of_blocks)::value;
+      // Of these halves of the first two blocks of the step, then of the others.
+      const auto first = shifted_bits<0>(rows.word(2 * step), 0x0f);
+      const auto last = shifted_bits<0>(rows.word(2 * step + 1), 0x0f);
+      const auto scale0 = byte_in_halves<kHalf>(first), scale1 = byte_in_halves<2 + kHalf>(first);
+      const auto scale2 = byte_in_halves<kHalf>(last), scale3 = byte_in_halves<2 + kHalf>(last);
+      MIXTRAL_UNROLL
+      for (std::size_t i = kHalf * 4; i < kHalf * 4 + 4; ++i) {
+        const auto word = packed.word(i);
+        quants.store(times(shifted_bits<0>(word, 3), scale0), i);
+        quants.store(times(shifted_bits<2>(word, 3), scale1), 8 + i);
+        quants.store(times(shifted_bits<4>(word, 3), scale2), 16 + i);
+        quants.store(times(shifted_bits<6>(word, 3), scale3), 24 + i);
+      }
+    });
+  }
+
+ private:
+  // Byte k of each lane, in both its halves.
+  template <std::size_t k>
+  static HWY_INLINE VU32 byte_in_halves(VU32 v) {
+    const auto byte = hn::And(hn::ShiftRight<8 * k>(v), hn::Set(DU32(), 0xff));
+    return hn::Or(byte, hn::ShiftLeft<16>(byte));
+  }
+
+  // The bytes of q times the halves of scale: no product is carried into the next byte.
+  static HWY_INLINE VU32 times(VU32 q, VU32 scale) {
+    const hn::Repartition<std::uint16_t, DU32> d16;
+    return hn::BitCast(DU32(), hn::Mul(hn::BitCast(d16, q), hn::BitCast(d16, scale)));
   }
 };
 

@@ -8,7 +8,7 @@ namespace HWY_NAMESPACE {
 struct Q8_0 {
   static constexpr std::size_t kBlockBytes = 34;
   static constexpr bool kSigned = true;
-  static constexpr bool kOffset = false;
+  static constexpr std::size_t kOffsetColumns = 0;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
   static constexpr bool kByRow = false;

@@ -9,16 +9,17 @@ namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
 // Formats that are multiplied by the same code.
-template <bool kHasHalves, bool kHasOffset, bool kIsSigned>
+template <bool kHasHalves, std::size_t kNOffsets, bool kIsSigned>
 struct DotKind {
-  static constexpr std::size_t kHalves = kHasHalves ? 2 : 1;  // of a block, with their own scales
-  static constexpr bool kOffset = kHasOffset;
-  static constexpr bool kSigned = kIsSigned;                // the stored quants are
-  static constexpr bool kZero = !kHasOffset && !kIsSigned;  // there is a zero to subtract
+  static constexpr std::size_t kHalves = kHasHalves ? 2 : 1;   // of a block, with their own scales
+  static constexpr std::size_t kOffsets = kNOffsets;           // of a block: 0, 1 or 2
+  static constexpr bool kSigned = kIsSigned;                   // the stored quants are
+  static constexpr bool kZero = kNOffsets == 0 && !kIsSigned;  // there is a zero to subtract
 };
 template <class Format>
-using DotKindOf =
-    DotKind<Format::kScaleColumns == 16, Format::kOffset, Format::kSigned && !kUnsignedDot>;
+using DotKindOf = DotKind<Format::kScaleColumns == 16,
+                          Format::kOffsetColumns == 0 ? 0 : kBlock / Format::kOffsetColumns,
+                          Format::kSigned && !kUnsignedDot>;
 
 HWY_INLINE VI8 broadcast_quad(const void* q) {
   std::int32_t four;
@@ -71,11 +72,15 @@ class PreparedTile {
       const std::int16_t* q_sum = tile_q_sum(tile, n) + i;
       const auto first = hn::PromoteTo(d32, hn::LoadU(d16, q_sum));
       const auto last = hn::PromoteTo(d32, hn::LoadU(d16, q_sum + kBlocksPerTile * n));
+      const auto sum = [&](std::size_t n_parts, std::size_t part) MIXTRAL_LAMBDA {
+        return n_parts == 1 ? hn::Add(first, last) : part == 0 ? first : last;
+      };
       for (std::size_t half = 0; half < Kind::kHalves; ++half) {
-        const auto sum = Kind::kHalves == 1 ? hn::Add(first, last) : half == 0 ? first : last;
-        const auto zero = hn::ShiftLeftSame(sum, zero_bits);
+        const auto zero = hn::ShiftLeftSame(sum(Kind::kHalves, half), zero_bits);
         store(Kind::kZero ? hn::Sub(bits, zero) : bits, Tokens::kBegin + half);
-        if (Kind::kOffset) store(hn::Mul(hn::ConvertTo(df, sum), scale), Tokens::kXSum + half);
+      }
+      for (std::size_t part = 0; part < Kind::kOffsets; ++part) {
+        store(hn::Mul(hn::ConvertTo(df, sum(Kind::kOffsets, part)), scale), Tokens::kXSum + part);
       }
     }
   }
@@ -86,18 +91,22 @@ class PreparedTile {
  private:
   using D = hn::CappedTag<float, kMaxTokens == 1 ? kBlocksPerTile : kMaxLanes>;
   using Tokens = TileTokens<Kind>;
-  static constexpr std::size_t kPlaces = Tokens::kXSum + (Kind::kOffset ? Kind::kHalves : 0);
+  static constexpr std::size_t kPlaces = Tokens::kXSum + Kind::kOffsets;
 
   const std::int8_t* q_;
   HWY_ALIGN float numbers_[kPlaces * kBlocksPerTile * kMaxTokens];
 };
 
-// sum + scale * dot - offset * x_sum, for a block or one of its halves. What is rounded once is joined by
-// hand, so that no compiler chooses.
-template <class Kind>
-HWY_INLINE VF add_scaled_dot(VF sum, VF dot, VF scale, VF offset, VF x_sum) {
+// sum + scale * dot, less offset_of(i) * x_sum_of(i) for each offset of the block. What is rounded once is
+// joined by hand, so that no compiler chooses.
+template <class Kind, class OffsetOf, class XSumOf>
+HWY_INLINE VF add_scaled_dot(VF sum, VF dot, VF scale, const OffsetOf& offset_of,
+                             const XSumOf& x_sum_of) {
+  static_assert(Kind::kOffsets == 0 || Kind::kHalves == 1, "offsets are of whole blocks' dots");
   sum = hn::MulAdd(dot, scale, sum);
-  return Kind::kOffset ? hn::NegMulAdd(offset, x_sum, sum) : sum;
+  if (Kind::kOffsets > 0) sum = hn::NegMulAdd(offset_of(0), x_sum_of(0), sum);
+  if (Kind::kOffsets > 1) sum = hn::NegMulAdd(offset_of(1), x_sum_of(1), sum);
+  return sum;
 }
 
 }  // namespace HWY_NAMESPACE

@@ -8,7 +8,7 @@ namespace HWY_NAMESPACE {
 struct Decoding {
   int zero;
   std::size_t scale_columns;
-  bool offset;
+  std::size_t offset_columns;  // 0 if there are no offsets
 };
 
 // At most kMaxMatmulRows rows.
@@ -35,9 +35,10 @@ void decode_quantized_rows(const Matrix& w, const Unpacker& unpacker, const Deco
         std::memcpy(q + quad * kQuad, part.quants.q + quad * n + lane, kQuad);
       }
       for (std::size_t i = 0; i < kTile; ++i) {
-        const std::size_t half = i % kBlock / how.scale_columns, at = i / kBlock * n + lane;
-        scale[i] = part.scales.scales[half][at];
-        offset[i] = how.offset ? part.scales.offsets[half][at] : 0.0f;
+        const std::size_t at = i / kBlock * n + lane, in_block = i % kBlock;
+        scale[i] = part.scales.scales[in_block / how.scale_columns][at];
+        offset[i] =
+            how.offset_columns == 0 ? 0.0f : part.scales.offsets[in_block / how.offset_columns][at];
       }
       for (std::size_t i = 0; i < kTile; i += n) {
         const auto stored = hn::LoadU(d8, q + i);
@@ -167,7 +168,7 @@ struct DecodeRowsVisitor {
   }
   template <class Format>
   void quantized() const {
-    const Decoding how{kZeroOf<Format>, Format::kScaleColumns, Format::kOffset};
+    const Decoding how{kZeroOf<Format>, Format::kScaleColumns, Format::kOffsetColumns};
     for (std::size_t r = 0; r < n_rows; r += kMaxMatmulRows) {
       decode_quantized_rows(w, unpacker<Format>(), how, first_row + r,
                             HWY_MIN(kMaxMatmulRows, n_rows - r), out + r * w.cols);

@@ -90,16 +90,21 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row,
     const auto base = [&](const Tokens& group)
                           MIXTRAL_LAMBDA { return hn::Load(df, group.base(block, n)); };
     const auto base_a = base(ga), base_b = base(gb), base_c = base(gc);
-    const auto x_sum = [&](const Tokens& group) MIXTRAL_LAMBDA {
-      return Kind::kOffset ? hn::Load(df, group.x_sum(half, block, n)) : hn::Zero(df);
+    const auto x_sum = [&](const Tokens& group, std::size_t o) MIXTRAL_LAMBDA {
+      return o < Kind::kOffsets ? hn::Load(df, group.x_sum(o, block, n)) : hn::Zero(df);
     };
-    const auto sum_a = x_sum(ga), sum_b = x_sum(gb), sum_c = x_sum(gc);
+    const auto first_a = x_sum(ga, 0), first_b = x_sum(gb, 0), first_c = x_sum(gc, 0);
+    const auto last_a = x_sum(ga, 1), last_b = x_sum(gb, 1), last_c = x_sum(gc, 1);
     const auto add = [&](VF& sum, VI32 dot, std::size_t i) MIXTRAL_LAMBDA {
       const auto number = hn::Sub(hn::BitCast(df, dot), of_group(i, base_a, base_b, base_c));
       const std::size_t at = row_block(row(i), block);
-      const auto offset = Kind::kOffset ? hn::Set(df, rows.offsets[half][at]) : hn::Zero(df);
-      sum = add_scaled_dot<Kind>(sum, number, hn::Set(df, rows.scales[half][at]), offset,
-                                 of_group(i, sum_a, sum_b, sum_c));
+      const auto offset = [&](std::size_t o)
+                              MIXTRAL_LAMBDA { return hn::Set(df, rows.offsets[o][at]); };
+      const auto x_sum_of = [&](std::size_t o) MIXTRAL_LAMBDA {
+        return o == 0 ? of_group(i, first_a, first_b, first_c)
+                      : of_group(i, last_a, last_b, last_c);
+      };
+      sum = add_scaled_dot<Kind>(sum, number, hn::Set(df, rows.scales[half][at]), offset, x_sum_of);
     };
     add(s0, d0, 0), add(s1, d1, 1), add(s2, d2, 2), add(s3, d3, 3);
     add(s4, d4, 4), add(s5, d5, 5), add(s6, d6, 6), add(s7, d7, 7);

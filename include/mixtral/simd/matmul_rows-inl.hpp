@@ -59,11 +59,14 @@ HWY_NOINLINE void multiply_parts(const TilePart* parts, const TileTokens<Kind>* 
       const auto number =
           hn::Sub(hn::BitCast(df, dot), hn::Set(df, *tokens[t].base(block, n_in_tile)));
       const TileScales& scales = parts[p].scales;
-      const auto zero = hn::Zero(df);
-      sum = add_scaled_dot<Kind>(
-          sum, number, hn::Load(df, scales.scales[half] + block * n),
-          Kind::kOffset ? hn::Load(df, scales.offsets[half] + block * n) : zero,
-          Kind::kOffset ? hn::Set(df, *tokens[t].x_sum(half, block, n_in_tile)) : zero);
+      const auto offset = [&](std::size_t i) MIXTRAL_LAMBDA {
+        return hn::Load(df, scales.offsets[i] + block * n);
+      };
+      const auto x_sum = [&](std::size_t i) MIXTRAL_LAMBDA {
+        return hn::Set(df, *tokens[t].x_sum(i, block, n_in_tile));
+      };
+      sum = add_scaled_dot<Kind>(sum, number, hn::Load(df, scales.scales[half] + block * n), offset,
+                                 x_sum);
     };
     add(s00, d00, 0, 0), add(s01, d01, 0, 1);
     if (kTokens > 1) add(s10, d10, 1, 0), add(s11, d11, 1, 1);
@@ -172,10 +175,12 @@ class TokenDots {
       const std::size_t block = first_ + i / kHalves, half = i % kHalves;
       const std::size_t at = block * hn::Lanes(df);
       const auto number = hn::Sub(hn::BitCast(df, dots_[i]), hn::Set(df, *x_.base(block, 1)));
-      const auto zero = hn::Zero(df);
-      sum = add_scaled_dot<Kind>(sum, number, hn::Load(df, scales.scales[half] + at),
-                                 Kind::kOffset ? hn::Load(df, scales.offsets[half] + at) : zero,
-                                 Kind::kOffset ? hn::Set(df, *x_.x_sum(half, block, 1)) : zero);
+      const auto offset = [&](std::size_t o)
+                              MIXTRAL_LAMBDA { return hn::Load(df, scales.offsets[o] + at); };
+      const auto x_sum = [&](std::size_t o)
+                             MIXTRAL_LAMBDA { return hn::Set(df, *x_.x_sum(o, block, 1)); };
+      sum =
+          add_scaled_dot<Kind>(sum, number, hn::Load(df, scales.scales[half] + at), offset, x_sum);
     }
     return sum;
   }

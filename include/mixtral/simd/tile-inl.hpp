@@ -174,8 +174,8 @@ HWY_INLINE VU32 signed_quad(VU32 v) {
 }
 
 // Where they are unpacked to: weight[i] = scale * (q[i] - zero) - offset, where zero is the format's and
-// there are a scale and, if the format has kOffset, an offset for every kScaleColumns columns: for
-// blocks of 32, or for their first halves, then for their second halves.
+// there are a scale for every kScaleColumns columns and, if kOffsetColumns is not 0, an offset for every
+// so many: for blocks of 32, or for their first halves, then for their second halves.
 struct TileScales {
   float* scales[2];   // [half][block][row]
   float* offsets[2];  // the same
@@ -234,14 +234,14 @@ HWY_INLINE VF signed_byte_to_float(VU32 v) {
   return hn::ConvertTo(DF(), hn::ShiftRight<24>(top));
 }
 
-// Of a format whose blocks of 32 begin with their scale and, if it has kOffset, the least weight.
+// Of a format whose blocks of 32 begin with their scale and, if it has an offset, the least weight.
 template <class Format>
 HWY_INLINE void unpack_block_scales(const PackedRows& rows, const TileScales& scales) {
   MIXTRAL_UNROLL
   for (std::size_t block = 0; block < kBlocksPerTile; ++block) {
     const std::size_t at = block * Format::kBlockBytes;
     scales.set_scale(rows.half(at), 0, block);
-    if (Format::kOffset) scales.set_offset(hn::Neg(rows.half(at + 2)), 0, block);
+    if (Format::kOffsetColumns > 0) scales.set_offset(hn::Neg(rows.half(at + 2)), 0, block);
   }
 }
 
