@@ -513,7 +513,7 @@ TEST_CASE("kernels: columns of a group are quantised together as one by one") {
       const Quantized together(lanes, kCols), alone(lanes, kCols);
       std::memset(together.data, 0x55, bytes);
       std::memset(alone.data, 0x55, bytes);
-      for (std::size_t first : {0, 96, 256, 480}) {
+      for (unsigned first : {0u, 96u, 256u, 480u}) {
         const std::vector<float> zeros(32);
         kernels->quantize_group(x.data(), kStride, n, first, together.data);
         for (std::size_t t = 0; t < lanes; ++t) {
