@@ -13,8 +13,7 @@
 struct AnswerFlags {
   std::string model = MIXTRAL_BUNDLED_MODEL;
   mixtral::GenerateOptions generate;
-  std::optional<mixtral::ChatFormat> chat_format;
-  bool copy_weights = false;
+  mixtral::ModelOptions model_options;
   std::uint32_t threads = 0;
   std::uint32_t context = 0;
   mixtral::BlockFormat kv_format = mixtral::BlockFormat::f16;
@@ -40,10 +39,7 @@ struct AnswerFlags {
   }
 
   mixtral::Result<mixtral::Model> open_model() const {
-    mixtral::ModelOptions options;
-    options.chat_format = chat_format;
-    options.copy_weights = copy_weights;
-    return mixtral::open_model(model.c_str(), options);
+    return mixtral::open_model(model.c_str(), model_options);
   }
 
   void add_to(CLI::App& app) {
@@ -53,8 +49,9 @@ struct AnswerFlags {
     sampling.min_p = 0.05f;
     sampling.seed = std::random_device()();
     app.add_option("--model", model, "GGUF file or model folder (default: the bundled tiny model)");
-    program::add_copy_weights(app, copy_weights);
-    app.add_option("--chat-format", chat_format, "Instead of what the model itself implies")
+    program::add_model_options(app, model_options);
+    app.add_option("--chat-format", model_options.chat_format,
+                   "Instead of what the model itself implies")
         ->transform(CLI::CheckedTransformer(program::chat_formats()));
     app.add_option("--max-tokens", generate.max_tokens, "Tokens to generate at most")
         ->capture_default_str();

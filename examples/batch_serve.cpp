@@ -199,7 +199,7 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--max-tokens", max_tokens, "Tokens of an answer, if its prompt does not say")
       ->capture_default_str();
-  program::add_copy_weights(app, model_options.copy_weights);
+  program::add_model_options(app, model_options);
   app.add_option("--threads", threads, "Threads to use (default: all)")->check(CLI::Range(1, 1024));
 
   return program::run(app, argc, argv, [&] {

@@ -226,8 +226,9 @@ int main(int argc, char** argv) {
   std::string path, shape, type_name = "Q4_K_M", written;
   std::uint32_t threads = 0, n_layers = 0;
   Plan plan;
+  mixtral::ModelOptions model_options;
   mixtral::BlockFormat kv_format = mixtral::BlockFormat::f16;
-  bool as_json = false, profile = false, copy_weights = false;
+  bool as_json = false, profile = false;
   std::vector<std::string> shapes;
   for (const auto& item : program::model_shapes()) shapes.push_back(item.first);
   auto* source = app.add_option_group("Model", "One of these");
@@ -258,7 +259,7 @@ int main(int argc, char** argv) {
   app.add_option("--repeat", plan.repeat, "Runs of each, of which the median counts")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
-  program::add_copy_weights(app, copy_weights);
+  program::add_model_options(app, model_options);
   program::add_kv_format(app, kv_format);
   app.add_option("--slice-ms", plan.slice_ms, "Also run in slices of so many milliseconds")
       ->check(CLI::PositiveNumber);
@@ -284,8 +285,6 @@ int main(int argc, char** argv) {
     }
     mixtral::Checkpoint& checkpoint = random ? random->checkpoint : *opened;
     const Work work = work_of(checkpoint);
-    mixtral::ModelOptions model_options;
-    model_options.copy_weights = copy_weights;
     const auto model =
         program::value(mixtral::Model::from_checkpoint(std::move(checkpoint), model_options));
     mixtral::SessionOptions options;

@@ -65,10 +65,12 @@ inline void add_kv_format(CLI::App& app, mixtral::BlockFormat& format) {
       ->transform(CLI::CheckedTransformer(names));
 }
 
-// The option that has the weights in this process's own memory.
-inline void add_copy_weights(CLI::App& app, bool& copy_weights) {
-  app.add_flag("--copy-weights", copy_weights,
+// How a model's weights are used.
+inline void add_model_options(CLI::App& app, mixtral::ModelOptions& options) {
+  app.add_flag("--copy-weights", options.copy_weights,
                "Copy the weights into memory: a later start, then faster where pages can be large");
+  app.add_flag("--bf16-activations", options.bf16_activations,
+               "Round what BF16 weights are multiplied with to BF16: faster, less exact");
 }
 
 inline void check(const mixtral::Status& status) {

@@ -33,13 +33,23 @@
 //
 #include <hwy/contrib/math/math-inl.h>
 
+// Products of BF16 by instructions; if that is 1, in this target's CPUs there may be some, to be asked for.
+#undef MIXTRAL_BF16_DOT  // differs between targets
+#define MIXTRAL_BF16_DOT 0
+#if HWY_ARCH_X86 && HWY_MAJOR == 1 && HWY_MINOR == 0 && HWY_PATCH < 5
+#if HWY_TARGET == HWY_AVX3_DL
 // Highway 1.0.3 detects VNNI for its AVX3_DL target but does not tell the compiler to allow it.
-#if HWY_TARGET == HWY_AVX3_DL && HWY_MAJOR == 1 && HWY_MINOR == 0 && HWY_PATCH < 5
 #undef HWY_TARGET_STR
 #define HWY_TARGET_STR                                            \
   HWY_TARGET_STR_AVX3                                             \
   ",vpclmulqdq,avx512vbmi,avx512vbmi2,vaes,avxvnni,avx512bitalg," \
-  "avx512vpopcntdq,avx512vnni"
+  "avx512vpopcntdq,avx512vnni,avx512bf16"
+#undef MIXTRAL_BF16_DOT
+#define MIXTRAL_BF16_DOT 1
+#endif
+#elif HWY_ARCH_X86 && (HWY_TARGET == HWY_AVX3_ZEN4 || HWY_TARGET == HWY_AVX3_SPR)
+#undef MIXTRAL_BF16_DOT
+#define MIXTRAL_BF16_DOT 1
 #endif
 
 // Per target: the 8-bit dot product and half-precision conversion that Highway 1.0.3 lacks.
@@ -81,7 +91,7 @@ using VF = hn::Vec<DF>;
 using VI32 = hn::Vec<DI32>;
 using VI8 = hn::Vec<DI8>;
 
-// Sums over the columns of floats are made of so many, in an order that does not depend on the lanes.
+// Sums along float rows are made of so many, in an order that does not depend on the lanes.
 constexpr std::size_t kPartialSums = 16;
 
 // a * b + c. Compilers may join what is written as a product and a sum, or not; here, too, it is joined
@@ -1797,9 +1807,10 @@ HWY_AFTER_NAMESPACE();
 //
 // Per target: unquantised weights times tokens.
 //
-// A vector goes along the columns of a row. Of a tile's columns, those 16 apart are summed in their order,
-// then the 16 sums by a tree, then the tiles in their order: for one token or many, in either
-// layout of the matrix and with vectors of any length, the results are the same bits.
+// Rows are made of units: one column or, of BF16 with rounded tokens, two. Of a tile's units those 16 apart are
+// summed in their order, from zero, and these 16 sums are added to the row's in their order. So a vector
+// may go along a row, as for one token, or along the rows, as for more: the results are the same bits,
+// in either layout of the matrix and with vectors of any length.
 
 HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
@@ -1819,187 +1830,324 @@ HWY_INLINE void unpack_floats(const std::uint8_t* data, std::size_t n_cols, std:
   for (; i < n_padded; ++i) tile[i] = 0.0f;
 }
 
-// Rows are unpacked this many at a time, a line of the cache or more of a transposed matrix.
-constexpr std::size_t kFloatRows = 16;
+// Units are columns, as float32.
+struct Columns {
+  static constexpr std::size_t kColumns = 1;  // of a unit
 
-// The same for rows [0, n_rows) of a transposed matrix, from column `col`: tile r is at
-// tiles + r * kTile. n_rows <= kFloatRows.
-template <class Format>
-HWY_INLINE void unpack_transposed_floats(const Matrix& w, std::size_t first_row, std::size_t n_rows,
-                                         std::size_t col, float* tiles) {
+  static HWY_INLINE VF add_product(VF sum, VU32 w, VU32 x) {
+    const DF df;
+    return hn::MulAdd(hn::BitCast(df, w), hn::BitCast(df, x), sum);
+  }
+};
+
+// Units are two columns of BF16, the first in the lower half. The second is added first, as by DotPairs.
+struct Pairs {
+  static constexpr std::size_t kColumns = 2;
+
+  static HWY_INLINE VF add_product(VF sum, VU32 w, VU32 x) {
+    sum = hn::MulAdd(second(w), second(x), sum);
+    return hn::MulAdd(first(w), first(x), sum);
+  }
+
+ private:
+  static HWY_INLINE VF first(VU32 v) { return hn::BitCast(DF(), hn::ShiftLeft<16>(v)); }
+  static HWY_INLINE VF second(VU32 v) {
+    return hn::BitCast(DF(), hn::And(v, hn::Set(DU32(), 0xffff0000u)));
+  }
+};
+
+#if MIXTRAL_BF16_DOT
+// The same by one instruction. It takes subnormal numbers as zeros: see kLeastBf16.
+struct DotPairs {
+  static constexpr std::size_t kColumns = 2;
+
+  static HWY_INLINE VF add_product(VF sum, VU32 w, VU32 x) {
+    return VF{_mm512_dpbf16_ps(sum.raw, reinterpret_cast<__m512bh>(w.raw),
+                               reinterpret_cast<__m512bh>(x.raw))};
+  }
+  static HWY_INLINE bool cpu_has_it() {
+#ifdef __AVX512BF16__
+    return true;
+#else
+    return __builtin_cpu_supports("avx512bf16");
+#endif
+  }
+};
+#endif
+
+// Where tokens are rounded, too, numbers below 2^-50 count as zeros: then no product and no sum of them is
+// subnormal, and instructions that differ there agree. In the upper half of a word:
+constexpr std::uint32_t kLeastBf16 = (127u - 50u) << 23;
+
+HWY_INLINE VU32 clear_tiny_pairs(VU32 v) {
+  const DI32 d32;
+  const hn::Repartition<std::int16_t, DI32> d16;
+  const auto magnitude = hn::And(hn::BitCast(d16, v), hn::Set(d16, 0x7fff));
+  const auto least =
+      hn::BitCast(d16, hn::Set(d32, static_cast<int>(kLeastBf16 | kLeastBf16 >> 16)));
+  const auto tiny = hn::VecFromMask(d16, hn::Lt(magnitude, least));
+  return hn::AndNot(hn::BitCast(DU32(), tiny), v);
+}
+
+// Rounds to the nearest BF16, of two to the even one.
+void to_bf16(const float* x, std::size_t n, std::uint16_t* out) {
+  const DF df;
+  const DU32 d32;
+  const hn::RebindToSigned<DU32> di32;
+  const hn::Rebind<std::uint16_t, DF> d16;
+  const std::size_t lanes = hn::Lanes(df);
+  HWY_ALIGN float rest[kMaxLanes] = {};
+  HWY_ALIGN std::uint16_t rounded[kMaxLanes];
+  for (std::size_t i = 0; i < n; i += lanes) {
+    const bool whole = i + lanes <= n;
+    if (!whole) std::memcpy(rest, x + i, (n - i) * sizeof(float));
+    const auto v = hn::LoadU(df, whole ? x + i : rest);
+    const auto bits = hn::BitCast(d32, v);
+    const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(d32, 1));
+    const auto sum = hn::Add(hn::Add(bits, odd), hn::Set(d32, 0x7fff));
+    const auto big_enough = hn::Ge(hn::Abs(v), hn::Set(df, 0x1p-50f));
+    const auto number = hn::IfThenElseZero(hn::RebindMask(d32, big_enough), sum);
+    const auto kept =
+        hn::IfThenElse(hn::RebindMask(d32, hn::Eq(v, v)), number, hn::Set(d32, 0x7fc00000u));
+    const auto narrow = hn::DemoteTo(d16, hn::BitCast(di32, hn::ShiftRight<16>(kept)));
+    hn::StoreU(narrow, d16, whole ? out + i : rounded);
+    if (!whole) std::memcpy(out + i, rounded, (n - i) * sizeof *out);
+  }
+}
+
+// The tile at column `col` of n_rows rows, as many as there are lanes or fewer: out[unit][row].
+template <class Format, class Units>
+HWY_NOINLINE void unpack_units(const Matrix& w, std::size_t first_row, std::size_t n_rows,
+                               std::size_t col, std::uint32_t* out) {
+  constexpr std::size_t kUnits = kTile / Units::kColumns;
+  constexpr bool kPairs = Units::kColumns == 2;
+  const DU32 d32;
+  const std::size_t n = hn::Lanes(d32);
   const std::size_t n_cols = HWY_MIN(kTile, w.cols - col);
-  HWY_ALIGN float line[kTile];
-  for (std::size_t c = 0; c < n_cols; ++c) {
-    unpack_floats<Format>(w.data + (col + c) * w.row_bytes + first_row * Format::kBytes, n_rows,
-                          kFloatRows, line);
-    for (std::size_t r = 0; r < n_rows; ++r) tiles[r * kTile + c] = line[r];
+  HWY_ALIGN float copy[kMaxLanes * kUnits];
+  if (w.transposed) {
+    const auto line = [&](std::size_t c) MIXTRAL_LAMBDA {
+      if (c >= n_cols) return hn::Zero(d32);
+      const std::uint8_t* data = w.data + (col + c) * w.row_bytes + first_row * Format::kBytes;
+      if (n_rows == n) return hn::BitCast(d32, Format::load(DF(), data));
+      unpack_floats<Format>(data, n_rows, n, copy);
+      return hn::BitCast(d32, hn::Load(DF(), copy));
+    };
+    for (std::size_t i = 0; i < kUnits; ++i) {
+      const auto v = kPairs ? hn::Or(hn::ShiftRight<16>(line(2 * i)), line(2 * i + 1)) : line(i);
+      hn::Store(kPairs ? clear_tiny_pairs(v) : v, d32, out + i * n);
+    }
+    return;
   }
-  for (std::size_t r = 0; r < n_rows; ++r) {
-    for (std::size_t c = n_cols; c < kTile; ++c) tiles[r * kTile + c] = 0.0f;
+  constexpr bool kInPlace = Format::kBytes * Units::kColumns == 4;
+  const std::uint8_t* data = w.data + first_row * w.row_bytes + col * Format::kBytes;
+  std::size_t row_bytes = w.row_bytes;
+  if (!kInPlace || n_rows < n || n_cols < kTile) {
+    for (std::size_t r = 0; r < n; ++r) {
+      float* row = copy + r * kUnits;
+      if (kInPlace || r >= n_rows) std::memset(row, 0, kUnits * sizeof(float));
+      if (r >= n_rows) continue;
+      if (kInPlace) {
+        std::memcpy(row, data + r * row_bytes, n_cols * Format::kBytes);
+      } else {
+        unpack_floats<Format>(data + r * row_bytes, n_cols, kUnits, row);
+      }
+    }
+    data = reinterpret_cast<const std::uint8_t*>(copy);
+    row_bytes = kUnits * sizeof(float);
+  }
+  transpose_words<kUnits>(data, row_bytes, out);
+  for (std::size_t i = 0; kPairs && i < kUnits; ++i) {
+    hn::Store(clear_tiny_pairs(hn::Load(d32, out + i * n)), d32, out + i * n);
   }
 }
 
-// Adds up 16 times kPartialSums at `sums`, neighbours first; sums[i] then has the i-th's.
-HWY_INLINE void add_partial_sums_of_16(float* sums) {
+// So many sums are made of a tile's units.
+constexpr std::size_t kUnitSums = 16;
+
+// So many tokens are multiplied together, as registers have room for.
+constexpr std::size_t kTokensTogether =
+    (HWY_ARCH_X86 && HWY_TARGET > HWY_AVX3) || HWY_ARCH_WASM ? 4 : 8;
+
+// Adds one tile of two parts of rows, [part][unit][row], times kTokens tokens to `out`, or begins with it.
+template <class Units, std::size_t kTokens>
+HWY_NOINLINE void multiply_units(const std::uint32_t* tile, const std::uint8_t* const* x,
+                                 bool begins, float* out) {
+  constexpr std::size_t kUnits = kTile / Units::kColumns;
   const DF df;
+  const DU32 d32;
   const std::size_t n = hn::Lanes(df);
-  for (std::size_t left = 8 * kPartialSums; left >= 16; left /= 2) {
-    for (std::size_t i = 0; i < left; i += n) {
-      const auto a = hn::Load(df, sums + 2 * i);
-      const auto b = hn::Load(df, sums + 2 * i + n);
-      hn::Store(hn::Add(hn::ConcatEven(df, b, a), hn::ConcatOdd(df, b, a)), df, sums + i);
+  const auto store = [&](VF sum0, VF sum1, std::size_t t, bool first) MIXTRAL_LAMBDA {
+    float* to = out + t * kMaxMatmulRows;
+    hn::Store(first ? sum0 : hn::Add(hn::Load(df, to), sum0), df, to);
+    hn::Store(first ? sum1 : hn::Add(hn::Load(df, to + n), sum1), df, to + n);
+  };
+  for (std::size_t sum = 0; sum < kUnitSums; ++sum) {
+    // Of token t: part 0, part 1. (Highway has no arrays of vectors.)
+    VF s00 = hn::Zero(df), s01 = s00, s10 = s00, s11 = s00, s20 = s00, s21 = s00, s30 = s00;
+    VF s31 = s00, s40 = s00, s41 = s00, s50 = s00, s51 = s00, s60 = s00, s61 = s00, s70 = s00;
+    VF s71 = s00;
+    for (std::size_t i = sum; i < kUnits; i += kUnitSums) {
+      const auto w0 = hn::Load(d32, tile + i * n);
+      const auto w1 = hn::Load(d32, tile + (kUnits + i) * n);
+      const auto add = [&](VF& sum0, VF& sum1, std::size_t t) MIXTRAL_LAMBDA {
+        std::uint32_t unit;
+        std::memcpy(&unit, x[t] + 4 * i, 4);
+        const auto xt = hn::Set(d32, unit);
+        sum0 = Units::add_product(sum0, w0, xt);
+        sum1 = Units::add_product(sum1, w1, xt);
+      };
+      add(s00, s01, 0);
+      if (kTokens > 1) add(s10, s11, 1);
+      if (kTokens > 2) add(s20, s21, 2), add(s30, s31, 3);
+      if (kTokens > 4) add(s40, s41, 4), add(s50, s51, 5), add(s60, s61, 6), add(s70, s71, 7);
     }
+    const bool first = begins && sum == 0;
+    store(s00, s01, 0, first);
+    if (kTokens > 1) store(s10, s11, 1, first);
+    if (kTokens > 2) store(s20, s21, 2, first), store(s30, s31, 3, first);
+    if (kTokens > 4) store(s40, s41, 4, first), store(s50, s51, 5, first);
+    if (kTokens > 4) store(s60, s61, 6, first), store(s70, s71, 7, first);
   }
 }
 
-// The partial sums 4 * t + r are those of the product of the first n_cols of row r with those of x[t],
-// for 4 rows, of which load(r, i) loads columns, and 4 tokens; n_cols is a multiple of kPartialSums.
-template <class Load>
-HWY_INLINE void multiply_4_rows_4_tokens(const Load& load, const float* const* x,
-                                         std::size_t n_cols, float* sums) {
-  const DF df;
-  constexpr std::size_t n = kPartialSums;
-  for (std::size_t part = 0; part < n; part += hn::Lanes(df), sums += hn::Lanes(df)) {
-    VF a0 = hn::Zero(df), a1 = a0, a2 = a0, a3 = a0;
-    VF b0 = a0, b1 = a0, b2 = a0, b3 = a0;
-    VF c0 = a0, c1 = a0, c2 = a0, c3 = a0;
-    VF d0 = a0, d1 = a0, d2 = a0, d3 = a0;
-    for (std::size_t i = part; i < n_cols; i += n) {
-      const auto w0 = load(0, i), w1 = load(1, i), w2 = load(2, i), w3 = load(3, i);
-      const auto x0 = hn::LoadU(df, x[0] + i);
-      a0 = hn::MulAdd(w0, x0, a0), a1 = hn::MulAdd(w1, x0, a1);
-      a2 = hn::MulAdd(w2, x0, a2), a3 = hn::MulAdd(w3, x0, a3);
-      const auto x1 = hn::LoadU(df, x[1] + i);
-      b0 = hn::MulAdd(w0, x1, b0), b1 = hn::MulAdd(w1, x1, b1);
-      b2 = hn::MulAdd(w2, x1, b2), b3 = hn::MulAdd(w3, x1, b3);
-      const auto x2 = hn::LoadU(df, x[2] + i);
-      c0 = hn::MulAdd(w0, x2, c0), c1 = hn::MulAdd(w1, x2, c1);
-      c2 = hn::MulAdd(w2, x2, c2), c3 = hn::MulAdd(w3, x2, c3);
-      const auto x3 = hn::LoadU(df, x[3] + i);
-      d0 = hn::MulAdd(w0, x3, d0), d1 = hn::MulAdd(w1, x3, d1);
-      d2 = hn::MulAdd(w2, x3, d2), d3 = hn::MulAdd(w3, x3, d3);
-    }
-    hn::Store(a0, df, sums), hn::Store(a1, df, sums + n);
-    hn::Store(a2, df, sums + 2 * n), hn::Store(a3, df, sums + 3 * n);
-    hn::Store(b0, df, sums + 4 * n), hn::Store(b1, df, sums + 5 * n);
-    hn::Store(b2, df, sums + 6 * n), hn::Store(b3, df, sums + 7 * n);
-    hn::Store(c0, df, sums + 8 * n), hn::Store(c1, df, sums + 9 * n);
-    hn::Store(c2, df, sums + 10 * n), hn::Store(c3, df, sums + 11 * n);
-    hn::Store(d0, df, sums + 12 * n), hn::Store(d1, df, sums + 13 * n);
-    hn::Store(d2, df, sums + 14 * n), hn::Store(d3, df, sums + 15 * n);
-  }
-}
-
-// The partial sums r are those of the product of row r with the first n_cols of x, for 4 rows of which
-// load(r, i) loads columns; n_cols is a multiple of kPartialSums.
-template <class Load>
-HWY_INLINE void multiply_4_rows(const Load& load, const float* x, std::size_t n_cols, float* sums) {
-  const DF df;
-  constexpr std::size_t n = kPartialSums;
-  for (std::size_t part = 0; part < n; part += hn::Lanes(df), sums += hn::Lanes(df)) {
-    VF a = hn::Zero(df), b = a, c = a, d = a;
-    for (std::size_t i = part; i < n_cols; i += n) {
-      const auto xi = hn::LoadU(df, x + i);
-      a = hn::MulAdd(load(0, i), xi, a), b = hn::MulAdd(load(1, i), xi, b);
-      c = hn::MulAdd(load(2, i), xi, c), d = hn::MulAdd(load(3, i), xi, d);
-    }
-    hn::Store(a, df, sums), hn::Store(b, df, sums + n);
-    hn::Store(c, df, sums + 2 * n), hn::Store(d, df, sums + 3 * n);
-  }
-}
-
-// As Kernels::matmul, with unpack(row, n, col, tiles) to unpack the tile at `col` of n rows.
-template <class Unpack>
-void matmul_tiles(const Unpack& unpack, std::size_t cols, std::size_t n_rows, const void* const* x,
-                  std::size_t n_tokens, float* out) {
-  HWY_ALIGN float tiles[kFloatRows * kTile];
-  HWY_ALIGN float sums[16 * kPartialSums];
-  for (std::size_t t = 0; t < n_tokens; ++t) {
-    std::memset(out + t * kMaxMatmulRows, 0, kMaxMatmulRows * sizeof(float));
-  }
-  for (std::size_t begin = 0; begin < n_rows; begin += kFloatRows) {
-    const std::size_t count = HWY_MIN(kFloatRows, n_rows - begin);
-    if (count < kFloatRows) std::memset(tiles, 0, sizeof tiles);
-    for (std::size_t col = 0; col < cols; col += kTile) {
-      unpack(begin, count, col, tiles);
-      for (std::size_t t = 0; t < n_tokens; t += 4) {
-        const float* xt[4];
-        for (std::size_t i = 0; i < 4; ++i) {  // the last one fills up
-          xt[i] = static_cast<const float*>(x[HWY_MIN(t + i, n_tokens - 1)]) + col;
+// As Kernels::matmul, for any number of tokens: a vector goes along the rows.
+template <class Format, class Units>
+void matmul_many(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
+                 std::size_t n_tokens, float* out) {
+  constexpr std::size_t kUnits = kTile / Units::kColumns;
+  const std::size_t n = hn::Lanes(DF());
+  HWY_ALIGN std::uint32_t tile[kUnits * 2 * kMaxLanes];
+  for (std::size_t begin = 0; begin < n_rows; begin += 2 * n) {
+    const std::size_t row = first_row + begin, count = HWY_MIN(2 * n, n_rows - begin);
+    if (count <= n) std::memset(tile, 0, sizeof tile);
+    for (std::size_t col = 0; col < w.cols; col += kTile) {
+      LaterTile later(w, kTile * Format::kBytes, row, count, col,
+                      (n_tokens + kTokensTogether - 1) / kTokensTogether);
+      unpack_units<Format, Units>(w, row, HWY_MIN(n, count), col, tile);
+      if (count > n) {
+        unpack_units<Format, Units>(w, row + n, count - n, col, tile + kUnits * n);
+      }
+      for (std::size_t t = 0, together; t < n_tokens; t += together) {
+        if (!w.transposed) later.fetch();
+        const std::uint8_t* xt[kTokensTogether] = {};
+        const std::size_t left = n_tokens - t;
+        together = left >= kTokensTogether ? kTokensTogether : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+        for (std::size_t i = 0; i < together; ++i) {
+          xt[i] = static_cast<const std::uint8_t*>(x[t + i]) + col / Units::kColumns * 4;
         }
-        const std::size_t n_xt = HWY_MIN(std::size_t{4}, n_tokens - t);
-        for (std::size_t r = 0; r < count; r += 4) {
-          const auto load = [&](std::size_t i, std::size_t c) MIXTRAL_LAMBDA {
-            return hn::Load(DF(), tiles + (r + i) * kTile + c);
-          };
-          multiply_4_rows_4_tokens(load, xt, kTile, sums);
-          add_partial_sums_of_16(sums);
-          for (std::size_t i = 0; i < n_xt; ++i) {
-            float* to = out + (t + i) * kMaxMatmulRows + begin + r;
-            for (std::size_t j = 0; j < 4; ++j) to[j] += sums[i * 4 + j];
-          }
+        const auto multiply = [&](auto n_together) MIXTRAL_LAMBDA {
+          multiply_units<Units, decltype(n_together)::value>(tile, xt, col == 0,
+                                                             out + t * kMaxMatmulRows + begin);
+        };
+        if (together == kTokensTogether) {
+          multiply(std::integral_constant<std::size_t, kTokensTogether>());
+        } else if (together == 4) {
+          multiply(std::integral_constant<std::size_t, 4>());
+        } else if (together == 2) {
+          multiply(std::integral_constant<std::size_t, 2>());
+        } else {
+          multiply(std::integral_constant<std::size_t, 1>());
         }
       }
     }
   }
+}
+
+// The sums r are those of a tile's units, of row r times x, for 4 rows of which load(r, i) loads units.
+template <class Units, class Load>
+HWY_INLINE void multiply_4_rows_of_units(const Load& load, const std::uint8_t* x, float* sums) {
+  constexpr std::size_t kUnits = kTile / Units::kColumns;
+  const DF df;
+  const DU32 d32;
+  const DU8 d8;
+  for (std::size_t part = 0; part < kUnitSums; part += hn::Lanes(df), sums += hn::Lanes(df)) {
+    VF a = hn::Zero(df), b = a, c = a, d = a;
+    for (std::size_t i = part; i < kUnits; i += kUnitSums) {
+      const auto xi = hn::BitCast(d32, hn::LoadU(d8, x + 4 * i));
+      a = Units::add_product(a, load(0, i), xi), b = Units::add_product(b, load(1, i), xi);
+      c = Units::add_product(c, load(2, i), xi), d = Units::add_product(d, load(3, i), xi);
+    }
+    hn::Store(a, df, sums), hn::Store(b, df, sums + kUnitSums);
+    hn::Store(c, df, sums + 2 * kUnitSums), hn::Store(d, df, sums + 3 * kUnitSums);
+  }
+}
+
+// As Kernels::matmul, for one token: a vector goes along a row.
+template <class Format, class Units>
+void matmul_one(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* x,
+                float* out) {
+  constexpr std::size_t kUnitBytes = Format::kBytes * Units::kColumns;
+  constexpr std::size_t kRows = kMaxLanes;  // at a time
+  const DF df;
+  const DU8 d8;
+  const DU32 d32;
+  const std::size_t n = hn::Lanes(df);
+  HWY_ALIGN float sums[kRows * kUnitSums];
+  HWY_ALIGN std::uint32_t turned[kUnitSums * kMaxLanes];
+  HWY_ALIGN std::uint8_t last[4][kTile * Format::kBytes];
+  for (std::size_t begin = 0; begin < n_rows; begin += kRows) {
+    for (std::size_t col = 0; col < w.cols; col += kTile) {
+      const std::size_t n_bytes = HWY_MIN(kTile, w.cols - col) * Format::kBytes;
+      LaterTile later(w, kTile * Format::kBytes, first_row + begin, HWY_MIN(kRows, n_rows - begin),
+                      col, 4);
+      for (std::size_t r = 0; r < kRows; r += 4) {
+        later.fetch();
+        const std::uint8_t* data[4];
+        for (std::size_t i = 0; i < 4; ++i) {  // the last row fills up
+          const std::size_t row = first_row + HWY_MIN(begin + r + i, n_rows - 1);
+          data[i] = w.data + row * w.row_bytes + col * Format::kBytes;
+          if (n_bytes == sizeof last[i]) continue;
+          std::memset(last[i], 0, sizeof last[i]);
+          std::memcpy(last[i], data[i], n_bytes);
+          data[i] = last[i];
+        }
+        const auto load = [&](std::size_t i, std::size_t unit) MIXTRAL_LAMBDA {
+          const std::uint8_t* from = data[i] + unit * kUnitBytes;
+          return Units::kColumns == 2 ? clear_tiny_pairs(hn::BitCast(d32, hn::LoadU(d8, from)))
+                                      : hn::BitCast(d32, Format::load(df, from));
+        };
+        multiply_4_rows_of_units<Units>(
+            load, static_cast<const std::uint8_t*>(x) + col / Units::kColumns * 4,
+            sums + r * kUnitSums);
+      }
+      for (std::size_t r = 0; r < kRows; r += n) {
+        transpose_words<kUnitSums>(reinterpret_cast<const std::uint8_t*>(sums + r * kUnitSums),
+                                   kUnitSums * sizeof(float), turned);
+        const auto sum_at = [&](std::size_t i) MIXTRAL_LAMBDA {
+          return hn::BitCast(df, hn::Load(d32, turned + i * n));
+        };
+        auto sum = col == 0 ? sum_at(0) : hn::Add(hn::Load(df, out + begin + r), sum_at(0));
+        for (std::size_t i = 1; i < kUnitSums; ++i) sum = hn::Add(sum, sum_at(i));
+        hn::Store(sum, df, out + begin + r);
+      }
+    }
+  }
+}
+
+template <class Format, class Units>
+void matmul_units(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
+                  std::size_t n_tokens, float* out) {
+  if (n_tokens == 1 && !w.transposed) {
+    return matmul_one<Format, Units>(w, first_row, n_rows, x[0], out);
+  }
+  matmul_many<Format, Units>(w, first_row, n_rows, x, n_tokens, out);
 }
 
 template <class Format>
 void matmul_floats(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
                    std::size_t n_tokens, float* out) {
-  const auto row_data = [&](std::size_t row) { return w.data + (first_row + row) * w.row_bytes; };
-  if (n_tokens > 1) {
-    const auto unpack = [&](std::size_t row, std::size_t n, std::size_t col,
-                            float* tiles) MIXTRAL_LAMBDA {
-      for (std::size_t r = 0; r < n; ++r) {
-        unpack_floats<Format>(row_data(row + r) + col * Format::kBytes,
-                              HWY_MIN(kTile, w.cols - col), kTile, tiles + r * kTile);
-      }
-    };
-    return matmul_tiles(unpack, w.cols, n_rows, x, n_tokens, out);
-  }
-  HWY_ALIGN float sums[16 * kPartialSums];
-  HWY_ALIGN float last[4 * kTile];
-  const auto* x0 = static_cast<const float*>(x[0]);
-  std::memset(out, 0, kMaxMatmulRows * sizeof(float));
-  for (std::size_t begin = 0; begin < n_rows; begin += 16) {
-    for (std::size_t col = 0; col < w.cols; col += kTile) {
-      LaterTile later(w, kTile * Format::kBytes, first_row + begin, HWY_MIN(16, n_rows - begin),
-                      col, 4);
-      for (std::size_t r = 0; r < 16; r += 4) {
-        later.fetch();
-        const std::uint8_t* data[4];  // the last row fills up
-        for (std::size_t i = 0; i < 4; ++i) {
-          data[i] = row_data(HWY_MIN(begin + r + i, n_rows - 1)) + col * Format::kBytes;
-        }
-        float* to = sums + r * kPartialSums;
-        if (col + kTile <= w.cols) {
-          const auto load = [&](std::size_t i, std::size_t c) MIXTRAL_LAMBDA {
-            return Format::load(DF(), data[i] + c * Format::kBytes);
-          };
-          multiply_4_rows(load, x0 + col, kTile, to);
-        } else {
-          for (std::size_t i = 0; i < 4; ++i) {
-            unpack_floats<Format>(data[i], w.cols - col, kTile, last + i * kTile);
-          }
-          const auto load = [&](std::size_t i, std::size_t c)
-                                MIXTRAL_LAMBDA { return hn::Load(DF(), last + i * kTile + c); };
-          multiply_4_rows(load, x0 + col, kTile, to);
-        }
-      }
-      add_partial_sums_of_16(sums);
-      for (std::size_t r = 0; r < 16; ++r) out[begin + r] += sums[r];
-    }
-  }
+  matmul_units<Format, Columns>(w, first_row, n_rows, x, n_tokens, out);
 }
 
-template <class Format>
-void matmul_transposed_floats(const Matrix& w, std::size_t first_row, std::size_t n_rows,
-                              const void* const* x, std::size_t n_tokens, float* out) {
-  const auto unpack =
-      [&](std::size_t row, std::size_t n, std::size_t col, float* tiles)
-          MIXTRAL_LAMBDA { unpack_transposed_floats<Format>(w, first_row + row, n, col, tiles); };
-  matmul_tiles(unpack, w.cols, n_rows, x, n_tokens, out);
+void matmul_bf16(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
+                 std::size_t n_tokens, float* out) {
+#if MIXTRAL_BF16_DOT
+  if (DotPairs::cpu_has_it()) {
+    return matmul_units<Bf16, DotPairs>(w, first_row, n_rows, x, n_tokens, out);
+  }
+#endif
+  matmul_units<Bf16, Pairs>(w, first_row, n_rows, x, n_tokens, out);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -2600,15 +2748,13 @@ void decode_float_row(const Matrix& w, std::size_t row, float* out) {
 template <class Format>
 void decode_transposed_rows(const Matrix& w, std::size_t first_row, std::size_t n_rows,
                             float* out) {
-  HWY_ALIGN float tiles[kFloatRows * kTile];
-  for (std::size_t begin = 0; begin < n_rows; begin += kFloatRows) {
-    const std::size_t n = HWY_MIN(kFloatRows, n_rows - begin);
-    for (std::size_t col = 0; col < w.cols; col += kTile) {
-      unpack_transposed_floats<Format>(w, first_row + begin, n, col, tiles);
-      for (std::size_t r = 0; r < n; ++r) {
-        std::memcpy(out + (begin + r) * w.cols + col, tiles + r * kTile,
-                    HWY_MIN(kTile, w.cols - col) * sizeof(float));
-      }
+  HWY_ALIGN float line[kTile];
+  for (std::size_t begin = 0; begin < n_rows; begin += kTile) {
+    const std::size_t n = HWY_MIN(kTile, n_rows - begin);
+    for (std::size_t c = 0; c < w.cols; ++c) {
+      const std::uint8_t* data = w.data + c * w.row_bytes + (first_row + begin) * Format::kBytes;
+      unpack_floats<Format>(data, n, kTile, line);
+      for (std::size_t r = 0; r < n; ++r) out[(begin + r) * w.cols + c] = line[r];
     }
   }
 }
@@ -2649,11 +2795,7 @@ struct MatmulVisitor {
 
   template <class Format>
   void floating() const {
-    if (w.transposed) {
-      matmul_transposed_floats<Format>(w, first_row, n_rows, x, n_tokens, out);
-    } else {
-      matmul_floats<Format>(w, first_row, n_rows, x, n_tokens, out);
-    }
+    matmul_floats<Format>(w, first_row, n_rows, x, n_tokens, out);
   }
   template <class Format>
   void quantized() const {
@@ -2768,6 +2910,75 @@ void store_kv(BlockFormat format, const float* x, std::size_t n, std::uint8_t* o
       std::memcpy(block, &bits, 2);
       std::memcpy(block + 2, q, 32);
     }
+  }
+}
+
+// Adds up 16 times kPartialSums at `sums`, neighbours first; sums[i] then has the i-th's.
+HWY_INLINE void add_partial_sums_of_16(float* sums) {
+  const DF df;
+  const std::size_t n = hn::Lanes(df);
+  for (std::size_t left = 8 * kPartialSums; left >= 16; left /= 2) {
+    for (std::size_t i = 0; i < left; i += n) {
+      const auto a = hn::Load(df, sums + 2 * i);
+      const auto b = hn::Load(df, sums + 2 * i + n);
+      hn::Store(hn::Add(hn::ConcatEven(df, b, a), hn::ConcatOdd(df, b, a)), df, sums + i);
+    }
+  }
+}
+
+// The partial sums 4 * t + r are those of the product of the first n_cols of row r with those of x[t],
+// for 4 rows, of which load(r, i) loads columns, and 4 tokens; n_cols is a multiple of kPartialSums.
+template <class Load>
+HWY_INLINE void multiply_4_rows_4_tokens(const Load& load, const float* const* x,
+                                         std::size_t n_cols, float* sums) {
+  const DF df;
+  constexpr std::size_t n = kPartialSums;
+  for (std::size_t part = 0; part < n; part += hn::Lanes(df), sums += hn::Lanes(df)) {
+    VF a0 = hn::Zero(df), a1 = a0, a2 = a0, a3 = a0;
+    VF b0 = a0, b1 = a0, b2 = a0, b3 = a0;
+    VF c0 = a0, c1 = a0, c2 = a0, c3 = a0;
+    VF d0 = a0, d1 = a0, d2 = a0, d3 = a0;
+    for (std::size_t i = part; i < n_cols; i += n) {
+      const auto w0 = load(0, i), w1 = load(1, i), w2 = load(2, i), w3 = load(3, i);
+      const auto x0 = hn::LoadU(df, x[0] + i);
+      a0 = hn::MulAdd(w0, x0, a0), a1 = hn::MulAdd(w1, x0, a1);
+      a2 = hn::MulAdd(w2, x0, a2), a3 = hn::MulAdd(w3, x0, a3);
+      const auto x1 = hn::LoadU(df, x[1] + i);
+      b0 = hn::MulAdd(w0, x1, b0), b1 = hn::MulAdd(w1, x1, b1);
+      b2 = hn::MulAdd(w2, x1, b2), b3 = hn::MulAdd(w3, x1, b3);
+      const auto x2 = hn::LoadU(df, x[2] + i);
+      c0 = hn::MulAdd(w0, x2, c0), c1 = hn::MulAdd(w1, x2, c1);
+      c2 = hn::MulAdd(w2, x2, c2), c3 = hn::MulAdd(w3, x2, c3);
+      const auto x3 = hn::LoadU(df, x[3] + i);
+      d0 = hn::MulAdd(w0, x3, d0), d1 = hn::MulAdd(w1, x3, d1);
+      d2 = hn::MulAdd(w2, x3, d2), d3 = hn::MulAdd(w3, x3, d3);
+    }
+    hn::Store(a0, df, sums), hn::Store(a1, df, sums + n);
+    hn::Store(a2, df, sums + 2 * n), hn::Store(a3, df, sums + 3 * n);
+    hn::Store(b0, df, sums + 4 * n), hn::Store(b1, df, sums + 5 * n);
+    hn::Store(b2, df, sums + 6 * n), hn::Store(b3, df, sums + 7 * n);
+    hn::Store(c0, df, sums + 8 * n), hn::Store(c1, df, sums + 9 * n);
+    hn::Store(c2, df, sums + 10 * n), hn::Store(c3, df, sums + 11 * n);
+    hn::Store(d0, df, sums + 12 * n), hn::Store(d1, df, sums + 13 * n);
+    hn::Store(d2, df, sums + 14 * n), hn::Store(d3, df, sums + 15 * n);
+  }
+}
+
+// The partial sums r are those of the product of row r with the first n_cols of x, for 4 rows of which
+// load(r, i) loads columns; n_cols is a multiple of kPartialSums.
+template <class Load>
+HWY_INLINE void multiply_4_rows(const Load& load, const float* x, std::size_t n_cols, float* sums) {
+  const DF df;
+  constexpr std::size_t n = kPartialSums;
+  for (std::size_t part = 0; part < n; part += hn::Lanes(df), sums += hn::Lanes(df)) {
+    VF a = hn::Zero(df), b = a, c = a, d = a;
+    for (std::size_t i = part; i < n_cols; i += n) {
+      const auto xi = hn::LoadU(df, x + i);
+      a = hn::MulAdd(load(0, i), xi, a), b = hn::MulAdd(load(1, i), xi, b);
+      c = hn::MulAdd(load(2, i), xi, c), d = hn::MulAdd(load(3, i), xi, d);
+    }
+    hn::Store(a, df, sums), hn::Store(b, df, sums + n);
+    hn::Store(c, df, sums + 2 * n), hn::Store(d, df, sums + 3 * n);
   }
 }
 
@@ -2921,10 +3132,12 @@ constexpr Kernels kKernels{MIXTRAL_TARGET_NAME(HWY_NAMESPACE),
                            kMinGroupedTokens,
                            matmul,
                            matmul_groups,
+                           matmul_bf16,
                            decode_rows,
                            quantize,
                            quantize_group,
                            pack,
+                           to_bf16,
                            rms_norm,
                            swiglu,
                            rotate,
@@ -3781,6 +3994,10 @@ struct Kernels {
   void (*matmul_groups)(const Matrix& w, std::size_t first_row, std::size_t n_rows,
                         const std::uint8_t* groups, std::size_t n_tokens, float* out);
 
+  // As matmul, for BF16 and tokens that to_bf16 rounded: x[t] points to padded(cols) of them.
+  void (*matmul_bf16)(const Matrix& w, std::size_t first_row, std::size_t n_rows,
+                      const void* const* x, std::size_t n_tokens, float* out);
+
   // out[r * w.cols + c] = element (first_row + r, c) of w as float32, r < n_rows.
   void (*decode_rows)(const Matrix& w, std::size_t first_row, std::size_t n_rows, float* out);
 
@@ -3798,6 +4015,10 @@ struct Kernels {
   // Makes a group of n <= lanes() tokens that were quantised alone; clears the rest of it.
   void (*pack)(const std::uint8_t* const* tokens, std::size_t n, std::size_t cols,
                std::uint8_t* group);
+
+  // Rounds x[0 .. n) to BF16; what is below 2^-50 becomes 0, as do weights that it is
+  // multiplied with.
+  void (*to_bf16)(const float* x, std::size_t n, std::uint16_t* out);
 
   // out[i] = x[i] / sqrt(mean(x^2) + epsilon) * weight[i] (Zhang & Sennrich 2019, RMSNorm).
   void (*rms_norm)(const float* x, const float* weight, float epsilon, std::size_t n, float* out);
@@ -3893,6 +4114,11 @@ struct ModelOptions {
   // build gives the same tokens on other CPUs. Those are the ones that multiply and add in one step:
   // AVX2 and all later ones of x86, and those of aarch64 and RISC-V; others are refused.
   bool strict = false;
+  // Round what BF16 weights are multiplied with to BF16, as the reference does when it runs in BF16: CPUs
+  // with instructions for it (Zen 4, Sapphire Rapids and later) take up to half the time in prompts.
+  // Logits move by about as much as they do when the weights are rounded to BF16. Other formats are
+  // not concerned.
+  bool bf16_activations = false;
   // Copy the weights from the mapped file to `memory`. That takes their size there, is not shared with
   // other processes, and delays the start; on Linux they are then in large pages, from which they are
   // read faster.
@@ -8020,6 +8246,7 @@ struct ModelData {
   std::optional<Tokenizer> tokenizer;
   ChatFormat chat_format = ChatFormat::mistral_v1;
   const simd::Kernels* kernels = nullptr;
+  bool bf16_activations = false;
   Weights weights;
   std::pmr::vector<double> rope_frequencies;  // [head_size / 2], radians a position
 
@@ -8075,6 +8302,7 @@ Result<Model> Model::from_checkpoint(Checkpoint checkpoint, const ModelOptions& 
     auto data = std::allocate_shared<detail::ModelData>(
         std::pmr::polymorphic_allocator<detail::ModelData>(resource), resource);
     data->kernels = kernels;
+    data->bf16_activations = options.bf16_activations;
     Result<Tokenizer> tokenizer = Tokenizer::create(checkpoint.vocabulary, resource);
     if (!tokenizer) return tokenizer.error();
     data->tokenizer.emplace(*std::move(tokenizer));
@@ -8951,27 +9179,53 @@ inline bool is_quantized(const simd::Matrix& w) noexcept {
   return block_format_info(w.format)->quantized;
 }
 
+// What matrices are multiplied with.
+enum class InputForm { floats, bf16, quantized };
+
+// That of a matrix; those of BF16 take BF16 if it `rounds`.
+inline InputForm input_form(const simd::Matrix& w, bool rounds) noexcept {
+  if (is_quantized(w)) return InputForm::quantized;
+  return rounds && w.format == BlockFormat::bf16 ? InputForm::bf16 : InputForm::floats;
+}
+
+// Those that are wanted.
+struct InputForms {
+  bool rounds = false;
+  bool floats = false, bf16 = false, quantized = false;
+
+  void add(const simd::Matrix& w) noexcept {
+    switch (input_form(w, rounds)) {
+      case InputForm::floats: floats = true; return;
+      case InputForm::bf16: bf16 = true; return;
+      case InputForm::quantized: quantized = true; return;
+    }
+  }
+};
+
 constexpr std::size_t round_up(std::size_t n, std::size_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
-// Rows of `width` float32, each padded with zeros to whole tiles, and the same quantised to 8 bits:
-// once for each row, for all the matrices that read it.
+// Rows of `width` numbers, each padded with zeros to whole tiles, in the forms that are wanted: as float32, as
+// BF16 and quantised to 8 bits, once for each row, for all the matrices that read it.
 class Activations {
  public:
-  // Plans memory for n_rows rows, in groups or alone, as floats too if `floats`.
+  // Plans memory for n_rows rows; quantised, they are in groups or alone.
   void take(Slab& slab, const simd::Kernels& kernels, std::size_t n_rows, std::size_t width,
-            bool floats) {
+            InputForms forms) {
     kernels_ = &kernels;
     lanes_ = kernels.lanes();
     width_ = width;
-    stride_ = simd::padded(width);
+    // A little apart from powers of two, or the same columns of all rows would compete for the same lines of
+    // caches.
+    stride_ = simd::padded(width) + 64;
     token_bytes_ = simd::token_bytes(width);
-    floats_ = floats ? slab.take<float>(n_rows * stride_) : nullptr;
-    if (floats_ != nullptr && stride_ != width_) {
-      std::memset(floats_, 0, n_rows * stride_ * sizeof(float));
+    rounds_ = forms.rounds;
+    if (forms.floats) floats_ = padded_rows<float>(slab, n_rows);
+    if (forms.bf16) bf16_ = padded_rows<std::uint16_t>(slab, n_rows);
+    if (forms.quantized) {
+      quantized_ = slab.take<std::uint8_t>(round_up(n_rows, lanes_) * token_bytes_);
     }
-    quantized_ = slab.take<std::uint8_t>(round_up(n_rows, lanes_) * token_bytes_);
   }
 
   std::size_t lanes() const noexcept { return lanes_; }
@@ -8981,11 +9235,75 @@ class Activations {
   // Row i, quantised alone.
   std::uint8_t* token(std::size_t i) const noexcept { return quantized_ + i * token_bytes_; }
 
+  InputForm form(const simd::Matrix& w) const noexcept { return input_form(w, rounds_); }
+
+  // Row i, not in a group, as w is multiplied with it.
+  const void* input(const simd::Matrix& w, std::size_t i) const noexcept {
+    switch (form(w)) {
+      case InputForm::floats: break;
+      case InputForm::bf16: return bf16_ + i * stride_;
+      case InputForm::quantized: return token(i);
+    }
+    return row(i);
+  }
+
   // The group that begins with row i, a multiple of lanes(); the next ones follow.
   std::uint8_t* groups(std::size_t i) const noexcept { return token(i); }
 
-  // Quantises `values` as the columns [first, first + n) of row i. `grouped`: as a member of its
-  // group, else alone.
+  // To be called when row(i) is complete, before it is multiplied with other matrices than of floats.
+  // `grouped`: it is quantised as a member of its group, else alone.
+  void complete_row(std::size_t i, bool grouped) const {
+    if (bf16_ != nullptr) kernels_->to_bf16(row(i), width_, bf16_ + i * stride_);
+    if (quantized_ != nullptr) quantize(row(i), 0, width_, i, grouped);
+  }
+
+  // Puts the columns [first, first + n) of rows i to i + count, whose values are `stride` apart, in the
+  // form that w wants; i is a multiple of lanes().
+  void put_rows(const simd::Matrix& w, const float* values, std::size_t stride, std::size_t first,
+                std::size_t n, std::size_t i, std::size_t count, bool grouped) const {
+    const InputForm wanted = form(w);
+    const bool clears = first + n == width_ && simd::padded(width_) != width_;
+    if (wanted == InputForm::quantized && grouped && n == simd::kBlock && !clears) {
+      for (std::size_t t = 0; t < count; t += lanes_) {
+        kernels_->quantize_group(values + t * stride, stride, std::min(lanes_, count - t), first,
+                                 groups(i + t));
+      }
+      return;
+    }
+    for (std::size_t t = 0; t < count; ++t) {
+      const float* from = values + t * stride;
+      switch (wanted) {
+        case InputForm::floats: std::memcpy(row(i + t) + first, from, n * sizeof(float)); break;
+        case InputForm::bf16: kernels_->to_bf16(from, n, bf16_ + (i + t) * stride_ + first); break;
+        case InputForm::quantized: quantize(from, first, n, i + t, grouped); break;
+      }
+    }
+  }
+
+  // Row i, read from the form that w wants.
+  void read_row(const simd::Matrix& w, std::size_t i, bool grouped, float* out) const {
+    const InputForm wanted = form(w);
+    const std::size_t n = grouped ? lanes_ : 1;
+    const std::size_t token_in_group = grouped ? i % lanes_ : 0;
+    for (std::size_t c = 0; c < width_; ++c) {
+      if (wanted == InputForm::floats) {
+        out[c] = row(i)[c];
+      } else if (wanted == InputForm::bf16) {
+        const std::uint32_t bits = std::uint32_t{bf16_[i * stride_ + c]} << 16;
+        std::memcpy(out + c, &bits, sizeof bits);
+      } else {
+        const std::uint8_t* tile =
+            token(i - token_in_group) + c / simd::kTile * simd::kTokenTileBytes * n;
+        const std::size_t quad = c % simd::kTile / simd::kQuad;
+        const std::size_t block = c % simd::kTile / simd::kBlock;
+        out[c] = simd::tile_scale(tile, n)[block * n + token_in_group] *
+                 simd::tile_q(tile)[(quad * n + token_in_group) * simd::kQuad + c % simd::kQuad];
+      }
+    }
+  }
+
+ private:
+  // Quantises `values` as the columns [first, first + n) of row i.
   void quantize(const float* values, std::size_t first, std::size_t n, std::size_t i,
                 bool grouped) const {
     if (grouped) {
@@ -8995,46 +9313,23 @@ class Activations {
     }
   }
 
-  // The same for rows i to i + count, whose values are `stride` apart; i is a multiple of lanes().
-  void quantize_rows(const float* values, std::size_t stride, std::size_t first, std::size_t n,
-                     std::size_t i, std::size_t count, bool grouped) const {
-    const bool clears = first + n == width_ && stride_ != width_;
-    if (grouped && n == simd::kBlock && !clears) {
-      for (std::size_t t = 0; t < count; t += lanes_) {
-        kernels_->quantize_group(values + t * stride, stride, std::min(lanes_, count - t), first,
-                                 groups(i + t));
-      }
-      return;
+  template <class T>
+  T* padded_rows(Slab& slab, std::size_t n_rows) const {
+    T* rows = slab.take<T>(n_rows * stride_);
+    if (rows != nullptr && simd::padded(width_) != width_) {
+      std::memset(rows, 0, n_rows * stride_ * sizeof(T));
     }
-    for (std::size_t t = 0; t < count; ++t) {
-      quantize(values + t * stride, first, n, i + t, grouped);
-    }
+    return rows;
   }
 
-  // To be called when row(i) is complete, before it is multiplied with a quantised matrix.
-  void quantize_row(std::size_t i, bool grouped) const { quantize(row(i), 0, width_, i, grouped); }
-
-  // Row i, read from its quantised form.
-  void dequantize_row(std::size_t i, bool grouped, float* out) const {
-    const std::size_t n = grouped ? lanes_ : 1;
-    const std::size_t token_in_group = grouped ? i % lanes_ : 0;
-    const std::uint8_t* tokens = token(i - token_in_group);
-    for (std::size_t c = 0; c < width_; ++c) {
-      const std::uint8_t* tile = tokens + c / simd::kTile * simd::kTokenTileBytes * n;
-      const std::size_t quad = c % simd::kTile / simd::kQuad;
-      const std::size_t block = c % simd::kTile / simd::kBlock;
-      out[c] = simd::tile_scale(tile, n)[block * n + token_in_group] *
-               simd::tile_q(tile)[(quad * n + token_in_group) * simd::kQuad + c % simd::kQuad];
-    }
-  }
-
- private:
   const simd::Kernels* kernels_ = nullptr;
   std::size_t lanes_ = 1;
   std::size_t width_ = 0;
   std::size_t stride_ = 0;
   std::size_t token_bytes_ = 0;
+  bool rounds_ = false;
   float* floats_ = nullptr;
+  std::uint16_t* bf16_ = nullptr;
   std::uint8_t* quantized_ = nullptr;
 };
 
@@ -9073,17 +9368,14 @@ struct Inputs {
   // Multiplies rows of w with the inputs [begin, begin + count), kMaxMatmulTokens at most.
   void multiply(const simd::Kernels& kernels, const simd::Matrix& w, RowRange rows,
                 std::size_t begin, std::size_t count, Products& out) const {
-    const bool quantized = is_quantized(w);
-    if (quantized && groups != nullptr) {
+    if (groups != nullptr && is_quantized(w)) {
       return kernels.matmul_groups(w, rows.first, rows.n,
                                    groups + begin * simd::token_bytes(w.cols), count, out.values);
     }
     const void* inputs[simd::kMaxMatmulTokens];
-    for (std::size_t t = 0; t < count; ++t) {
-      const std::size_t row = row_of(begin + t);
-      inputs[t] = quantized ? static_cast<const void*>(x.token(row)) : x.row(row);
-    }
-    kernels.matmul(w, rows.first, rows.n, inputs, count, out.values);
+    for (std::size_t t = 0; t < count; ++t) inputs[t] = x.input(w, row_of(begin + t));
+    const auto matmul = x.form(w) == InputForm::bf16 ? kernels.matmul_bf16 : kernels.matmul;
+    matmul(w, rows.first, rows.n, inputs, count, out.values);
   }
 };
 
@@ -9486,21 +9778,22 @@ class ForwardPass {
     const std::size_t k = config.n_experts_used;
     rows_ = slab.take<PassRow>(max_rows);
     x_ = slab.take<float>(max_rows * config.dim);
-    normed_.take(slab, kernels(), max_rows, config.dim, true);
+    const Forms forms = wanted_forms();
+    normed_.take(slab, kernels(), max_rows, config.dim, forms.normed);
     qkv_ = slab.take<float>(max_rows * qkv_width());
     cos2_ = slab.take<float>(max_rows * config.head_size);
     sin2_ = slab.take<float>(max_rows * config.head_size);
-    attention_.take(slab, kernels(), max_rows, config.q_dim(), true);
+    attention_.take(slab, kernels(), max_rows, config.q_dim(), forms.attention);
     router_logits_ = slab.take<float>(max_rows * config.n_experts);
     assignment_.take(slab, max_rows, config.n_experts, k);
     const std::size_t places = Assignment::n_places(max_rows, config.n_experts, k, kernels());
     expert_inputs_.take(slab, kernels(), kernels().in_groups(max_rows) ? places : 0, config.dim,
-                        false);
-    hidden_.take(slab, kernels(), places, config.hidden_dim, has_float_w2());
+                        forms.expert_groups);
+    hidden_.take(slab, kernels(), places, config.hidden_dim, forms.hidden);
     shown_ = slab.take<float>(config.hidden_dim);
     most_logit_rows_ =
         std::min(max_rows, n_sessions > kLogitRows / 2 ? kLogitRows : kLogitRows / 2);
-    final_.take(slab, kernels(), most_logit_rows_, config.dim, true);
+    final_.take(slab, kernels(), most_logit_rows_, config.dim, forms.final);
     logits_ = slab.take<float>(most_logit_rows_ * config.vocab_size);
   }
 
@@ -9523,7 +9816,7 @@ class ForwardPass {
       case Stage::embed:
       case Stage::attention_norm:
       case Stage::cache:
-      case Stage::attention_quantize:
+      case Stage::attention_complete:
       case Stage::router: return n_rows_;
       case Stage::qkv: return n_row_chunks(config.q_dim()) + 2 * n_row_chunks(config.kv_dim());
       case Stage::attention: return n_rows_ * config.n_kv_heads;
@@ -9547,8 +9840,8 @@ class ForwardPass {
       case Stage::qkv: return qkv(i);
       case Stage::cache: return rotate_and_cache(i);
       case Stage::attention: return attend(i);
-      case Stage::attention_quantize:
-        return attention_.quantize_row(i, kernels().in_groups(n_rows_));
+      case Stage::attention_complete:
+        return attention_.complete_row(i, kernels().in_groups(n_rows_));
       case Stage::attention_output: return attention_output(i);
       case Stage::router: return route(i);
       case Stage::experts_pack: return experts_pack(i);
@@ -9588,7 +9881,7 @@ class ForwardPass {
       case Stage::attention_norm:
       case Stage::qkv:
       case Stage::cache:
-      case Stage::attention_quantize:
+      case Stage::attention_complete:
       case Stage::attention_output: return Part::projections;
       case Stage::attention: return Part::attention;
       case Stage::router: return Part::router;
@@ -9613,7 +9906,7 @@ class ForwardPass {
     qkv,
     cache,
     attention,
-    attention_quantize,
+    attention_complete,
     attention_output,
     router,
     experts_pack,
@@ -9658,7 +9951,7 @@ class ForwardPass {
   void normalize(std::size_t row, const float* weight, bool grouped) const {
     kernels().rms_norm(x(row), weight, model_->config.norm_epsilon, model_->config.dim,
                        normed_.row(row));
-    normed_.quantize_row(row, grouped);
+    normed_.complete_row(row, grouped);
   }
 
   // Chunks of wq first, then wk, then wv.
@@ -9805,19 +10098,38 @@ class ForwardPass {
 
   // What w2 of an expert is multiplied with for its token t.
   const float* hidden_row(std::size_t e, std::size_t t) const {
-    const std::size_t place = assignment_.place(e) + t;
-    if (!is_quantized(layer().experts[e].w2)) return hidden_.row(place);
-    hidden_.dequantize_row(place, kernels().in_groups(assignment_.count(e)), shown_);
+    hidden_.read_row(layer().experts[e].w2, assignment_.place(e) + t,
+                     kernels().in_groups(assignment_.count(e)), shown_);
     return shown_;
   }
 
-  bool has_float_w2() const noexcept {
+  // What the model's matrices want of what they are multiplied with.
+  struct Forms {
+    InputForms normed, attention, expert_groups, hidden, final;
+  };
+  Forms wanted_forms() const noexcept {
+    Forms forms;
+    for (InputForms* f : {&forms.normed, &forms.attention, &forms.hidden, &forms.final}) {
+      f->rounds = model_->bf16_activations;
+    }
+    // Norms and attention give floats.
+    forms.normed.floats = forms.attention.floats = forms.final.floats = true;
     for (std::size_t l = 0; l < model_->config.n_layers; ++l) {
+      const LayerWeights& layer = model_->weights.layers[l];
+      for (const simd::Matrix* w : {&layer.wq, &layer.wk, &layer.wv}) forms.normed.add(*w);
+      if (model_->config.has_router()) forms.normed.add(layer.router);
+      forms.attention.add(layer.wo);
       for (std::size_t e = 0; e < model_->config.n_experts; ++e) {
-        if (!is_quantized(model_->weights.layers[l].experts[e].w2)) return true;
+        const ExpertWeights& expert = layer.experts[e];
+        for (const simd::Matrix* w : {&expert.w1, &expert.w3}) {
+          forms.normed.add(*w);
+          if (is_quantized(*w)) forms.expert_groups.quantized = true;
+        }
+        forms.hidden.add(expert.w2);
       }
     }
-    return false;
+    forms.final.add(model_->weights.output);
+    return forms;
   }
 
   // Brings an expert's tokens together, if they are many.
@@ -9856,15 +10168,8 @@ class ForwardPass {
       inputs.multiply(kernels(), expert.w1, rows, first, count, gate);
       inputs.multiply(kernels(), expert.w3, rows, first, count, up);
       for (std::size_t t = 0; t < count; ++t) kernels().swiglu(gate.of(t), up.of(t), rows.n);
-      if (is_quantized(expert.w2)) {
-        hidden_.quantize_rows(gate.values, kRowsPerChunk, rows.first, rows.n, place + first, count,
-                              kernels().in_groups(n));
-        return;
-      }
-      for (std::size_t t = 0; t < count; ++t) {
-        std::memcpy(hidden_.row(place + first + t) + rows.first, gate.of(t),
-                    rows.n * sizeof(float));
-      }
+      hidden_.put_rows(expert.w2, gate.values, kRowsPerChunk, rows.first, rows.n, place + first,
+                       count, kernels().in_groups(n));
     });
   }
 
@@ -9896,7 +10201,7 @@ class ForwardPass {
   void final_norm(std::size_t i) const {
     kernels().rms_norm(x(logit_rows_[i]), model_->weights.output_norm, model_->config.norm_epsilon,
                        model_->config.dim, final_.row(i));
-    final_.quantize_row(i, kernels().in_groups(n_logit_rows_));
+    final_.complete_row(i, kernels().in_groups(n_logit_rows_));
   }
 
   void output(std::size_t chunk) const {

@@ -33,13 +33,15 @@ std::uint64_t hash_of(const mixtral::Session& s) {
 // The logits after `tokens` have this hash in every way of computing them on every SIMD target that
 // multiplies and adds in one step; on each of the others all ways agree, too.
 void check_identical(const Blob& file, const std::vector<Token>& tokens,
-                     mixtral::BlockFormat format, std::uint64_t hash) {
+                     mixtral::BlockFormat format, std::uint64_t hash,
+                     bool bf16_activations = false) {
   auto pool = value(mixtral::ThreadPool::create(3));
   for (const auto* kernels : all_kernels()) {
     CAPTURE(std::string(kernels->target));
     mixtral::ModelOptions model_options;
     model_options.simd_targets = kernels->target_bit;
     model_options.strict = kernels->fuses;
+    model_options.bf16_activations = bf16_activations;
     const auto model =
         value(mixtral::Model::from_bytes(mixtral::Bytes::view(bytes(file)), model_options));
     // At once.
@@ -100,8 +102,31 @@ TEST_CASE("determinism: the same bits everywhere, float weights of odd sizes") {
   synthetic.context_length = 256;
   synthetic.randomize(77);
   const Blob file = synthetic.writer().finish();
-  check_identical(file, some_tokens(70, 300), mixtral::BlockFormat::f32, 5134464514214216709u);
-  check_identical(file, some_tokens(70, 300), mixtral::BlockFormat::bf16, 12054874656783935267u);
+  check_identical(file, some_tokens(70, 300), mixtral::BlockFormat::f32, 9878761793391032317u);
+  check_identical(file, some_tokens(70, 300), mixtral::BlockFormat::bf16, 2263581353757694719u);
+}
+
+TEST_CASE("determinism: the same bits everywhere, BF16 weights, activations rounded or not") {
+  Synthetic synthetic;
+  synthetic.n_experts = 5;
+  synthetic.dim = 64;
+  synthetic.hidden_dim = 291;
+  synthetic.context_length = 256;
+  synthetic.randomize(78);
+  GgufWriter writer = synthetic.writer();
+  for (auto& tensor : writer.tensors) {
+    if (tensor.shape.size() == 1) continue;
+    tensor.type = 30;  // BF16: the upper halves
+    Blob halves;
+    for (std::size_t i = 0; i < tensor.data.size(); i += 4) {
+      halves.insert(halves.end(), {tensor.data[i + 2], tensor.data[i + 3]});
+    }
+    tensor.data = halves;
+  }
+  const Blob file = writer.finish();
+  check_identical(file, some_tokens(70, 300), mixtral::BlockFormat::f16, 4238932305701971852u);
+  check_identical(file, some_tokens(70, 300), mixtral::BlockFormat::f16, 16251556631048543401u,
+                  true);
 }
 
 TEST_CASE("determinism: strict is refused where it cannot be") {

@@ -153,6 +153,28 @@ TEST_CASE("network: quantised files keep the log-likelihood of the golden texts"
   }
 }
 
+TEST_CASE("network: BF16 activations keep the log-likelihood of the golden texts") {
+  const std::string path = "models/tiny-mixtral/gguf/tiny-mixtral-bf16.gguf";
+  if (!has_shared(path)) return;
+  const auto entries = golden();
+  double n_scored;
+  const double expected = golden_nll(entries, n_scored);
+  mixtral::ModelOptions options;
+  options.bf16_activations = true;
+  const auto model = value(mixtral::Model::open(shared(path).c_str(), options));
+  // As above, with the error of rounding activations to 8 bits of significand, and exact weights.
+  const double sigma = std::sqrt(2.0) * 2.5 * std::ldexp(1.0, -8) / std::sqrt(12.0);
+  const double bound = sigma * sigma / 2 + 3 * std::sqrt(2.0) * sigma / std::sqrt(n_scored);
+  const double difference = mean_nll(model, entries) - expected;
+  MESSAGE("mean negative log-likelihood ", difference, " from the reference, bound ", bound);
+  CHECK(std::abs(difference) <= bound);
+  const auto ids = ids_of(entries[0]);
+  const double moved = max_difference(evaluate(model, ids).logits.back(),
+                                      evaluate(open(shared(path)), ids).logits.back());
+  CHECK(moved > 0.0);
+  CHECK(moved < 8 * sigma);
+}
+
 TEST_CASE("network: the bundled model continues as the reference does, but for near-ties") {
   // Quantisation may turn a decision whose margin is small; up to the first such one, all is equal.
   const mixtral::Model model = open(bundled_model());

@@ -31,7 +31,7 @@ def run_bench(arguments, file, threads):
     """Tokens a second and fractions of the limit, by part."""
     report = read_json([arguments.bench, "--model", file, "--threads", threads, "--copy-weights",
                         "--prompt", arguments.prompt, "--generate", arguments.generate,
-                        "--repeat", 1, "--json"])
+                        "--repeat", 1, "--json", *arguments.option])
     return ({part: report[part]["tokens_per_second"] for part in PARTS},
             {part: report[part]["fraction_of_limit"] for part in PARTS})
 
@@ -67,6 +67,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bench", default=ROOT / "build/release/bin/bench")
+    parser.add_argument("--option", action="append", default=[], help="passed on to bench")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND")
     parser.add_argument("--types", nargs="+", default=[
         "Q4_K_M", "Q4_0", "Q5_K_M", "Q6_K", "Q8_0", "Q3_K_M", "Q2_K", "IQ4_XS", "BF16"])

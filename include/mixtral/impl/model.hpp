@@ -25,6 +25,7 @@ struct ModelData {
   std::optional<Tokenizer> tokenizer;
   ChatFormat chat_format = ChatFormat::mistral_v1;
   const simd::Kernels* kernels = nullptr;
+  bool bf16_activations = false;
   Weights weights;
   std::pmr::vector<double> rope_frequencies;  // [head_size / 2], radians a position
 
@@ -80,6 +81,7 @@ Result<Model> Model::from_checkpoint(Checkpoint checkpoint, const ModelOptions& 
     auto data = std::allocate_shared<detail::ModelData>(
         std::pmr::polymorphic_allocator<detail::ModelData>(resource), resource);
     data->kernels = kernels;
+    data->bf16_activations = options.bf16_activations;
     Result<Tokenizer> tokenizer = Tokenizer::create(checkpoint.vocabulary, resource);
     if (!tokenizer) return tokenizer.error();
     data->tokenizer.emplace(*std::move(tokenizer));

@@ -36,21 +36,22 @@ class ForwardPass {
     const std::size_t k = config.n_experts_used;
     rows_ = slab.take<PassRow>(max_rows);
     x_ = slab.take<float>(max_rows * config.dim);
-    normed_.take(slab, kernels(), max_rows, config.dim, true);
+    const Forms forms = wanted_forms();
+    normed_.take(slab, kernels(), max_rows, config.dim, forms.normed);
     qkv_ = slab.take<float>(max_rows * qkv_width());
     cos2_ = slab.take<float>(max_rows * config.head_size);
     sin2_ = slab.take<float>(max_rows * config.head_size);
-    attention_.take(slab, kernels(), max_rows, config.q_dim(), true);
+    attention_.take(slab, kernels(), max_rows, config.q_dim(), forms.attention);
     router_logits_ = slab.take<float>(max_rows * config.n_experts);
     assignment_.take(slab, max_rows, config.n_experts, k);
     const std::size_t places = Assignment::n_places(max_rows, config.n_experts, k, kernels());
     expert_inputs_.take(slab, kernels(), kernels().in_groups(max_rows) ? places : 0, config.dim,
-                        false);
-    hidden_.take(slab, kernels(), places, config.hidden_dim, has_float_w2());
+                        forms.expert_groups);
+    hidden_.take(slab, kernels(), places, config.hidden_dim, forms.hidden);
     shown_ = slab.take<float>(config.hidden_dim);
     most_logit_rows_ =
         std::min(max_rows, n_sessions > kLogitRows / 2 ? kLogitRows : kLogitRows / 2);
-    final_.take(slab, kernels(), most_logit_rows_, config.dim, true);
+    final_.take(slab, kernels(), most_logit_rows_, config.dim, forms.final);
     logits_ = slab.take<float>(most_logit_rows_ * config.vocab_size);
   }
 
@@ -73,7 +74,7 @@ class ForwardPass {
       case Stage::embed:
       case Stage::attention_norm:
       case Stage::cache:
-      case Stage::attention_quantize:
+      case Stage::attention_complete:
       case Stage::router: return n_rows_;
       case Stage::qkv: return n_row_chunks(config.q_dim()) + 2 * n_row_chunks(config.kv_dim());
       case Stage::attention: return n_rows_ * config.n_kv_heads;
@@ -97,8 +98,8 @@ class ForwardPass {
       case Stage::qkv: return qkv(i);
       case Stage::cache: return rotate_and_cache(i);
       case Stage::attention: return attend(i);
-      case Stage::attention_quantize:
-        return attention_.quantize_row(i, kernels().in_groups(n_rows_));
+      case Stage::attention_complete:
+        return attention_.complete_row(i, kernels().in_groups(n_rows_));
       case Stage::attention_output: return attention_output(i);
       case Stage::router: return route(i);
       case Stage::experts_pack: return experts_pack(i);
@@ -138,7 +139,7 @@ class ForwardPass {
       case Stage::attention_norm:
       case Stage::qkv:
       case Stage::cache:
-      case Stage::attention_quantize:
+      case Stage::attention_complete:
       case Stage::attention_output: return Part::projections;
       case Stage::attention: return Part::attention;
       case Stage::router: return Part::router;
@@ -163,7 +164,7 @@ class ForwardPass {
     qkv,
     cache,
     attention,
-    attention_quantize,
+    attention_complete,
     attention_output,
     router,
     experts_pack,
@@ -208,7 +209,7 @@ class ForwardPass {
   void normalize(std::size_t row, const float* weight, bool grouped) const {
     kernels().rms_norm(x(row), weight, model_->config.norm_epsilon, model_->config.dim,
                        normed_.row(row));
-    normed_.quantize_row(row, grouped);
+    normed_.complete_row(row, grouped);
   }
 
   // Chunks of wq first, then wk, then wv.
@@ -355,19 +356,38 @@ class ForwardPass {
 
   // What w2 of an expert is multiplied with for its token t.
   const float* hidden_row(std::size_t e, std::size_t t) const {
-    const std::size_t place = assignment_.place(e) + t;
-    if (!is_quantized(layer().experts[e].w2)) return hidden_.row(place);
-    hidden_.dequantize_row(place, kernels().in_groups(assignment_.count(e)), shown_);
+    hidden_.read_row(layer().experts[e].w2, assignment_.place(e) + t,
+                     kernels().in_groups(assignment_.count(e)), shown_);
     return shown_;
   }
 
-  bool has_float_w2() const noexcept {
+  // What the model's matrices want of what they are multiplied with.
+  struct Forms {
+    InputForms normed, attention, expert_groups, hidden, final;
+  };
+  Forms wanted_forms() const noexcept {
+    Forms forms;
+    for (InputForms* f : {&forms.normed, &forms.attention, &forms.hidden, &forms.final}) {
+      f->rounds = model_->bf16_activations;
+    }
+    // Norms and attention give floats.
+    forms.normed.floats = forms.attention.floats = forms.final.floats = true;
     for (std::size_t l = 0; l < model_->config.n_layers; ++l) {
+      const LayerWeights& layer = model_->weights.layers[l];
+      for (const simd::Matrix* w : {&layer.wq, &layer.wk, &layer.wv}) forms.normed.add(*w);
+      if (model_->config.has_router()) forms.normed.add(layer.router);
+      forms.attention.add(layer.wo);
       for (std::size_t e = 0; e < model_->config.n_experts; ++e) {
-        if (!is_quantized(model_->weights.layers[l].experts[e].w2)) return true;
+        const ExpertWeights& expert = layer.experts[e];
+        for (const simd::Matrix* w : {&expert.w1, &expert.w3}) {
+          forms.normed.add(*w);
+          if (is_quantized(*w)) forms.expert_groups.quantized = true;
+        }
+        forms.hidden.add(expert.w2);
       }
     }
-    return false;
+    forms.final.add(model_->weights.output);
+    return forms;
   }
 
   // Brings an expert's tokens together, if they are many.
@@ -406,15 +426,8 @@ class ForwardPass {
       inputs.multiply(kernels(), expert.w1, rows, first, count, gate);
       inputs.multiply(kernels(), expert.w3, rows, first, count, up);
       for (std::size_t t = 0; t < count; ++t) kernels().swiglu(gate.of(t), up.of(t), rows.n);
-      if (is_quantized(expert.w2)) {
-        hidden_.quantize_rows(gate.values, kRowsPerChunk, rows.first, rows.n, place + first, count,
-                              kernels().in_groups(n));
-        return;
-      }
-      for (std::size_t t = 0; t < count; ++t) {
-        std::memcpy(hidden_.row(place + first + t) + rows.first, gate.of(t),
-                    rows.n * sizeof(float));
-      }
+      hidden_.put_rows(expert.w2, gate.values, kRowsPerChunk, rows.first, rows.n, place + first,
+                       count, kernels().in_groups(n));
     });
   }
 
@@ -446,7 +459,7 @@ class ForwardPass {
   void final_norm(std::size_t i) const {
     kernels().rms_norm(x(logit_rows_[i]), model_->weights.output_norm, model_->config.norm_epsilon,
                        model_->config.dim, final_.row(i));
-    final_.quantize_row(i, kernels().in_groups(n_logit_rows_));
+    final_.complete_row(i, kernels().in_groups(n_logit_rows_));
   }
 
   void output(std::size_t chunk) const {

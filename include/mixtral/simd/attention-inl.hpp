@@ -52,6 +52,75 @@ void store_kv(BlockFormat format, const float* x, std::size_t n, std::uint8_t* o
   }
 }
 
+// Adds up 16 times kPartialSums at `sums`, neighbours first; sums[i] then has the i-th's.
+HWY_INLINE void add_partial_sums_of_16(float* sums) {
+  const DF df;
+  const std::size_t n = hn::Lanes(df);
+  for (std::size_t left = 8 * kPartialSums; left >= 16; left /= 2) {
+    for (std::size_t i = 0; i < left; i += n) {
+      const auto a = hn::Load(df, sums + 2 * i);
+      const auto b = hn::Load(df, sums + 2 * i + n);
+      hn::Store(hn::Add(hn::ConcatEven(df, b, a), hn::ConcatOdd(df, b, a)), df, sums + i);
+    }
+  }
+}
+
+// The partial sums 4 * t + r are those of the product of the first n_cols of row r with those of x[t],
+// for 4 rows, of which load(r, i) loads columns, and 4 tokens; n_cols is a multiple of kPartialSums.
+template <class Load>
+HWY_INLINE void multiply_4_rows_4_tokens(const Load& load, const float* const* x,
+                                         std::size_t n_cols, float* sums) {
+  const DF df;
+  constexpr std::size_t n = kPartialSums;
+  for (std::size_t part = 0; part < n; part += hn::Lanes(df), sums += hn::Lanes(df)) {
+    VF a0 = hn::Zero(df), a1 = a0, a2 = a0, a3 = a0;
+    VF b0 = a0, b1 = a0, b2 = a0, b3 = a0;
+    VF c0 = a0, c1 = a0, c2 = a0, c3 = a0;
+    VF d0 = a0, d1 = a0, d2 = a0, d3 = a0;
+    for (std::size_t i = part; i < n_cols; i += n) {
+      const auto w0 = load(0, i), w1 = load(1, i), w2 = load(2, i), w3 = load(3, i);
+      const auto x0 = hn::LoadU(df, x[0] + i);
+      a0 = hn::MulAdd(w0, x0, a0), a1 = hn::MulAdd(w1, x0, a1);
+      a2 = hn::MulAdd(w2, x0, a2), a3 = hn::MulAdd(w3, x0, a3);
+      const auto x1 = hn::LoadU(df, x[1] + i);
+      b0 = hn::MulAdd(w0, x1, b0), b1 = hn::MulAdd(w1, x1, b1);
+      b2 = hn::MulAdd(w2, x1, b2), b3 = hn::MulAdd(w3, x1, b3);
+      const auto x2 = hn::LoadU(df, x[2] + i);
+      c0 = hn::MulAdd(w0, x2, c0), c1 = hn::MulAdd(w1, x2, c1);
+      c2 = hn::MulAdd(w2, x2, c2), c3 = hn::MulAdd(w3, x2, c3);
+      const auto x3 = hn::LoadU(df, x[3] + i);
+      d0 = hn::MulAdd(w0, x3, d0), d1 = hn::MulAdd(w1, x3, d1);
+      d2 = hn::MulAdd(w2, x3, d2), d3 = hn::MulAdd(w3, x3, d3);
+    }
+    hn::Store(a0, df, sums), hn::Store(a1, df, sums + n);
+    hn::Store(a2, df, sums + 2 * n), hn::Store(a3, df, sums + 3 * n);
+    hn::Store(b0, df, sums + 4 * n), hn::Store(b1, df, sums + 5 * n);
+    hn::Store(b2, df, sums + 6 * n), hn::Store(b3, df, sums + 7 * n);
+    hn::Store(c0, df, sums + 8 * n), hn::Store(c1, df, sums + 9 * n);
+    hn::Store(c2, df, sums + 10 * n), hn::Store(c3, df, sums + 11 * n);
+    hn::Store(d0, df, sums + 12 * n), hn::Store(d1, df, sums + 13 * n);
+    hn::Store(d2, df, sums + 14 * n), hn::Store(d3, df, sums + 15 * n);
+  }
+}
+
+// The partial sums r are those of the product of row r with the first n_cols of x, for 4 rows of which
+// load(r, i) loads columns; n_cols is a multiple of kPartialSums.
+template <class Load>
+HWY_INLINE void multiply_4_rows(const Load& load, const float* x, std::size_t n_cols, float* sums) {
+  const DF df;
+  constexpr std::size_t n = kPartialSums;
+  for (std::size_t part = 0; part < n; part += hn::Lanes(df), sums += hn::Lanes(df)) {
+    VF a = hn::Zero(df), b = a, c = a, d = a;
+    for (std::size_t i = part; i < n_cols; i += n) {
+      const auto xi = hn::LoadU(df, x + i);
+      a = hn::MulAdd(load(0, i), xi, a), b = hn::MulAdd(load(1, i), xi, b);
+      c = hn::MulAdd(load(2, i), xi, c), d = hn::MulAdd(load(3, i), xi, d);
+    }
+    hn::Store(a, df, sums), hn::Store(b, df, sums + n);
+    hn::Store(c, df, sums + 2 * n), hn::Store(d, df, sums + 3 * n);
+  }
+}
+
 // scores[h][p] = q[h] . keys[p] for n positions and kHeads (1 or 4) heads.
 template <class Kv, std::size_t kHeads>
 HWY_INLINE void score_block(const float* const* q, const std::uint8_t* keys, std::size_t stride,

@@ -37,7 +37,7 @@ using VF = hn::Vec<DF>;
 using VI32 = hn::Vec<DI32>;
 using VI8 = hn::Vec<DI8>;
 
-// Sums over the columns of floats are made of so many, in an order that does not depend on the lanes.
+// Sums along float rows are made of so many, in an order that does not depend on the lanes.
 constexpr std::size_t kPartialSums = 16;
 
 // a * b + c. Compilers may join what is written as a product and a sum, or not; here, too, it is joined

@@ -118,6 +118,10 @@ struct Kernels {
   void (*matmul_groups)(const Matrix& w, std::size_t first_row, std::size_t n_rows,
                         const std::uint8_t* groups, std::size_t n_tokens, float* out);
 
+  // As matmul, for BF16 and tokens that to_bf16 rounded: x[t] points to padded(cols) of them.
+  void (*matmul_bf16)(const Matrix& w, std::size_t first_row, std::size_t n_rows,
+                      const void* const* x, std::size_t n_tokens, float* out);
+
   // out[r * w.cols + c] = element (first_row + r, c) of w as float32, r < n_rows.
   void (*decode_rows)(const Matrix& w, std::size_t first_row, std::size_t n_rows, float* out);
 
@@ -135,6 +139,10 @@ struct Kernels {
   // Makes a group of n <= lanes() tokens that were quantised alone; clears the rest of it.
   void (*pack)(const std::uint8_t* const* tokens, std::size_t n, std::size_t cols,
                std::uint8_t* group);
+
+  // Rounds x[0 .. n) to BF16; what is below 2^-50 becomes 0, as do weights that it is
+  // multiplied with.
+  void (*to_bf16)(const float* x, std::size_t n, std::uint16_t* out);
 
   // out[i] = x[i] / sqrt(mean(x^2) + epsilon) * weight[i] (Zhang & Sennrich 2019, RMSNorm).
   void (*rms_norm)(const float* x, const float* weight, float epsilon, std::size_t n, float* out);

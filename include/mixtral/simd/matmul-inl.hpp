@@ -67,15 +67,13 @@ void decode_float_row(const Matrix& w, std::size_t row, float* out) {
 template <class Format>
 void decode_transposed_rows(const Matrix& w, std::size_t first_row, std::size_t n_rows,
                             float* out) {
-  HWY_ALIGN float tiles[kFloatRows * kTile];
-  for (std::size_t begin = 0; begin < n_rows; begin += kFloatRows) {
-    const std::size_t n = HWY_MIN(kFloatRows, n_rows - begin);
-    for (std::size_t col = 0; col < w.cols; col += kTile) {
-      unpack_transposed_floats<Format>(w, first_row + begin, n, col, tiles);
-      for (std::size_t r = 0; r < n; ++r) {
-        std::memcpy(out + (begin + r) * w.cols + col, tiles + r * kTile,
-                    HWY_MIN(kTile, w.cols - col) * sizeof(float));
-      }
+  HWY_ALIGN float line[kTile];
+  for (std::size_t begin = 0; begin < n_rows; begin += kTile) {
+    const std::size_t n = HWY_MIN(kTile, n_rows - begin);
+    for (std::size_t c = 0; c < w.cols; ++c) {
+      const std::uint8_t* data = w.data + c * w.row_bytes + (first_row + begin) * Format::kBytes;
+      unpack_floats<Format>(data, n, kTile, line);
+      for (std::size_t r = 0; r < n; ++r) out[(begin + r) * w.cols + c] = line[r];
     }
   }
 }
@@ -116,11 +114,7 @@ struct MatmulVisitor {
 
   template <class Format>
   void floating() const {
-    if (w.transposed) {
-      matmul_transposed_floats<Format>(w, first_row, n_rows, x, n_tokens, out);
-    } else {
-      matmul_floats<Format>(w, first_row, n_rows, x, n_tokens, out);
-    }
+    matmul_floats<Format>(w, first_row, n_rows, x, n_tokens, out);
   }
   template <class Format>
   void quantized() const {

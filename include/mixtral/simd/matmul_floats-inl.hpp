@@ -1,8 +1,9 @@
 // Per target: unquantised weights times tokens.
 //
-// A vector goes along the columns of a row. Of a tile's columns, those 16 apart are summed in their order,
-// then the 16 sums by a tree, then the tiles in their order: for one token or many, in either
-// layout of the matrix and with vectors of any length, the results are the same bits.
+// Rows are made of units: one column or, of BF16 with rounded tokens, two. Of a tile's units those 16 apart are
+// summed in their order, from zero, and these 16 sums are added to the row's in their order. So a vector
+// may go along a row, as for one token, or along the rows, as for more: the results are the same bits,
+// in either layout of the matrix and with vectors of any length.
 
 HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
@@ -22,187 +23,324 @@ HWY_INLINE void unpack_floats(const std::uint8_t* data, std::size_t n_cols, std:
   for (; i < n_padded; ++i) tile[i] = 0.0f;
 }
 
-// Rows are unpacked this many at a time, a line of the cache or more of a transposed matrix.
-constexpr std::size_t kFloatRows = 16;
+// Units are columns, as float32.
+struct Columns {
+  static constexpr std::size_t kColumns = 1;  // of a unit
 
-// The same for rows [0, n_rows) of a transposed matrix, from column `col`: tile r is at
-// tiles + r * kTile. n_rows <= kFloatRows.
-template <class Format>
-HWY_INLINE void unpack_transposed_floats(const Matrix& w, std::size_t first_row, std::size_t n_rows,
-                                         std::size_t col, float* tiles) {
+  static HWY_INLINE VF add_product(VF sum, VU32 w, VU32 x) {
+    const DF df;
+    return hn::MulAdd(hn::BitCast(df, w), hn::BitCast(df, x), sum);
+  }
+};
+
+// Units are two columns of BF16, the first in the lower half. The second is added first, as by DotPairs.
+struct Pairs {
+  static constexpr std::size_t kColumns = 2;
+
+  static HWY_INLINE VF add_product(VF sum, VU32 w, VU32 x) {
+    sum = hn::MulAdd(second(w), second(x), sum);
+    return hn::MulAdd(first(w), first(x), sum);
+  }
+
+ private:
+  static HWY_INLINE VF first(VU32 v) { return hn::BitCast(DF(), hn::ShiftLeft<16>(v)); }
+  static HWY_INLINE VF second(VU32 v) {
+    return hn::BitCast(DF(), hn::And(v, hn::Set(DU32(), 0xffff0000u)));
+  }
+};
+
+#if MIXTRAL_BF16_DOT
+// The same by one instruction. It takes subnormal numbers as zeros: see kLeastBf16.
+struct DotPairs {
+  static constexpr std::size_t kColumns = 2;
+
+  static HWY_INLINE VF add_product(VF sum, VU32 w, VU32 x) {
+    return VF{_mm512_dpbf16_ps(sum.raw, reinterpret_cast<__m512bh>(w.raw),
+                               reinterpret_cast<__m512bh>(x.raw))};
+  }
+  static HWY_INLINE bool cpu_has_it() {
+#ifdef __AVX512BF16__
+    return true;
+#else
+    return __builtin_cpu_supports("avx512bf16");
+#endif
+  }
+};
+#endif
+
+// Where tokens are rounded, too, numbers below 2^-50 count as zeros: then no product and no sum of them is
+// subnormal, and instructions that differ there agree. In the upper half of a word:
+constexpr std::uint32_t kLeastBf16 = (127u - 50u) << 23;
+
+HWY_INLINE VU32 clear_tiny_pairs(VU32 v) {
+  const DI32 d32;
+  const hn::Repartition<std::int16_t, DI32> d16;
+  const auto magnitude = hn::And(hn::BitCast(d16, v), hn::Set(d16, 0x7fff));
+  const auto least =
+      hn::BitCast(d16, hn::Set(d32, static_cast<int>(kLeastBf16 | kLeastBf16 >> 16)));
+  const auto tiny = hn::VecFromMask(d16, hn::Lt(magnitude, least));
+  return hn::AndNot(hn::BitCast(DU32(), tiny), v);
+}
+
+// Rounds to the nearest BF16, of two to the even one.
+void to_bf16(const float* x, std::size_t n, std::uint16_t* out) {
+  const DF df;
+  const DU32 d32;
+  const hn::RebindToSigned<DU32> di32;
+  const hn::Rebind<std::uint16_t, DF> d16;
+  const std::size_t lanes = hn::Lanes(df);
+  HWY_ALIGN float rest[kMaxLanes] = {};
+  HWY_ALIGN std::uint16_t rounded[kMaxLanes];
+  for (std::size_t i = 0; i < n; i += lanes) {
+    const bool whole = i + lanes <= n;
+    if (!whole) std::memcpy(rest, x + i, (n - i) * sizeof(float));
+    const auto v = hn::LoadU(df, whole ? x + i : rest);
+    const auto bits = hn::BitCast(d32, v);
+    const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(d32, 1));
+    const auto sum = hn::Add(hn::Add(bits, odd), hn::Set(d32, 0x7fff));
+    const auto big_enough = hn::Ge(hn::Abs(v), hn::Set(df, 0x1p-50f));
+    const auto number = hn::IfThenElseZero(hn::RebindMask(d32, big_enough), sum);
+    const auto kept =
+        hn::IfThenElse(hn::RebindMask(d32, hn::Eq(v, v)), number, hn::Set(d32, 0x7fc00000u));
+    const auto narrow = hn::DemoteTo(d16, hn::BitCast(di32, hn::ShiftRight<16>(kept)));
+    hn::StoreU(narrow, d16, whole ? out + i : rounded);
+    if (!whole) std::memcpy(out + i, rounded, (n - i) * sizeof *out);
+  }
+}
+
+// The tile at column `col` of n_rows rows, as many as there are lanes or fewer: out[unit][row].
+template <class Format, class Units>
+HWY_NOINLINE void unpack_units(const Matrix& w, std::size_t first_row, std::size_t n_rows,
+                               std::size_t col, std::uint32_t* out) {
+  constexpr std::size_t kUnits = kTile / Units::kColumns;
+  constexpr bool kPairs = Units::kColumns == 2;
+  const DU32 d32;
+  const std::size_t n = hn::Lanes(d32);
   const std::size_t n_cols = HWY_MIN(kTile, w.cols - col);
-  HWY_ALIGN float line[kTile];
-  for (std::size_t c = 0; c < n_cols; ++c) {
-    unpack_floats<Format>(w.data + (col + c) * w.row_bytes + first_row * Format::kBytes, n_rows,
-                          kFloatRows, line);
-    for (std::size_t r = 0; r < n_rows; ++r) tiles[r * kTile + c] = line[r];
+  HWY_ALIGN float copy[kMaxLanes * kUnits];
+  if (w.transposed) {
+    const auto line = [&](std::size_t c) MIXTRAL_LAMBDA {
+      if (c >= n_cols) return hn::Zero(d32);
+      const std::uint8_t* data = w.data + (col + c) * w.row_bytes + first_row * Format::kBytes;
+      if (n_rows == n) return hn::BitCast(d32, Format::load(DF(), data));
+      unpack_floats<Format>(data, n_rows, n, copy);
+      return hn::BitCast(d32, hn::Load(DF(), copy));
+    };
+    for (std::size_t i = 0; i < kUnits; ++i) {
+      const auto v = kPairs ? hn::Or(hn::ShiftRight<16>(line(2 * i)), line(2 * i + 1)) : line(i);
+      hn::Store(kPairs ? clear_tiny_pairs(v) : v, d32, out + i * n);
+    }
+    return;
   }
-  for (std::size_t r = 0; r < n_rows; ++r) {
-    for (std::size_t c = n_cols; c < kTile; ++c) tiles[r * kTile + c] = 0.0f;
+  constexpr bool kInPlace = Format::kBytes * Units::kColumns == 4;
+  const std::uint8_t* data = w.data + first_row * w.row_bytes + col * Format::kBytes;
+  std::size_t row_bytes = w.row_bytes;
+  if (!kInPlace || n_rows < n || n_cols < kTile) {
+    for (std::size_t r = 0; r < n; ++r) {
+      float* row = copy + r * kUnits;
+      if (kInPlace || r >= n_rows) std::memset(row, 0, kUnits * sizeof(float));
+      if (r >= n_rows) continue;
+      if (kInPlace) {
+        std::memcpy(row, data + r * row_bytes, n_cols * Format::kBytes);
+      } else {
+        unpack_floats<Format>(data + r * row_bytes, n_cols, kUnits, row);
+      }
+    }
+    data = reinterpret_cast<const std::uint8_t*>(copy);
+    row_bytes = kUnits * sizeof(float);
+  }
+  transpose_words<kUnits>(data, row_bytes, out);
+  for (std::size_t i = 0; kPairs && i < kUnits; ++i) {
+    hn::Store(clear_tiny_pairs(hn::Load(d32, out + i * n)), d32, out + i * n);
   }
 }
 
-// Adds up 16 times kPartialSums at `sums`, neighbours first; sums[i] then has the i-th's.
-HWY_INLINE void add_partial_sums_of_16(float* sums) {
+// So many sums are made of a tile's units.
+constexpr std::size_t kUnitSums = 16;
+
+// So many tokens are multiplied together, as registers have room for.
+constexpr std::size_t kTokensTogether =
+    (HWY_ARCH_X86 && HWY_TARGET > HWY_AVX3) || HWY_ARCH_WASM ? 4 : 8;
+
+// Adds one tile of two parts of rows, [part][unit][row], times kTokens tokens to `out`, or begins with it.
+template <class Units, std::size_t kTokens>
+HWY_NOINLINE void multiply_units(const std::uint32_t* tile, const std::uint8_t* const* x,
+                                 bool begins, float* out) {
+  constexpr std::size_t kUnits = kTile / Units::kColumns;
   const DF df;
+  const DU32 d32;
   const std::size_t n = hn::Lanes(df);
-  for (std::size_t left = 8 * kPartialSums; left >= 16; left /= 2) {
-    for (std::size_t i = 0; i < left; i += n) {
-      const auto a = hn::Load(df, sums + 2 * i);
-      const auto b = hn::Load(df, sums + 2 * i + n);
-      hn::Store(hn::Add(hn::ConcatEven(df, b, a), hn::ConcatOdd(df, b, a)), df, sums + i);
+  const auto store = [&](VF sum0, VF sum1, std::size_t t, bool first) MIXTRAL_LAMBDA {
+    float* to = out + t * kMaxMatmulRows;
+    hn::Store(first ? sum0 : hn::Add(hn::Load(df, to), sum0), df, to);
+    hn::Store(first ? sum1 : hn::Add(hn::Load(df, to + n), sum1), df, to + n);
+  };
+  for (std::size_t sum = 0; sum < kUnitSums; ++sum) {
+    // Of token t: part 0, part 1. (Highway has no arrays of vectors.)
+    VF s00 = hn::Zero(df), s01 = s00, s10 = s00, s11 = s00, s20 = s00, s21 = s00, s30 = s00;
+    VF s31 = s00, s40 = s00, s41 = s00, s50 = s00, s51 = s00, s60 = s00, s61 = s00, s70 = s00;
+    VF s71 = s00;
+    for (std::size_t i = sum; i < kUnits; i += kUnitSums) {
+      const auto w0 = hn::Load(d32, tile + i * n);
+      const auto w1 = hn::Load(d32, tile + (kUnits + i) * n);
+      const auto add = [&](VF& sum0, VF& sum1, std::size_t t) MIXTRAL_LAMBDA {
+        std::uint32_t unit;
+        std::memcpy(&unit, x[t] + 4 * i, 4);
+        const auto xt = hn::Set(d32, unit);
+        sum0 = Units::add_product(sum0, w0, xt);
+        sum1 = Units::add_product(sum1, w1, xt);
+      };
+      add(s00, s01, 0);
+      if (kTokens > 1) add(s10, s11, 1);
+      if (kTokens > 2) add(s20, s21, 2), add(s30, s31, 3);
+      if (kTokens > 4) add(s40, s41, 4), add(s50, s51, 5), add(s60, s61, 6), add(s70, s71, 7);
     }
+    const bool first = begins && sum == 0;
+    store(s00, s01, 0, first);
+    if (kTokens > 1) store(s10, s11, 1, first);
+    if (kTokens > 2) store(s20, s21, 2, first), store(s30, s31, 3, first);
+    if (kTokens > 4) store(s40, s41, 4, first), store(s50, s51, 5, first);
+    if (kTokens > 4) store(s60, s61, 6, first), store(s70, s71, 7, first);
   }
 }
 
-// The partial sums 4 * t + r are those of the product of the first n_cols of row r with those of x[t],
-// for 4 rows, of which load(r, i) loads columns, and 4 tokens; n_cols is a multiple of kPartialSums.
-template <class Load>
-HWY_INLINE void multiply_4_rows_4_tokens(const Load& load, const float* const* x,
-                                         std::size_t n_cols, float* sums) {
-  const DF df;
-  constexpr std::size_t n = kPartialSums;
-  for (std::size_t part = 0; part < n; part += hn::Lanes(df), sums += hn::Lanes(df)) {
-    VF a0 = hn::Zero(df), a1 = a0, a2 = a0, a3 = a0;
-    VF b0 = a0, b1 = a0, b2 = a0, b3 = a0;
-    VF c0 = a0, c1 = a0, c2 = a0, c3 = a0;
-    VF d0 = a0, d1 = a0, d2 = a0, d3 = a0;
-    for (std::size_t i = part; i < n_cols; i += n) {
-      const auto w0 = load(0, i), w1 = load(1, i), w2 = load(2, i), w3 = load(3, i);
-      const auto x0 = hn::LoadU(df, x[0] + i);
-      a0 = hn::MulAdd(w0, x0, a0), a1 = hn::MulAdd(w1, x0, a1);
-      a2 = hn::MulAdd(w2, x0, a2), a3 = hn::MulAdd(w3, x0, a3);
-      const auto x1 = hn::LoadU(df, x[1] + i);
-      b0 = hn::MulAdd(w0, x1, b0), b1 = hn::MulAdd(w1, x1, b1);
-      b2 = hn::MulAdd(w2, x1, b2), b3 = hn::MulAdd(w3, x1, b3);
-      const auto x2 = hn::LoadU(df, x[2] + i);
-      c0 = hn::MulAdd(w0, x2, c0), c1 = hn::MulAdd(w1, x2, c1);
-      c2 = hn::MulAdd(w2, x2, c2), c3 = hn::MulAdd(w3, x2, c3);
-      const auto x3 = hn::LoadU(df, x[3] + i);
-      d0 = hn::MulAdd(w0, x3, d0), d1 = hn::MulAdd(w1, x3, d1);
-      d2 = hn::MulAdd(w2, x3, d2), d3 = hn::MulAdd(w3, x3, d3);
-    }
-    hn::Store(a0, df, sums), hn::Store(a1, df, sums + n);
-    hn::Store(a2, df, sums + 2 * n), hn::Store(a3, df, sums + 3 * n);
-    hn::Store(b0, df, sums + 4 * n), hn::Store(b1, df, sums + 5 * n);
-    hn::Store(b2, df, sums + 6 * n), hn::Store(b3, df, sums + 7 * n);
-    hn::Store(c0, df, sums + 8 * n), hn::Store(c1, df, sums + 9 * n);
-    hn::Store(c2, df, sums + 10 * n), hn::Store(c3, df, sums + 11 * n);
-    hn::Store(d0, df, sums + 12 * n), hn::Store(d1, df, sums + 13 * n);
-    hn::Store(d2, df, sums + 14 * n), hn::Store(d3, df, sums + 15 * n);
-  }
-}
-
-// The partial sums r are those of the product of row r with the first n_cols of x, for 4 rows of which
-// load(r, i) loads columns; n_cols is a multiple of kPartialSums.
-template <class Load>
-HWY_INLINE void multiply_4_rows(const Load& load, const float* x, std::size_t n_cols, float* sums) {
-  const DF df;
-  constexpr std::size_t n = kPartialSums;
-  for (std::size_t part = 0; part < n; part += hn::Lanes(df), sums += hn::Lanes(df)) {
-    VF a = hn::Zero(df), b = a, c = a, d = a;
-    for (std::size_t i = part; i < n_cols; i += n) {
-      const auto xi = hn::LoadU(df, x + i);
-      a = hn::MulAdd(load(0, i), xi, a), b = hn::MulAdd(load(1, i), xi, b);
-      c = hn::MulAdd(load(2, i), xi, c), d = hn::MulAdd(load(3, i), xi, d);
-    }
-    hn::Store(a, df, sums), hn::Store(b, df, sums + n);
-    hn::Store(c, df, sums + 2 * n), hn::Store(d, df, sums + 3 * n);
-  }
-}
-
-// As Kernels::matmul, with unpack(row, n, col, tiles) to unpack the tile at `col` of n rows.
-template <class Unpack>
-void matmul_tiles(const Unpack& unpack, std::size_t cols, std::size_t n_rows, const void* const* x,
-                  std::size_t n_tokens, float* out) {
-  HWY_ALIGN float tiles[kFloatRows * kTile];
-  HWY_ALIGN float sums[16 * kPartialSums];
-  for (std::size_t t = 0; t < n_tokens; ++t) {
-    std::memset(out + t * kMaxMatmulRows, 0, kMaxMatmulRows * sizeof(float));
-  }
-  for (std::size_t begin = 0; begin < n_rows; begin += kFloatRows) {
-    const std::size_t count = HWY_MIN(kFloatRows, n_rows - begin);
-    if (count < kFloatRows) std::memset(tiles, 0, sizeof tiles);
-    for (std::size_t col = 0; col < cols; col += kTile) {
-      unpack(begin, count, col, tiles);
-      for (std::size_t t = 0; t < n_tokens; t += 4) {
-        const float* xt[4];
-        for (std::size_t i = 0; i < 4; ++i) {  // the last one fills up
-          xt[i] = static_cast<const float*>(x[HWY_MIN(t + i, n_tokens - 1)]) + col;
+// As Kernels::matmul, for any number of tokens: a vector goes along the rows.
+template <class Format, class Units>
+void matmul_many(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
+                 std::size_t n_tokens, float* out) {
+  constexpr std::size_t kUnits = kTile / Units::kColumns;
+  const std::size_t n = hn::Lanes(DF());
+  HWY_ALIGN std::uint32_t tile[kUnits * 2 * kMaxLanes];
+  for (std::size_t begin = 0; begin < n_rows; begin += 2 * n) {
+    const std::size_t row = first_row + begin, count = HWY_MIN(2 * n, n_rows - begin);
+    if (count <= n) std::memset(tile, 0, sizeof tile);
+    for (std::size_t col = 0; col < w.cols; col += kTile) {
+      LaterTile later(w, kTile * Format::kBytes, row, count, col,
+                      (n_tokens + kTokensTogether - 1) / kTokensTogether);
+      unpack_units<Format, Units>(w, row, HWY_MIN(n, count), col, tile);
+      if (count > n) {
+        unpack_units<Format, Units>(w, row + n, count - n, col, tile + kUnits * n);
+      }
+      for (std::size_t t = 0, together; t < n_tokens; t += together) {
+        if (!w.transposed) later.fetch();
+        const std::uint8_t* xt[kTokensTogether] = {};
+        const std::size_t left = n_tokens - t;
+        together = left >= kTokensTogether ? kTokensTogether : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+        for (std::size_t i = 0; i < together; ++i) {
+          xt[i] = static_cast<const std::uint8_t*>(x[t + i]) + col / Units::kColumns * 4;
         }
-        const std::size_t n_xt = HWY_MIN(std::size_t{4}, n_tokens - t);
-        for (std::size_t r = 0; r < count; r += 4) {
-          const auto load = [&](std::size_t i, std::size_t c) MIXTRAL_LAMBDA {
-            return hn::Load(DF(), tiles + (r + i) * kTile + c);
-          };
-          multiply_4_rows_4_tokens(load, xt, kTile, sums);
-          add_partial_sums_of_16(sums);
-          for (std::size_t i = 0; i < n_xt; ++i) {
-            float* to = out + (t + i) * kMaxMatmulRows + begin + r;
-            for (std::size_t j = 0; j < 4; ++j) to[j] += sums[i * 4 + j];
-          }
+        const auto multiply = [&](auto n_together) MIXTRAL_LAMBDA {
+          multiply_units<Units, decltype(n_together)::value>(tile, xt, col == 0,
+                                                             out + t * kMaxMatmulRows + begin);
+        };
+        if (together == kTokensTogether) {
+          multiply(std::integral_constant<std::size_t, kTokensTogether>());
+        } else if (together == 4) {
+          multiply(std::integral_constant<std::size_t, 4>());
+        } else if (together == 2) {
+          multiply(std::integral_constant<std::size_t, 2>());
+        } else {
+          multiply(std::integral_constant<std::size_t, 1>());
         }
       }
     }
   }
+}
+
+// The sums r are those of a tile's units, of row r times x, for 4 rows of which load(r, i) loads units.
+template <class Units, class Load>
+HWY_INLINE void multiply_4_rows_of_units(const Load& load, const std::uint8_t* x, float* sums) {
+  constexpr std::size_t kUnits = kTile / Units::kColumns;
+  const DF df;
+  const DU32 d32;
+  const DU8 d8;
+  for (std::size_t part = 0; part < kUnitSums; part += hn::Lanes(df), sums += hn::Lanes(df)) {
+    VF a = hn::Zero(df), b = a, c = a, d = a;
+    for (std::size_t i = part; i < kUnits; i += kUnitSums) {
+      const auto xi = hn::BitCast(d32, hn::LoadU(d8, x + 4 * i));
+      a = Units::add_product(a, load(0, i), xi), b = Units::add_product(b, load(1, i), xi);
+      c = Units::add_product(c, load(2, i), xi), d = Units::add_product(d, load(3, i), xi);
+    }
+    hn::Store(a, df, sums), hn::Store(b, df, sums + kUnitSums);
+    hn::Store(c, df, sums + 2 * kUnitSums), hn::Store(d, df, sums + 3 * kUnitSums);
+  }
+}
+
+// As Kernels::matmul, for one token: a vector goes along a row.
+template <class Format, class Units>
+void matmul_one(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* x,
+                float* out) {
+  constexpr std::size_t kUnitBytes = Format::kBytes * Units::kColumns;
+  constexpr std::size_t kRows = kMaxLanes;  // at a time
+  const DF df;
+  const DU8 d8;
+  const DU32 d32;
+  const std::size_t n = hn::Lanes(df);
+  HWY_ALIGN float sums[kRows * kUnitSums];
+  HWY_ALIGN std::uint32_t turned[kUnitSums * kMaxLanes];
+  HWY_ALIGN std::uint8_t last[4][kTile * Format::kBytes];
+  for (std::size_t begin = 0; begin < n_rows; begin += kRows) {
+    for (std::size_t col = 0; col < w.cols; col += kTile) {
+      const std::size_t n_bytes = HWY_MIN(kTile, w.cols - col) * Format::kBytes;
+      LaterTile later(w, kTile * Format::kBytes, first_row + begin, HWY_MIN(kRows, n_rows - begin),
+                      col, 4);
+      for (std::size_t r = 0; r < kRows; r += 4) {
+        later.fetch();
+        const std::uint8_t* data[4];
+        for (std::size_t i = 0; i < 4; ++i) {  // the last row fills up
+          const std::size_t row = first_row + HWY_MIN(begin + r + i, n_rows - 1);
+          data[i] = w.data + row * w.row_bytes + col * Format::kBytes;
+          if (n_bytes == sizeof last[i]) continue;
+          std::memset(last[i], 0, sizeof last[i]);
+          std::memcpy(last[i], data[i], n_bytes);
+          data[i] = last[i];
+        }
+        const auto load = [&](std::size_t i, std::size_t unit) MIXTRAL_LAMBDA {
+          const std::uint8_t* from = data[i] + unit * kUnitBytes;
+          return Units::kColumns == 2 ? clear_tiny_pairs(hn::BitCast(d32, hn::LoadU(d8, from)))
+                                      : hn::BitCast(d32, Format::load(df, from));
+        };
+        multiply_4_rows_of_units<Units>(
+            load, static_cast<const std::uint8_t*>(x) + col / Units::kColumns * 4,
+            sums + r * kUnitSums);
+      }
+      for (std::size_t r = 0; r < kRows; r += n) {
+        transpose_words<kUnitSums>(reinterpret_cast<const std::uint8_t*>(sums + r * kUnitSums),
+                                   kUnitSums * sizeof(float), turned);
+        const auto sum_at = [&](std::size_t i) MIXTRAL_LAMBDA {
+          return hn::BitCast(df, hn::Load(d32, turned + i * n));
+        };
+        auto sum = col == 0 ? sum_at(0) : hn::Add(hn::Load(df, out + begin + r), sum_at(0));
+        for (std::size_t i = 1; i < kUnitSums; ++i) sum = hn::Add(sum, sum_at(i));
+        hn::Store(sum, df, out + begin + r);
+      }
+    }
+  }
+}
+
+template <class Format, class Units>
+void matmul_units(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
+                  std::size_t n_tokens, float* out) {
+  if (n_tokens == 1 && !w.transposed) {
+    return matmul_one<Format, Units>(w, first_row, n_rows, x[0], out);
+  }
+  matmul_many<Format, Units>(w, first_row, n_rows, x, n_tokens, out);
 }
 
 template <class Format>
 void matmul_floats(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
                    std::size_t n_tokens, float* out) {
-  const auto row_data = [&](std::size_t row) { return w.data + (first_row + row) * w.row_bytes; };
-  if (n_tokens > 1) {
-    const auto unpack = [&](std::size_t row, std::size_t n, std::size_t col,
-                            float* tiles) MIXTRAL_LAMBDA {
-      for (std::size_t r = 0; r < n; ++r) {
-        unpack_floats<Format>(row_data(row + r) + col * Format::kBytes,
-                              HWY_MIN(kTile, w.cols - col), kTile, tiles + r * kTile);
-      }
-    };
-    return matmul_tiles(unpack, w.cols, n_rows, x, n_tokens, out);
-  }
-  HWY_ALIGN float sums[16 * kPartialSums];
-  HWY_ALIGN float last[4 * kTile];
-  const auto* x0 = static_cast<const float*>(x[0]);
-  std::memset(out, 0, kMaxMatmulRows * sizeof(float));
-  for (std::size_t begin = 0; begin < n_rows; begin += 16) {
-    for (std::size_t col = 0; col < w.cols; col += kTile) {
-      LaterTile later(w, kTile * Format::kBytes, first_row + begin, HWY_MIN(16, n_rows - begin),
-                      col, 4);
-      for (std::size_t r = 0; r < 16; r += 4) {
-        later.fetch();
-        const std::uint8_t* data[4];  // the last row fills up
-        for (std::size_t i = 0; i < 4; ++i) {
-          data[i] = row_data(HWY_MIN(begin + r + i, n_rows - 1)) + col * Format::kBytes;
-        }
-        float* to = sums + r * kPartialSums;
-        if (col + kTile <= w.cols) {
-          const auto load = [&](std::size_t i, std::size_t c) MIXTRAL_LAMBDA {
-            return Format::load(DF(), data[i] + c * Format::kBytes);
-          };
-          multiply_4_rows(load, x0 + col, kTile, to);
-        } else {
-          for (std::size_t i = 0; i < 4; ++i) {
-            unpack_floats<Format>(data[i], w.cols - col, kTile, last + i * kTile);
-          }
-          const auto load = [&](std::size_t i, std::size_t c)
-                                MIXTRAL_LAMBDA { return hn::Load(DF(), last + i * kTile + c); };
-          multiply_4_rows(load, x0 + col, kTile, to);
-        }
-      }
-      add_partial_sums_of_16(sums);
-      for (std::size_t r = 0; r < 16; ++r) out[begin + r] += sums[r];
-    }
-  }
+  matmul_units<Format, Columns>(w, first_row, n_rows, x, n_tokens, out);
 }
 
-template <class Format>
-void matmul_transposed_floats(const Matrix& w, std::size_t first_row, std::size_t n_rows,
-                              const void* const* x, std::size_t n_tokens, float* out) {
-  const auto unpack =
-      [&](std::size_t row, std::size_t n, std::size_t col, float* tiles)
-          MIXTRAL_LAMBDA { unpack_transposed_floats<Format>(w, first_row + row, n, col, tiles); };
-  matmul_tiles(unpack, w.cols, n_rows, x, n_tokens, out);
+void matmul_bf16(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
+                 std::size_t n_tokens, float* out) {
+#if MIXTRAL_BF16_DOT
+  if (DotPairs::cpu_has_it()) {
+    return matmul_units<Bf16, DotPairs>(w, first_row, n_rows, x, n_tokens, out);
+  }
+#endif
+  matmul_units<Bf16, Pairs>(w, first_row, n_rows, x, n_tokens, out);
 }
 
 }  // namespace HWY_NAMESPACE

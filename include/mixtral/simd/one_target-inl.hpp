@@ -6,13 +6,23 @@
 //
 #include <hwy/contrib/math/math-inl.h>
 
+// Products of BF16 by instructions; if that is 1, in this target's CPUs there may be some, to be asked for.
+#undef MIXTRAL_BF16_DOT  // differs between targets
+#define MIXTRAL_BF16_DOT 0
+#if HWY_ARCH_X86 && HWY_MAJOR == 1 && HWY_MINOR == 0 && HWY_PATCH < 5
+#if HWY_TARGET == HWY_AVX3_DL
 // Highway 1.0.3 detects VNNI for its AVX3_DL target but does not tell the compiler to allow it.
-#if HWY_TARGET == HWY_AVX3_DL && HWY_MAJOR == 1 && HWY_MINOR == 0 && HWY_PATCH < 5
 #undef HWY_TARGET_STR
 #define HWY_TARGET_STR                                            \
   HWY_TARGET_STR_AVX3                                             \
   ",vpclmulqdq,avx512vbmi,avx512vbmi2,vaes,avxvnni,avx512bitalg," \
-  "avx512vpopcntdq,avx512vnni"
+  "avx512vpopcntdq,avx512vnni,avx512bf16"
+#undef MIXTRAL_BF16_DOT
+#define MIXTRAL_BF16_DOT 1
+#endif
+#elif HWY_ARCH_X86 && (HWY_TARGET == HWY_AVX3_ZEN4 || HWY_TARGET == HWY_AVX3_SPR)
+#undef MIXTRAL_BF16_DOT
+#define MIXTRAL_BF16_DOT 1
 #endif
 
 #include "mixtral/simd/dot-inl.hpp"
@@ -65,10 +75,12 @@ constexpr Kernels kKernels{MIXTRAL_TARGET_NAME(HWY_NAMESPACE),
                            kMinGroupedTokens,
                            matmul,
                            matmul_groups,
+                           matmul_bf16,
                            decode_rows,
                            quantize,
                            quantize_group,
                            pack,
+                           to_bf16,
                            rms_norm,
                            swiglu,
                            rotate,
