@@ -2237,15 +2237,22 @@ HWY_NOINLINE void multiply_parts(const TilePart* parts, const TileTokens<Kind>* 
   if (kTokens > 2) store(s20, s21, 2), store(s30, s31, 3);
 }
 
-// The same for any number of tokens.
+// The same for any number of tokens. Where three are left, four are multiplied, since two and then one take
+// longer; the fourth's sums are of no use.
 template <class Kind>
 void multiply_tokens(const TilePart* parts, const TileTokens<Kind>* tokens, std::size_t n_tokens,
                      std::size_t n_in_tile, bool begins, LaterTile& later, float* out) {
   for (std::size_t t = 0, together; t < n_tokens; t += together) {
     const std::size_t left = n_tokens - t;
-    together = left >= 4 ? 4 : left >= 2 ? 2 : 1;
+    together = left >= 3 ? 4 : left;
+    const TileTokens<Kind>* xt = tokens + t;
+    TileTokens<Kind> filled[4];
+    if (left == 3) {
+      for (std::size_t i = 0; i < 4; ++i) filled[i] = xt[HWY_MIN(i, 2)];
+      xt = filled;
+    }
     const auto multiply = [&](auto n_together) MIXTRAL_LAMBDA {
-      multiply_parts<Kind, decltype(n_together)::value>(parts, tokens + t, n_in_tile, begins, later,
+      multiply_parts<Kind, decltype(n_together)::value>(parts, xt, n_in_tile, begins, later,
                                                         out + t * kMaxMatmulRows);
     };
     if (together == 4) {
@@ -3984,7 +3991,7 @@ struct Kernels {
   // out[t * kMaxMatmulRows + r] = dot(row (first_row + r) of w, x[t]) for r < n_rows, t < n_tokens.
   // x[t] points to float[padded(cols)] for a float format, to quantised activations of one token for
   // a quantised one; columns past w.cols are zero. `out` has room for kMaxMatmulRows rows, whatever
-  // n_rows, and is aligned to 64 bytes. n_rows <= kMaxMatmulRows, n_tokens <= kMaxMatmulTokens.
+  // n_rows, of whole fours of tokens, and is aligned to 64 bytes. n_rows <= kMaxMatmulRows, n_tokens <= kMaxMatmulTokens.
   // The result for one (row, token) does not depend on which others are asked for with it.
   void (*matmul)(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
                  std::size_t n_tokens, float* out);
