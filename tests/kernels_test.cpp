@@ -561,7 +561,7 @@ TEST_CASE("kernels: products of BF16 are added in the order of the instruction f
   std::mt19937 random(4);
   // Of all magnitudes, down to those that count as zeros.
   const auto any = [&] {
-    const unsigned exponent = random() % 4 == 0 ? random() % 100 : 110 + random() % 30;
+    const auto exponent = random() % 4 == 0 ? random() % 100 : 110 + random() % 30;
     return static_cast<std::uint16_t>((random() & 0x807fu) | exponent << 7);
   };
   constexpr std::size_t kTokens = 15;
