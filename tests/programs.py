@@ -667,6 +667,18 @@ class Bench(Case):
         self.assertNotIn("decode", text)
         self.assertIn("context", self.error_of("bench", "--model", MODEL, "--depth", 40000))
 
+    def test_bf16_activations(self):
+        path = self.folder / "bf16.gguf"
+        self.run_program("quantize", "--input", MODEL, "--output", path, "--type", "BF16")
+        prompt = ["complete", "--model", path, "--prompt", "Once upon a time", "--temperature", 0,
+                  "--max-tokens", 8]
+        exact = self.json_of(*prompt)
+        rounded = self.json_of(*prompt, "--bf16-activations")
+        self.assertEqual(rounded["tokens"], exact["tokens"])  # no near-ties among so few
+        report = self.json_of("bench", "--model", path, "--bf16-activations", "--prompt", 20,
+                              "--generate", 4, "--repeat", 1)
+        self.assertEqual(report["prompt"]["limit"], "float32 peak")
+
     def test_slices_and_sessions(self):
         fixed = ["bench", "--model", MODEL, "--prompt", 30, "--generate", 8, "--repeat", 2,
                  "--slice-ms", 0.001, "--sessions", 5]  # a slice is one piece, on any machine
