@@ -69,8 +69,10 @@ class Activations {
   bool in_groups(std::size_t n) const noexcept { return kernels_->in_groups(n); }
   float* row(std::size_t i) const noexcept { return floats_ + i * stride_; }
 
-  // Row i, quantised alone.
-  std::uint8_t* token(std::size_t i) const noexcept { return quantized_ + i * token_bytes_; }
+  // Row i, quantised alone; null if that form is not wanted.
+  std::uint8_t* token(std::size_t i) const noexcept {
+    return quantized_ == nullptr ? nullptr : quantized_ + i * token_bytes_;
+  }
 
   InputForm form(const simd::Matrix& w) const noexcept { return input_form(w, rounds_); }
 
