@@ -11,6 +11,8 @@ namespace HWY_NAMESPACE {
 // How a row of keys or values is stored: load(d, row, i) loads a vector's columns from i on.
 template <class Format>
 struct KvFloats {
+  static constexpr std::size_t bytes(std::size_t n) { return n * Format::kBytes; }
+
   template <class D>
   static HWY_INLINE hn::Vec<D> load(D d, const std::uint8_t* row, std::size_t i) {
     return Format::load(d, row + i * Format::kBytes);
@@ -18,6 +20,8 @@ struct KvFloats {
 };
 
 struct KvQ8_0 {
+  static constexpr std::size_t bytes(std::size_t n) { return n / 32 * Q8_0::kBlockBytes; }
+
   template <class D>
   static HWY_INLINE hn::Vec<D> load(D d, const std::uint8_t* row, std::size_t i) {
     const hn::RebindToSigned<D> d32;
@@ -193,13 +197,26 @@ void attend_heads(const float* const* q, const KeysAndValues& past, std::size_t 
     sum[h] = 0.0f;
     std::memset(out[h], 0, head_size * sizeof(float));
   }
+  const auto row_at = [&](std::size_t position) {
+    const std::uint8_t* page =
+        past.pages + past.page_of[position / kPagePositions] * past.page_bytes;
+    return page + position % kPagePositions * past.stride;
+  };
+  // Rows are too short for a CPU to see where they go on: what comes next is fetched ahead.
+  const auto fetch = [&](const std::uint8_t* rows, std::size_t n) {
+    for (std::size_t p = 0; p < n; ++p) {
+      for (std::size_t i = 0; i < Kv::bytes(head_size); i += 64) {
+        hwy::Prefetch(rows + p * past.stride + i);
+      }
+    }
+  };
   for (std::size_t begin = first; begin < end;) {
     const std::size_t n = HWY_MIN(kAttentionBlock - begin % kAttentionBlock, end - begin);
-    const std::uint8_t* page = past.pages + past.page_of[begin / kPagePositions] * past.page_bytes;
-    const std::uint8_t* row = page + begin % kPagePositions * past.stride;
-    const std::uint8_t* keys = row + past.keys;
-    const std::uint8_t* values = row + past.values;
+    const std::uint8_t* keys = row_at(begin) + past.keys;
+    const std::uint8_t* values = row_at(begin) + past.values;
     begin += n;
+    fetch(values, n);
+    if (begin < end) fetch(row_at(begin) + past.keys, HWY_MIN(kAttentionBlock, end - begin));
     score_block<Kv, kHeads>(q, keys, past.stride, n, head_size, scores);
     for (std::size_t h = 0; h < kHeads; ++h) {
       float block_max = scores[h][0];
