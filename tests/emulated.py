@@ -15,10 +15,10 @@ import typing
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CPUINFO = pathlib.Path("/proc/cpuinfo")
 CPU_FLAGS = CPUINFO.read_text().split() if CPUINFO.exists() else []
-KERNELS = ["kernels_test.cpp", "attention_test.cpp"]
+KERNELS = ["kernels_test.cpp", "bf16_test.cpp", "attention_test.cpp"]
 # The kernels in use, too: the network against the reference's greedy text and formulas in double.
 NETWORK = KERNELS + ["network_test.cpp", "determinism_test.cpp"]
-NETWORK_CASES = ("kernels*,attention*,network: the bundled model*,network: any number of threads*,"
+NETWORK_CASES = ("kernels*,bf16*,attention*,network: the bundled model*,network: any number of threads*,"
                  "network: every shape*,network: in one piece*,determinism*")
 # QEMU 7.2 ends with an assertion of its own (decode_save_opc) at the conversions in Highway's Exp.
 RISCV_CANNOT = "kernels: vector operations*,attention*"

@@ -20,11 +20,31 @@
 namespace support {
 
 // Tests that are made of very many small steps take fewer under a sanitizer.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#ifdef __has_feature
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define MIXTRAL_TESTS_SANITIZED
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || \
+    defined(MIXTRAL_TESTS_SANITIZED)
 constexpr bool kSanitized = true;
 #else
 constexpr bool kSanitized = false;
 #endif
+
+constexpr std::size_t kOutRows = mixtral::simd::kMaxMatmulRows;
+
+// Room for the results of kernels.
+struct Results {
+  std::vector<float> memory;
+  float* values;
+
+  Results() : memory(mixtral::simd::kMaxMatmulTokens * kOutRows + 16) {
+    const auto address = reinterpret_cast<std::uintptr_t>(memory.data());
+    values = memory.data() + (64 - address % 64) / 4;
+  }
+  float at(std::size_t token, std::size_t row) const { return values[token * kOutRows + row]; }
+};
 
 // Of every SIMD target that this machine runs, best first.
 inline std::vector<const mixtral::simd::Kernels*> all_kernels() {
