@@ -395,6 +395,12 @@ struct PackedRows {
     return {words + offset / 4 * hn::Lanes(DU32())};
   }
 
+  // From the first block of a step of a format with blocks of 32: two, since these take whole words.
+  template <class Format>
+  HWY_INLINE PackedRows blocks(std::size_t step) const {
+    return from(step * 2 * Format::kBlockBytes);
+  }
+
   // The four bytes from `offset` on, a multiple of two.
   HWY_INLINE VU32 bytes(std::size_t offset) const {
     if (offset % 4 == 0) return word(offset / 4);
@@ -429,17 +435,6 @@ struct TileScales {
     const DF d;
     hn::Store(v, d, offsets[half] + block * hn::Lanes(d));
   }
-};
-
-// Quants are unpacked kStepBlocks blocks of 32 at a time, in steps.
-struct TileQuants {
-  std::uint32_t* q;  // [quad][row]
-
-  HWY_INLINE void store(VU32 v, std::size_t quad) const {
-    const DU32 d;
-    hn::Store(v, d, q + quad * hn::Lanes(d));
-  }
-  HWY_INLINE void store_signed(VU32 v, std::size_t quad) const { store(signed_quad(v), quad); }
 };
 
 // v & bits, and (v >> kShift) & bits or, where kShift < 0, (v << -kShift) & bits, in each byte.
@@ -486,25 +481,10 @@ HWY_INLINE void unpack_block_scales(const PackedRows& rows, const TileScales& sc
   }
 }
 
-// Calls body(pair, at, quad) for both blocks of a step, two since these take whole words: the block is at
-// `at` in `pair`, its quads begin at `quad`.
-template <class Format, class Body>
-HWY_INLINE void unpack_pair(const PackedRows& rows, std::size_t step, const Body& body) {
-  const PackedRows pair = rows.from(step * 2 * Format::kBlockBytes);
-  body(pair, 0, 0);
-  body(pair, Format::kBlockBytes, 8);
-}
-
-// Calls body(nibbles, i) for the quads i of a block of 32 columns, whose 16 bytes begin at `offset`: the
-// low nibbles come first.
-template <class Body>
-HWY_INLINE void unpack_nibbles(const PackedRows& rows, std::size_t offset, const Body& body) {
-  MIXTRAL_UNROLL
-  for (std::size_t i = 0; i < 4; ++i) {
-    const auto packed = rows.bytes(offset + 4 * i);
-    body(shifted_bits<0>(packed, 0x0f), i);
-    body(shifted_bits<4>(packed, 0x0f), 4 + i);
-  }
+// Quad i of a block of 32 columns, whose 16 bytes begin at `offset`: the low nibbles come first.
+HWY_INLINE VU32 nibble_quad(const PackedRows& rows, std::size_t offset, std::size_t i) {
+  const auto packed = rows.bytes(offset + i % 4 * 4);
+  return i < 4 ? shifted_bits<0>(packed, 0x0f) : shifted_bits<4>(packed, 0x0f);
 }
 
 // 16 in the bytes of quad i of 32 columns whose bits are set.
@@ -848,14 +828,10 @@ struct Iq4_Nl {
     unpack_block_scales<Iq4_Nl>(rows, scales);
   }
 
-  template <class Quants>
-  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
-    unpack_pair<Iq4_Nl>(
-        rows, step, [&](auto pair, std::size_t at, std::size_t quad) MIXTRAL_LAMBDA {
-          const auto store = [&](VU32 v, std::size_t i)
-                                 MIXTRAL_LAMBDA { quants.store_signed(levels_of(v), quad + i); };
-          unpack_nibbles(pair, at + 2, store);
-        });
+  template <std::size_t block>
+  static HWY_INLINE VU32 quad(const PackedRows& rows, std::size_t step, std::size_t i) {
+    const PackedRows pair = rows.blocks<Iq4_Nl>(step);
+    return signed_quad(levels_of(nibble_quad(pair, block * kBlockBytes + 2, i)));
   }
 };
 
@@ -896,15 +872,9 @@ struct Iq4_Xs {
     });
   }
 
-  template <class Quants>
-  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
-    const PackedRows pair = rows.from(8 + step * 32);
-    for_constants<2>([&](auto block) MIXTRAL_LAMBDA {
-      constexpr std::size_t kBlock = decltype(block)::value;
-      unpack_nibbles(pair, 16 * kBlock, [&](VU32 v, std::size_t i) MIXTRAL_LAMBDA {
-        quants.store_signed(levels_of(v), kBlock * 8 + i);
-      });
-    });
+  template <std::size_t block>
+  static HWY_INLINE VU32 quad(const PackedRows& rows, std::size_t step, std::size_t i) {
+    return signed_quad(levels_of(nibble_quad(rows.from(8 + step * 32), block * 16, i)));
   }
 };
 
@@ -944,25 +914,12 @@ struct Q2_K {
     }
   }
 
-  template <class Quants>
-  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
-    const PackedRows packed = rows.from(16 + step * 32);
-    for_constants<2>([&](auto half_of_blocks) MIXTRAL_LAMBDA {
-      constexpr std::size_t kHalf = decltype(half_of_blocks)::value;
-      // Of these halves of the first two blocks of the step, then of the others.
-      const auto first = shifted_bits<0>(rows.word(2 * step), 0x0f);
-      const auto last = shifted_bits<0>(rows.word(2 * step + 1), 0x0f);
-      const auto scale0 = byte_in_halves<kHalf>(first), scale1 = byte_in_halves<2 + kHalf>(first);
-      const auto scale2 = byte_in_halves<kHalf>(last), scale3 = byte_in_halves<2 + kHalf>(last);
-      MIXTRAL_UNROLL
-      for (std::size_t i = kHalf * 4; i < kHalf * 4 + 4; ++i) {
-        const auto word = packed.word(i);
-        quants.store(times(shifted_bits<0>(word, 3), scale0), i);
-        quants.store(times(shifted_bits<2>(word, 3), scale1), 8 + i);
-        quants.store(times(shifted_bits<4>(word, 3), scale2), 16 + i);
-        quants.store(times(shifted_bits<6>(word, 3), scale3), 24 + i);
-      }
-    });
+  template <std::size_t block>
+  static HWY_INLINE VU32 quad(const PackedRows& rows, std::size_t step, std::size_t i) {
+    const auto scales = shifted_bits<0>(rows.word(2 * step + block / 2), 0x0f);
+    const auto q = shifted_bits<2 * block>(rows.from(16 + step * 32).word(i), 3);
+    constexpr std::size_t k = block % 2 * 2;
+    return times(q, i < 4 ? byte_in_halves<k>(scales) : byte_in_halves<k + 1>(scales));
   }
 
  private:
@@ -1019,18 +976,12 @@ struct Q3_K {
     set_scales(shifted_bits<4>(b, 0x0f), shifted_bits<2>(top, 0x30), 6);
   }
 
-  template <class Quants>
-  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
-    const PackedRows packed = rows.from(32 + step * 32);
-    MIXTRAL_UNROLL
-    for (std::size_t i = 0; i < 8; ++i) {
-      const auto low = packed.word(i);
-      const auto high = hn::ShiftRightSame(rows.word(i), static_cast<int>(4 * step));
-      quants.store(hn::Or(shifted_bits<0>(low, 3), shifted_bits<-2>(high, 4)), i);
-      quants.store(hn::Or(shifted_bits<2>(low, 3), shifted_bits<-1>(high, 4)), 8 + i);
-      quants.store(hn::Or(shifted_bits<4>(low, 3), shifted_bits<0>(high, 4)), 16 + i);
-      quants.store(hn::Or(shifted_bits<6>(low, 3), shifted_bits<1>(high, 4)), 24 + i);
-    }
+  template <std::size_t block>
+  static HWY_INLINE VU32 quad(const PackedRows& rows, std::size_t step, std::size_t i) {
+    const auto low = rows.from(32 + step * 32).word(i);
+    const auto high = hn::ShiftRightSame(rows.word(i), static_cast<int>(4 * step));
+    return hn::Or(shifted_bits<2 * block>(low, 3),
+                  shifted_bits<static_cast<int>(block) - 2>(high, 4));
   }
 };
 
@@ -1057,12 +1008,9 @@ struct Q4_0 {
     unpack_block_scales<Q4_0>(rows, scales);
   }
 
-  template <class Quants>
-  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
-    unpack_pair<Q4_0>(rows, step, [&](auto pair, std::size_t at, std::size_t quad) MIXTRAL_LAMBDA {
-      const auto store = [&](VU32 v, std::size_t i) MIXTRAL_LAMBDA { quants.store(v, quad + i); };
-      unpack_nibbles(pair, at + 2, store);
-    });
+  template <std::size_t block>
+  static HWY_INLINE VU32 quad(const PackedRows& rows, std::size_t step, std::size_t i) {
+    return nibble_quad(rows.blocks<Q4_0>(step), block * kBlockBytes + 2, i);
   }
 };
 
@@ -1089,12 +1037,9 @@ struct Q4_1 {
     unpack_block_scales<Q4_1>(rows, scales);
   }
 
-  template <class Quants>
-  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
-    unpack_pair<Q4_1>(rows, step, [&](auto pair, std::size_t at, std::size_t quad) MIXTRAL_LAMBDA {
-      const auto store = [&](VU32 v, std::size_t i) MIXTRAL_LAMBDA { quants.store(v, quad + i); };
-      unpack_nibbles(pair, at + 4, store);
-    });
+  template <std::size_t block>
+  static HWY_INLINE VU32 quad(const PackedRows& rows, std::size_t step, std::size_t i) {
+    return nibble_quad(rows.blocks<Q4_1>(step), block * kBlockBytes + 4, i);
   }
 };
 
@@ -1140,14 +1085,9 @@ struct Q4_K {
     unpack_scales_and_mins(rows, scales);
   }
 
-  template <class Quants>
-  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
-    const PackedRows packed = rows.from(16 + step * 32);
-    MIXTRAL_UNROLL
-    for (std::size_t i = 0; i < 8; ++i) {
-      quants.store(shifted_bits<0>(packed.word(i), 0x0f), i);
-      quants.store(shifted_bits<4>(packed.word(i), 0x0f), 8 + i);
-    }
+  template <std::size_t block>
+  static HWY_INLINE VU32 quad(const PackedRows& rows, std::size_t step, std::size_t i) {
+    return shifted_bits<4 * block>(rows.from(16 + step * 32).word(i), 0x0f);
   }
 };
 
@@ -1174,15 +1114,11 @@ struct Q5_0 {
     unpack_block_scales<Q5_0>(rows, scales);
   }
 
-  template <class Quants>
-  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
-    unpack_pair<Q5_0>(rows, step, [&](auto pair, std::size_t at, std::size_t quad) MIXTRAL_LAMBDA {
-      const auto high = pair.bytes(at + 2);
-      const auto store = [&](VU32 v, std::size_t i) MIXTRAL_LAMBDA {
-        quants.store(hn::Or(v, fifth_bits(high, i)), quad + i);
-      };
-      unpack_nibbles(pair, at + 6, store);
-    });
+  template <std::size_t block>
+  static HWY_INLINE VU32 quad(const PackedRows& rows, std::size_t step, std::size_t i) {
+    const PackedRows pair = rows.blocks<Q5_0>(step);
+    constexpr std::size_t kAt = block * kBlockBytes;
+    return hn::Or(nibble_quad(pair, kAt + 6, i), fifth_bits(pair.bytes(kAt + 2), i));
   }
 };
 
@@ -1209,15 +1145,11 @@ struct Q5_1 {
     unpack_block_scales<Q5_1>(rows, scales);
   }
 
-  template <class Quants>
-  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
-    unpack_pair<Q5_1>(rows, step, [&](auto pair, std::size_t at, std::size_t quad) MIXTRAL_LAMBDA {
-      const auto high = pair.bytes(at + 4);
-      const auto store = [&](VU32 v, std::size_t i) MIXTRAL_LAMBDA {
-        quants.store(hn::Or(v, fifth_bits(high, i)), quad + i);
-      };
-      unpack_nibbles(pair, at + 8, store);
-    });
+  template <std::size_t block>
+  static HWY_INLINE VU32 quad(const PackedRows& rows, std::size_t step, std::size_t i) {
+    const PackedRows pair = rows.blocks<Q5_1>(step);
+    constexpr std::size_t kAt = block * kBlockBytes;
+    return hn::Or(nibble_quad(pair, kAt + 8, i), fifth_bits(pair.bytes(kAt + 4), i));
   }
 };
 
@@ -1245,16 +1177,12 @@ struct Q5_K {
     unpack_scales_and_mins(rows, scales);
   }
 
-  template <class Quants>
-  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
-    const PackedRows packed = rows.from(48 + step * 32);
-    MIXTRAL_UNROLL
-    for (std::size_t i = 0; i < 8; ++i) {
-      const auto high = hn::ShiftRightSame(rows.word(4 + i), static_cast<int>(2 * step));
-      const auto first = shifted_bits<-4>(high, 0x10), second = shifted_bits<-3>(high, 0x10);
-      quants.store(hn::Or(shifted_bits<0>(packed.word(i), 0x0f), first), i);
-      quants.store(hn::Or(shifted_bits<4>(packed.word(i), 0x0f), second), 8 + i);
-    }
+  template <std::size_t block>
+  static HWY_INLINE VU32 quad(const PackedRows& rows, std::size_t step, std::size_t i) {
+    const auto low = rows.from(48 + step * 32).word(i);
+    const auto high = hn::ShiftRightSame(rows.word(4 + i), static_cast<int>(2 * step));
+    return hn::Or(shifted_bits<4 * block>(low, 0x0f),
+                  shifted_bits<static_cast<int>(block) - 4>(high, 0x10));
   }
 };
 
@@ -1291,17 +1219,12 @@ struct Q6_K {
     }
   }
 
-  template <class Quants>
-  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
-    const PackedRows low = rows.from(step * 64), top = rows.from(128 + step * 32);
-    MIXTRAL_UNROLL
-    for (std::size_t i = 0; i < 8; ++i) {
-      const auto first = low.word(i), second = low.word(8 + i), high = top.word(i);
-      quants.store(hn::Or(shifted_bits<0>(first, 0x0f), shifted_bits<-4>(high, 0x30)), i);
-      quants.store(hn::Or(shifted_bits<0>(second, 0x0f), shifted_bits<-2>(high, 0x30)), 8 + i);
-      quants.store(hn::Or(shifted_bits<4>(first, 0x0f), shifted_bits<0>(high, 0x30)), 16 + i);
-      quants.store(hn::Or(shifted_bits<4>(second, 0x0f), shifted_bits<2>(high, 0x30)), 24 + i);
-    }
+  template <std::size_t block>
+  static HWY_INLINE VU32 quad(const PackedRows& rows, std::size_t step, std::size_t i) {
+    const auto low = rows.from(step * 64).word(block % 2 * 8 + i);
+    const auto high = rows.from(128 + step * 32).word(i);
+    return hn::Or(shifted_bits<block / 2 * 4>(low, 0x0f),
+                  shifted_bits<2 * static_cast<int>(block) - 4>(high, 0x30));
   }
 };
 
@@ -1328,14 +1251,9 @@ struct Q8_0 {
     unpack_block_scales<Q8_0>(rows, scales);
   }
 
-  template <class Quants>
-  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
-    unpack_pair<Q8_0>(rows, step, [&](auto pair, std::size_t at, std::size_t quad) MIXTRAL_LAMBDA {
-      MIXTRAL_UNROLL
-      for (std::size_t i = 0; i < 8; ++i) {
-        quants.store_signed(pair.bytes(at + 2 + 4 * i), quad + i);
-      }
-    });
+  template <std::size_t block>
+  static HWY_INLINE VU32 quad(const PackedRows& rows, std::size_t step, std::size_t i) {
+    return signed_quad(rows.blocks<Q8_0>(step).bytes(block * kBlockBytes + 2 + 4 * i));
   }
 };
 
@@ -1524,10 +1442,25 @@ HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
-// A tile of as many rows as a vector has lanes.
+// A tile of as many rows as a vector has lanes, unpacked.
 struct TilePart {
-  TileQuants quants;
+  static constexpr std::size_t kStepBlocks = 1;
+
+  std::uint32_t* q;  // [quad][row]
   TileScales scales;
+
+  // Quad i of a block, here the only one, of a step.
+  template <std::size_t block>
+  HWY_INLINE VU32 quad(std::size_t step, std::size_t i) const {
+    const DU32 d;
+    return hn::Load(d, q + (step * 8 + i) * hn::Lanes(d));
+  }
+  HWY_INLINE VF scale(std::size_t half, std::size_t block) const {
+    return hn::Load(DF(), scales.scales[half] + block * hn::Lanes(DF()));
+  }
+  HWY_INLINE VF offset(std::size_t half, std::size_t block) const {
+    return hn::Load(DF(), scales.offsets[half] + block * hn::Lanes(DF()));
+  }
 };
 
 // One tile of kMaxMatmulRows rows, in parts.
@@ -1539,7 +1472,7 @@ struct TileRows {
   // The part that begins with a row.
   HWY_INLINE TilePart part(std::size_t row) {
     const std::size_t block = row * kBlocksPerTile;
-    return {{q + row * kQuadsPerTile},
+    return {q + row * kQuadsPerTile,
             {{scales[0] + block, scales[1] + block}, {offsets[0] + block, offsets[1] + block}}};
   }
 };
@@ -1626,6 +1559,35 @@ class PartBytes {
   HWY_ALIGN std::uint8_t copy_[kMaxLanes * kWords * 4];
 };
 
+// A part whose quads are unpacked where they are used.
+template <class Format>
+class PackedPart {
+ public:
+  static constexpr std::size_t kStepBlocks = Format::kStepBlocks;
+
+  // The tile at column `col` of n_rows rows.
+  HWY_INLINE void set(const Matrix& w, std::size_t first_row, std::size_t n_rows, std::size_t col) {
+    PartBytes<Format>(w, first_row, n_rows, col).transpose(words_);
+    const TileScales scales{{values_[0], values_[1]}, {values_[2], values_[3]}};
+    Format::unpack_scales(PackedRows{words_}, scales);
+  }
+
+  template <std::size_t block>
+  HWY_INLINE VU32 quad(std::size_t step, std::size_t i) const {
+    return Format::template quad<block>(PackedRows{words_}, step, i);
+  }
+  HWY_INLINE VF scale(std::size_t half, std::size_t block) const {
+    return hn::Load(DF(), values_[half] + block * hn::Lanes(DF()));
+  }
+  HWY_INLINE VF offset(std::size_t half, std::size_t block) const {
+    return hn::Load(DF(), values_[2 + half] + block * hn::Lanes(DF()));
+  }
+
+ private:
+  HWY_ALIGN std::uint32_t words_[PartBytes<Format>::kWords * kMaxLanes];
+  HWY_ALIGN float values_[4][kMaxLanes * kBlocksPerTile];  // scales, offsets: [half][block][row]
+};
+
 // Unpacks the tile at column `col` of n_rows rows, as many as there are lanes at most; the rest becomes
 // zeros.
 template <class Format>
@@ -1645,7 +1607,7 @@ void unpack_part(const Matrix& w, std::size_t first_row, std::size_t n_rows, std
       transpose_words<kCount>(static_cast<const std::uint8_t*>(from), kCount * 4,
                               static_cast<std::uint32_t*>(to));
     };
-    transpose(std::integral_constant<std::size_t, kQuadsPerTile>(), q, part.quants.q);
+    transpose(std::integral_constant<std::size_t, kQuadsPerTile>(), q, part.q);
     constexpr std::integral_constant<std::size_t, kBlocksPerTile> kBlocks;
     transpose(kBlocks, scales[0], part.scales.scales[0]);
     if (Format::kScaleColumns == 16) transpose(kBlocks, scales[1], part.scales.scales[1]);
@@ -1654,9 +1616,16 @@ void unpack_part(const Matrix& w, std::size_t first_row, std::size_t n_rows, std
     bytes.transpose(words);
     const PackedRows rows{words};
     Format::unpack_scales(rows, part.scales);
-    for (std::size_t step = 0; step < kBlocksPerTile / Format::kStepBlocks; ++step) {
-      TileQuants quants{part.quants.q + step * Format::kStepBlocks * 8 * n};
-      Format::unpack_quants(rows, step, quants);
+    constexpr std::size_t kQuads = Format::kStepBlocks * 8;
+    for (std::size_t step = 0; step < kQuadsPerTile / kQuads; ++step) {
+      std::uint32_t* q = part.q + step * kQuads * n;
+      MIXTRAL_UNROLL
+      for (std::size_t i = 0; i < 8; ++i) {
+        for_constants<Format::kStepBlocks>([&](auto block) MIXTRAL_LAMBDA {
+          constexpr std::size_t b = decltype(block)::value;
+          hn::Store(Format::template quad<b>(rows, step, i), DU32(), q + (b * 8 + i) * n);
+        });
+      }
     }
   }
 }
@@ -1787,6 +1756,50 @@ class PreparedTile {
 
   const std::int8_t* q_;
   HWY_ALIGN float numbers_[kPlaces * kBlocksPerTile * kMaxTokens];
+};
+
+// The tiles of tokens that lie apart, of which quads and numbers come to lie together.
+template <class Kind>
+class PreparedToken {
+ public:
+  HWY_INLINE void set(const std::uint8_t* tile, int zero_bits) {
+    std::memcpy(q_, tile_q(tile), kTile);
+    numbers_.set(tile, 1, zero_bits);
+  }
+  HWY_INLINE TileTokens<Kind> tokens() const { return {q_, numbers_.from(0).numbers}; }
+
+ private:
+  HWY_ALIGN std::int8_t q_[kTile];
+  PreparedTile<Kind, 1> numbers_;
+};
+
+// Several tokens: token t, and how many there are in the tile that it is in.
+template <class Kind>
+struct TokensApart {
+  const PreparedToken<Kind>* tokens;
+
+  HWY_INLINE TileTokens<Kind> at(std::size_t t) const { return tokens[t].tokens(); }
+  HWY_INLINE std::size_t n_in_tile() const { return 1; }
+};
+template <class Kind>
+struct TokensAnywhere {
+  TileTokens<Kind> first;
+  std::size_t next_q, next_number;  // from one token to the next
+  std::size_t in_tile;
+
+  // Of a group's tile, from token t on, or of tokens that lie apart.
+  HWY_INLINE TokensAnywhere(const PreparedTile<Kind, kMaxLanes>& tile, std::size_t t)
+      : first(tile.from(t)), next_q(kQuad), next_number(1), in_tile(hn::Lanes(DF())) {}
+  HWY_INLINE explicit TokensAnywhere(const PreparedToken<Kind>* tokens)
+      : first(tokens->tokens()),
+        next_q(sizeof *tokens),
+        next_number(sizeof *tokens / sizeof(float)),
+        in_tile(1) {}
+
+  HWY_INLINE TileTokens<Kind> at(std::size_t t) const {
+    return {first.q + t * next_q, first.numbers + t * next_number};
+  }
+  HWY_INLINE std::size_t n_in_tile() const { return in_tile; }
 };
 
 // sum + scale * dot, less offset_of(i) * x_sum_of(i) for each offset of the block. What is rounded once is
@@ -2166,16 +2179,14 @@ namespace HWY_NAMESPACE {
 // Measured: groups cost the same if there are fewer tokens than lanes.
 constexpr std::size_t kMinGroupedTokens = hn::MaxLanes(DF()) > 4 ? 14 : 6;
 
-// Adds one tile of two parts of rows times kTokens tokens, 1, 2 or 4, each in a tile of n_in_tile, to
-// `out`, or begins with it.
-template <class Kind, std::size_t kTokens>
-HWY_NOINLINE void multiply_parts(const TilePart* parts, const TileTokens<Kind>* tokens,
-                                 std::size_t n_in_tile, bool begins, LaterTile& later, float* out) {
+// Adds one tile of two parts of rows times kTokens tokens, 1 or 4, to `out`, or begins with it.
+template <std::size_t kTokens, class Kind, class Part, class Tokens>
+HWY_NOINLINE void multiply_parts(Kind, const Part* parts, const Tokens tokens, bool begins,
+                                 LaterTile& later, float* out) {
   const DF df;
   const DI32 d32;
   const DI8 d8;
-  const DU32 du32;
-  const std::size_t n = hn::Lanes(df);
+  const std::size_t n = hn::Lanes(df), n_in_tile = tokens.n_in_tile();
   // Of token t: part 0, part 1. (Highway has no arrays of vectors.)
   const auto sum_at = [&](std::size_t t, std::size_t p)
                           MIXTRAL_LAMBDA { return out + t * kMaxMatmulRows + p * n; };
@@ -2184,96 +2195,88 @@ HWY_NOINLINE void multiply_parts(const TilePart* parts, const TileTokens<Kind>* 
   };
   VF s00 = load_sum(0, 0), s01 = load_sum(0, 1), s10 = load_sum(1, 0), s11 = load_sum(1, 1);
   VF s20 = load_sum(2, 0), s21 = load_sum(2, 1), s30 = load_sum(3, 0), s31 = load_sum(3, 1);
-  for (std::size_t step = 0; step < kBlocksPerTile * Kind::kHalves; ++step) {
-    const std::size_t block = step / Kind::kHalves, half = step % Kind::kHalves;
-    if (half == 0) later.fetch();
+  constexpr std::size_t kStepBlocks = Part::kStepBlocks;
+  // One half of a block, or all of it: block `in_step` of a step.
+  const auto multiply = [&](std::size_t step, auto block_in_step,
+                            auto half_of_block) MIXTRAL_LAMBDA {
+    constexpr std::size_t kInStep = decltype(block_in_step)::value;
+    constexpr std::size_t kHalf = decltype(half_of_block)::value;
+    constexpr std::size_t kQuads = 8 / Kind::kHalves;
+    const std::size_t block = step * kStepBlocks + kInStep;
     const auto begin = [&](std::size_t t) MIXTRAL_LAMBDA {
-      const float* bits = tokens[t < kTokens ? t : 0].begin(half, block, n_in_tile);
+      const float* bits = tokens.at(t < kTokens ? t : 0).begin(kHalf, block, n_in_tile);
       return hn::BitCast(d32, hn::Set(df, *bits));
     };
     VI32 d00 = begin(0), d01 = d00, d10 = begin(1), d11 = d10;
     VI32 d20 = begin(2), d21 = d20, d30 = begin(3), d31 = d30;
-    constexpr std::size_t kQuads = 8 / Kind::kHalves;
     MIXTRAL_UNROLL
-    for (std::size_t i = 0; i < kQuads; ++i) {
-      const std::size_t quad = step * kQuads + i;
-      const auto load = [&](std::size_t p) MIXTRAL_LAMBDA {
-        return in_register(hn::BitCast(d8, hn::Load(du32, parts[p].quants.q + quad * n)));
+    for (std::size_t k = 0; k < kQuads; ++k) {
+      const std::size_t i = kHalf * kQuads + k;
+      const auto weights = [&](std::size_t p) MIXTRAL_LAMBDA {
+        return in_register(hn::BitCast(d8, parts[p].template quad<kInStep>(step, i)));
       };
-      const auto w0 = load(0), w1 = load(1);
+      const auto w0 = weights(0), w1 = weights(1);
       const auto add = [&](VI32& dot0, VI32& dot1, std::size_t t) MIXTRAL_LAMBDA {
-        const auto x = in_register(broadcast_quad(tokens[t].quad(quad, n_in_tile)));
+        const auto x = in_register(broadcast_quad(tokens.at(t).quad(block * 8 + i, n_in_tile)));
         dot0 = quad_dot_add<Kind::kSigned>(dot0, w0, x);
         dot1 = quad_dot_add<Kind::kSigned>(dot1, w1, x);
       };
       add(d00, d01, 0);
-      if (kTokens > 1) add(d10, d11, 1);
-      if (kTokens > 2) add(d20, d21, 2), add(d30, d31, 3);
+      if (kTokens > 1) add(d10, d11, 1), add(d20, d21, 2), add(d30, d31, 3);
     }
-    const auto add = [&](VF& sum, VI32 dot, std::size_t t, std::size_t p) MIXTRAL_LAMBDA {
+    const auto add_one = [&](VF& sum, VI32 dot, std::size_t t, std::size_t p) MIXTRAL_LAMBDA {
       const auto number =
-          hn::Sub(hn::BitCast(df, dot), hn::Set(df, *tokens[t].base(block, n_in_tile)));
-      const TileScales& scales = parts[p].scales;
-      const auto offset = [&](std::size_t i) MIXTRAL_LAMBDA {
-        return hn::Load(df, scales.offsets[i] + block * n);
+          hn::Sub(hn::BitCast(df, dot), hn::Set(df, *tokens.at(t).base(block, n_in_tile)));
+      const auto offset = [&](std::size_t o) MIXTRAL_LAMBDA { return parts[p].offset(o, block); };
+      const auto x_sum = [&](std::size_t o) MIXTRAL_LAMBDA {
+        return hn::Set(df, *tokens.at(t).x_sum(o, block, n_in_tile));
       };
-      const auto x_sum = [&](std::size_t i) MIXTRAL_LAMBDA {
-        return hn::Set(df, *tokens[t].x_sum(i, block, n_in_tile));
-      };
-      sum = add_scaled_dot<Kind>(sum, number, hn::Load(df, scales.scales[half] + block * n), offset,
-                                 x_sum);
+      sum = add_scaled_dot<Kind>(sum, number, parts[p].scale(kHalf, block), offset, x_sum);
     };
-    add(s00, d00, 0, 0), add(s01, d01, 0, 1);
-    if (kTokens > 1) add(s10, d10, 1, 0), add(s11, d11, 1, 1);
-    if (kTokens > 2) add(s20, d20, 2, 0), add(s21, d21, 2, 1);
-    if (kTokens > 2) add(s30, d30, 3, 0), add(s31, d31, 3, 1);
+    const auto add = [&](VF& sum0, VI32 dot0, VF& sum1, VI32 dot1, std::size_t t) MIXTRAL_LAMBDA {
+      add_one(sum0, dot0, t, 0);
+      add_one(sum1, dot1, t, 1);
+    };
+    add(s00, d00, s01, d01, 0);
+    if (kTokens == 1) return;
+    add(s10, d10, s11, d11, 1), add(s20, d20, s21, d21, 2), add(s30, d30, s31, d31, 3);
+  };
+  for (std::size_t step = 0; step < kBlocksPerTile / kStepBlocks; ++step) {
+    for_constants<kStepBlocks>([&](auto block) MIXTRAL_LAMBDA {
+      later.fetch();
+      for_constants<Kind::kHalves>([&](auto half) MIXTRAL_LAMBDA { multiply(step, block, half); });
+    });
   }
   const auto store = [&](VF sum0, VF sum1, std::size_t t) MIXTRAL_LAMBDA {
     hn::Store(sum0, df, sum_at(t, 0));
     hn::Store(sum1, df, sum_at(t, 1));
   };
   store(s00, s01, 0);
-  if (kTokens > 1) store(s10, s11, 1);
-  if (kTokens > 2) store(s20, s21, 2), store(s30, s31, 3);
+  if (kTokens > 1) store(s10, s11, 1), store(s20, s21, 2), store(s30, s31, 3);
 }
 
-// The same for any number of tokens. Where three are left, four are multiplied, since two and then one take
-// longer; the fourth's sums are of no use.
-template <class Kind>
-void multiply_tokens(const TilePart* parts, const TileTokens<Kind>* tokens, std::size_t n_tokens,
-                     std::size_t n_in_tile, bool begins, LaterTile& later, float* out) {
-  for (std::size_t t = 0, together; t < n_tokens; t += together) {
-    const std::size_t left = n_tokens - t;
-    together = left >= 3 ? 4 : left;
-    const TileTokens<Kind>* xt = tokens + t;
-    TileTokens<Kind> filled[4];
-    if (left == 3) {
-      for (std::size_t i = 0; i < 4; ++i) filled[i] = xt[HWY_MIN(i, 2)];
-      xt = filled;
-    }
-    const auto multiply = [&](auto n_together) MIXTRAL_LAMBDA {
-      multiply_parts<Kind, decltype(n_together)::value>(parts, xt, n_in_tile, begins, later,
-                                                        out + t * kMaxMatmulRows);
-    };
-    if (together == 4) {
-      multiply(std::integral_constant<std::size_t, 4>());
-    } else if (together == 2) {
-      multiply(std::integral_constant<std::size_t, 2>());
+// The same for any number of tokens, four at a time, of which tokens_from(t) gives those from t on; what
+// comes after the last one is of no use.
+template <class Kind, class TokensFrom>
+void multiply_tokens(Kind kind, const TilePart* parts, const TokensFrom& tokens_from,
+                     std::size_t n_tokens, bool begins, LaterTile& later, float* out) {
+  for (std::size_t t = 0; t < n_tokens; t += 4) {
+    float* sums = out + t * kMaxMatmulRows;
+    if (t + 1 == n_tokens) {
+      multiply_parts<1>(kind, parts, tokens_from(t), begins, later, sums);
     } else {
-      multiply(std::integral_constant<std::size_t, 1>());
+      multiply_parts<4>(kind, parts, tokens_from(t), begins, later, sums);
     }
   }
 }
 
-// The tile at column `col` of each token.
+// The tile at column `col` of each token, and of as many more as make a multiple of four.
 template <class Kind>
 HWY_NOINLINE void prepare_tokens(const void* const* x, std::size_t n_tokens, std::size_t col,
-                                 int zero_bits, PreparedTile<Kind, 1>* tiles,
-                                 TileTokens<Kind>* tokens) {
-  for (std::size_t t = 0; t < n_tokens; ++t) {
-    const auto* token = static_cast<const std::uint8_t*>(x[t]);
-    tiles[t].set(token + col / kTile * kTokenTileBytes, 1, zero_bits);
-    tokens[t] = tiles[t].from(0);
+                                 int zero_bits, PreparedToken<Kind>* tokens) {
+  for (std::size_t t = 0; t < (n_tokens + 3) / 4 * 4; ++t) {
+    const auto* token = static_cast<const std::uint8_t*>(x[HWY_MIN(t, n_tokens - 1)]);
+    tokens[t].set(token + col / kTile * kTokenTileBytes, zero_bits);
   }
 }
 
@@ -2285,8 +2288,7 @@ void matmul_few(const Matrix& w, const Unpacker& unpacker, std::size_t first_row
   const std::size_t n = hn::Lanes(DF());
   const std::size_t n_fetches = 2 * kFetchesPerPart + kBlocksPerTile * ((n_tokens + 3) / 4);
   TileRows rows;
-  PreparedTile<Kind, 1> tiles[kMaxLanes];
-  TileTokens<Kind> tokens[kMaxLanes];
+  PreparedToken<Kind> tokens[kMaxLanes];
   if (n_rows % (2 * n) != 0) std::memset(&rows, 0, sizeof rows);
   const TilePart parts[2] = {rows.part(0), rows.part(n)};
   for (std::size_t begin = 0; begin < n_rows; begin += 2 * n) {
@@ -2294,65 +2296,70 @@ void matmul_few(const Matrix& w, const Unpacker& unpacker, std::size_t first_row
     for (std::size_t col = 0; col < w.cols; col += kTile) {
       LaterTile later(w, unpacker.tile_bytes, first_row + begin, count, col, n_fetches);
       unpack_rows(w, unpacker, first_row + begin, count, col, later, rows);
-      prepare_tokens(x, n_tokens, col, unpacker.zero_bits, tiles, tokens);
-      multiply_tokens<Kind>(parts, tokens, n_tokens, 1, col == 0, later, out + begin);
+      prepare_tokens(x, n_tokens, col, unpacker.zero_bits, tokens);
+      const auto from = [&](std::size_t t)
+                            MIXTRAL_LAMBDA { return TokensAnywhere<Kind>(tokens + t); };
+      multiply_tokens(Kind(), parts, from, n_tokens, col == 0, later, out + begin);
     }
   }
 }
 
-// Whether one token has code of its own: not where there are no arrays of vectors, nor for old CPUs, which
-// are not worth what it takes to compile. (Differs between targets.)
+// Whether one token has code of its own, and a few: not where there are no arrays of vectors, nor for old
+// CPUs, which are not worth what it takes to compile; a few take 32 registers to gain from it. (Differ
+// between targets.)
 #undef MIXTRAL_TOKEN_DOTS
+#undef MIXTRAL_FEW_DOTS
 #if HWY_HAVE_SCALABLE || HWY_TARGET == HWY_SSSE3 || (HWY_ARCH_X86 && HWY_TARGET == HWY_AVX3)
 #define MIXTRAL_TOKEN_DOTS 0
 #else
 #define MIXTRAL_TOKEN_DOTS 1
 #endif
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3_DL
+#define MIXTRAL_FEW_DOTS 1
+#else
+#define MIXTRAL_FEW_DOTS 0
+#endif
 
 #if MIXTRAL_TOKEN_DOTS
-// Blocks of one part of the rows that are multiplied with a token as they are unpacked, instead of
-// being stored: an equal of TileQuants.
-template <class Kind, std::size_t kBlocks>
-class TokenDots {
- public:
-  // From block `first` of the tile on.
-  HWY_INLINE TokenDots(const TileTokens<Kind>& x, std::size_t first) : x_(x), first_(first) {
+// The same for one token and one part: all blocks of a step together, since they have bytes in common.
+template <class Format>
+HWY_INLINE VF multiply_one(VF sum, const PackedPart<Format>& part,
+                           const TileTokens<DotKindOf<Format>>& token, LaterTile& later) {
+  using Kind = DotKindOf<Format>;
+  constexpr std::size_t kStepBlocks = Format::kStepBlocks, kHalves = Kind::kHalves;
+  const DF df;
+  for (std::size_t step = 0; step < kBlocksPerTile / kStepBlocks; ++step) {
+    later.fetch();
+    const std::size_t first = step * kStepBlocks;
+    VI32 dots[kStepBlocks * kHalves];  // [block][half]
     MIXTRAL_UNROLL
-    for (std::size_t i = 0; i < kBlocks * kHalves; ++i) {
-      dots_[i] = hn::BitCast(DI32(), hn::Set(DF(), *x.begin(i % kHalves, first + i / kHalves, 1)));
+    for (std::size_t i = 0; i < kStepBlocks * kHalves; ++i) {
+      const float* bits = token.begin(i % kHalves, first + i / kHalves, 1);
+      dots[i] = hn::BitCast(DI32(), hn::Set(df, *bits));
     }
-  }
-
-  HWY_INLINE void store(VU32 v, std::size_t quad) {
-    VI32& dot = dots_[quad * kHalves / 8];
-    const auto x = broadcast_quad(x_.quad(first_ * 8 + quad, 1));
-    dot = quad_dot_add<Kind::kSigned>(dot, hn::BitCast(DI8(), v), x);
-  }
-  HWY_INLINE void store_signed(VU32 v, std::size_t quad) { store(signed_quad(v), quad); }
-
-  HWY_INLINE VF add_to(VF sum, const TileScales& scales) const {
-    const DF df;
     MIXTRAL_UNROLL
-    for (std::size_t i = 0; i < kBlocks * kHalves; ++i) {
-      const std::size_t block = first_ + i / kHalves, half = i % kHalves;
-      const std::size_t at = block * hn::Lanes(df);
-      const auto number = hn::Sub(hn::BitCast(df, dots_[i]), hn::Set(df, *x_.base(block, 1)));
-      const auto offset = [&](std::size_t o)
-                              MIXTRAL_LAMBDA { return hn::Load(df, scales.offsets[o] + at); };
+    for (std::size_t k = 0; k < 8; ++k) {
+      const std::size_t i = kHalves == 1 ? k % 2 * 4 + k / 2 : k;  // nibbles of a byte together
+      for_constants<kStepBlocks>([&](auto block) MIXTRAL_LAMBDA {
+        constexpr std::size_t b = decltype(block)::value;
+        const auto w = hn::BitCast(DI8(), part.template quad<b>(step, i));
+        const auto x = broadcast_quad(token.quad((first + b) * 8 + i, 1));
+        VI32& dot = dots[b * kHalves + i * kHalves / 8];
+        dot = quad_dot_add<Kind::kSigned>(dot, w, x);
+      });
+    }
+    MIXTRAL_UNROLL
+    for (std::size_t i = 0; i < kStepBlocks * kHalves; ++i) {
+      const std::size_t block = first + i / kHalves;
+      const auto number = hn::Sub(hn::BitCast(df, dots[i]), hn::Set(df, *token.base(block, 1)));
+      const auto offset = [&](std::size_t o) MIXTRAL_LAMBDA { return part.offset(o, block); };
       const auto x_sum = [&](std::size_t o)
-                             MIXTRAL_LAMBDA { return hn::Set(df, *x_.x_sum(o, block, 1)); };
-      sum =
-          add_scaled_dot<Kind>(sum, number, hn::Load(df, scales.scales[half] + at), offset, x_sum);
+                             MIXTRAL_LAMBDA { return hn::Set(df, *token.x_sum(o, block, 1)); };
+      sum = add_scaled_dot<Kind>(sum, number, part.scale(i % kHalves, block), offset, x_sum);
     }
-    return sum;
   }
-
- private:
-  static constexpr std::size_t kHalves = Kind::kHalves;
-  TileTokens<Kind> x_;
-  std::size_t first_;
-  VI32 dots_[kBlocks * kHalves];  // [block][half]
-};
+  return sum;
+}
 
 // As Kernels::matmul, for one token. Fewer rows at a time than for a few tokens, since memory is then
 // read at fewer places at the same time.
@@ -2360,31 +2367,49 @@ template <class Format>
 void matmul_one(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* x,
                 float* out) {
   using Kind = DotKindOf<Format>;
-  constexpr std::size_t kSteps = kBlocksPerTile / Format::kStepBlocks;
   const DF df;
   const std::size_t n = hn::Lanes(df);
   PreparedTile<Kind, 1> token;
-  HWY_ALIGN std::uint32_t words[PartBytes<Format>::kWords * kMaxLanes];
-  HWY_ALIGN float values[4][kMaxLanes * kBlocksPerTile];
-  const TileScales scales{{values[0], values[1]}, {values[2], values[3]}};
+  PackedPart<Format> part;
   for (std::size_t begin = 0; begin < n_rows; begin += n) {
     const std::size_t row = first_row + begin, count = HWY_MIN(n, n_rows - begin);
     VF sum = hn::Zero(df);
     for (std::size_t col = 0; col < w.cols; col += kTile) {
-      LaterTile later(w, kBytesPerTile<Format>, row, count, col, kSteps);
-      PartBytes<Format>(w, row, count, col).transpose(words);
-      const PackedRows rows{words};
+      LaterTile later(w, kBytesPerTile<Format>, row, count, col,
+                      kBlocksPerTile / Format::kStepBlocks);
+      part.set(w, row, count, col);
       const auto* tile = static_cast<const std::uint8_t*>(x) + col / kTile * kTokenTileBytes;
       token.set(tile, 1, zero_bits_of(kZeroOf<Format>));
-      Format::unpack_scales(rows, scales);
-      for (std::size_t step = 0; step < kSteps; ++step) {
-        later.fetch();
-        TokenDots<Kind, Format::kStepBlocks> dots(token.from(0), step * Format::kStepBlocks);
-        Format::unpack_quants(rows, step, dots);
-        sum = dots.add_to(sum, scales);
-      }
+      sum = multiply_one<Format>(sum, part, token.from(0), later);
     }
     hn::Store(sum, df, out + begin);
+  }
+}
+#endif
+
+#if MIXTRAL_FEW_DOTS
+// As matmul_few, but what is unpacked is multiplied at once and not stored, for each four tokens anew.
+template <class Format>
+void matmul_packed(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
+                   std::size_t n_tokens, float* out) {
+  using Kind = DotKindOf<Format>;
+  const std::size_t n = hn::Lanes(DF());
+  const std::size_t n_fetches = kBlocksPerTile * ((n_tokens + 3) / 4);
+  PreparedToken<Kind> tokens[kMaxLanes];
+  PackedPart<Format> parts[2];
+  for (std::size_t begin = 0; begin < n_rows; begin += 2 * n) {
+    const std::size_t row = first_row + begin, count = HWY_MIN(2 * n, n_rows - begin);
+    for (std::size_t col = 0; col < w.cols; col += kTile) {
+      LaterTile later(w, kBytesPerTile<Format>, row, count, col, n_fetches);
+      parts[0].set(w, row, HWY_MIN(n, count), col);
+      const std::size_t second = count > n ? n : 0;  // without others the same rows, of no use
+      parts[1].set(w, row + second, HWY_MIN(n, count - second), col);
+      prepare_tokens(x, n_tokens, col, zero_bits_of(kZeroOf<Format>), tokens);
+      for (std::size_t t = 0; t < n_tokens; t += 4) {
+        multiply_parts<4>(Kind(), parts, TokensApart<Kind>{tokens + t}, col == 0, later,
+                          out + t * kMaxMatmulRows + begin);
+      }
+    }
   }
 }
 #endif
@@ -2398,8 +2423,15 @@ void matmul_rows(const Matrix& w, std::size_t first_row, std::size_t n_rows, con
   }
 #endif
   for (std::size_t t = 0; t < n_tokens; t += kMaxLanes) {
-    matmul_few<DotKindOf<Format>>(w, unpacker<Format>(), first_row, n_rows, x + t,
-                                  HWY_MIN(kMaxLanes, n_tokens - t), out + t * kMaxMatmulRows);
+    const std::size_t n = HWY_MIN(kMaxLanes, n_tokens - t);
+    float* sums = out + t * kMaxMatmulRows;
+#if MIXTRAL_FEW_DOTS
+    if constexpr (!Format::kByRow) {
+      matmul_packed<Format>(w, first_row, n_rows, x + t, n, sums);
+      continue;
+    }
+#endif
+    matmul_few<DotKindOf<Format>>(w, unpacker<Format>(), first_row, n_rows, x + t, n, sums);
   }
 }
 
@@ -2542,7 +2574,6 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
       kMaxMatmulRows / n * kFetchesPerPart + kMaxMatmulRows * n_groups / (8 + n_groups);
   TileRows rows;
   GroupTile<Kind> tiles[3];
-  TileTokens<Kind> over[kMaxLanes];
   if (n_rows < kMaxMatmulRows) std::memset(&rows, 0, sizeof rows);
   std::memset(out, 0, n_groups * group_sums * sizeof(float));
   for (std::size_t col = 0; col < w.cols; col += kTile) {
@@ -2575,11 +2606,12 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
     }
     if (n_over == 0) continue;
     prepare(n_groups, tiles[0]);
-    for (std::size_t t = 0; t < n_over; ++t) over[t] = tiles[0].from(t);
+    const auto over = [&](std::size_t t)
+                          MIXTRAL_LAMBDA { return TokensAnywhere<Kind>(tiles[0], t); };
     for (std::size_t row = 0; row < n_rows; row += 2 * n) {
       const TilePart parts[2] = {rows.part(row), rows.part(row + n)};
-      multiply_tokens<Kind>(parts, over, n_over, n, col == 0, later,
-                            out + n_groups * group_sums + row);
+      multiply_tokens(Kind(), parts, over, n_over, col == 0, later,
+                      out + n_groups * group_sums + row);
     }
   }
   // A group's tokens and rows change places.
@@ -2720,7 +2752,7 @@ void decode_quantized_rows(const Matrix& w, const Unpacker& unpacker, const Deco
       const TilePart part = rows.part(r / n * n);
       const std::size_t lane = r % n;
       for (std::size_t quad = 0; quad < kQuadsPerTile; ++quad) {
-        std::memcpy(q + quad * kQuad, part.quants.q + quad * n + lane, kQuad);
+        std::memcpy(q + quad * kQuad, part.q + quad * n + lane, kQuad);
       }
       for (std::size_t i = 0; i < kTile; ++i) {
         const std::size_t at = i / kBlock * n + lane, in_block = i % kBlock;
@@ -4008,8 +4040,9 @@ struct Kernels {
   // out[t * kMaxMatmulRows + r] = dot(row (first_row + r) of w, x[t]) for r < n_rows, t < n_tokens.
   // x[t] points to float[padded(cols)] for a float format, to quantised activations of one token for
   // a quantised one; columns past w.cols are zero. `out` has room for kMaxMatmulRows rows, whatever
-  // n_rows, of whole fours of tokens, and is aligned to 64 bytes. n_rows <= kMaxMatmulRows, n_tokens <= kMaxMatmulTokens.
-  // The result for one (row, token) does not depend on which others are asked for with it.
+  // n_rows, of whole fours of tokens, and is aligned to 64 bytes. n_rows <= kMaxMatmulRows,
+  // n_tokens <= kMaxMatmulTokens. The result for one (row, token) does not depend on which others are
+  // asked for with it.
   void (*matmul)(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
                  std::size_t n_tokens, float* out);
 

@@ -27,14 +27,10 @@ struct Iq4_Nl {
     unpack_block_scales<Iq4_Nl>(rows, scales);
   }
 
-  template <class Quants>
-  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
-    unpack_pair<Iq4_Nl>(
-        rows, step, [&](auto pair, std::size_t at, std::size_t quad) MIXTRAL_LAMBDA {
-          const auto store = [&](VU32 v, std::size_t i)
-                                 MIXTRAL_LAMBDA { quants.store_signed(levels_of(v), quad + i); };
-          unpack_nibbles(pair, at + 2, store);
-        });
+  template <std::size_t block>
+  static HWY_INLINE VU32 quad(const PackedRows& rows, std::size_t step, std::size_t i) {
+    const PackedRows pair = rows.blocks<Iq4_Nl>(step);
+    return signed_quad(levels_of(nibble_quad(pair, block * kBlockBytes + 2, i)));
   }
 };
 

@@ -32,15 +32,9 @@ struct Iq4_Xs {
     });
   }
 
-  template <class Quants>
-  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
-    const PackedRows pair = rows.from(8 + step * 32);
-    for_constants<2>([&](auto block) MIXTRAL_LAMBDA {
-      constexpr std::size_t kBlock = decltype(block)::value;
-      unpack_nibbles(pair, 16 * kBlock, [&](VU32 v, std::size_t i) MIXTRAL_LAMBDA {
-        quants.store_signed(levels_of(v), kBlock * 8 + i);
-      });
-    });
+  template <std::size_t block>
+  static HWY_INLINE VU32 quad(const PackedRows& rows, std::size_t step, std::size_t i) {
+    return signed_quad(levels_of(nibble_quad(rows.from(8 + step * 32), block * 16, i)));
   }
 };
 

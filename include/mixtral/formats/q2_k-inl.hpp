@@ -31,25 +31,12 @@ struct Q2_K {
     }
   }
 
-  template <class Quants>
-  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
-    const PackedRows packed = rows.from(16 + step * 32);
-    for_constants<2>([&](auto half_of_blocks) MIXTRAL_LAMBDA {
-      constexpr std::size_t kHalf = decltype(half_of_blocks)::value;
-      // Of these halves of the first two blocks of the step, then of the others.
-      const auto first = shifted_bits<0>(rows.word(2 * step), 0x0f);
-      const auto last = shifted_bits<0>(rows.word(2 * step + 1), 0x0f);
-      const auto scale0 = byte_in_halves<kHalf>(first), scale1 = byte_in_halves<2 + kHalf>(first);
-      const auto scale2 = byte_in_halves<kHalf>(last), scale3 = byte_in_halves<2 + kHalf>(last);
-      MIXTRAL_UNROLL
-      for (std::size_t i = kHalf * 4; i < kHalf * 4 + 4; ++i) {
-        const auto word = packed.word(i);
-        quants.store(times(shifted_bits<0>(word, 3), scale0), i);
-        quants.store(times(shifted_bits<2>(word, 3), scale1), 8 + i);
-        quants.store(times(shifted_bits<4>(word, 3), scale2), 16 + i);
-        quants.store(times(shifted_bits<6>(word, 3), scale3), 24 + i);
-      }
-    });
+  template <std::size_t block>
+  static HWY_INLINE VU32 quad(const PackedRows& rows, std::size_t step, std::size_t i) {
+    const auto scales = shifted_bits<0>(rows.word(2 * step + block / 2), 0x0f);
+    const auto q = shifted_bits<2 * block>(rows.from(16 + step * 32).word(i), 3);
+    constexpr std::size_t k = block % 2 * 2;
+    return times(q, i < 4 ? byte_in_halves<k>(scales) : byte_in_halves<k + 1>(scales));
   }
 
  private:

@@ -34,18 +34,12 @@ struct Q3_K {
     set_scales(shifted_bits<4>(b, 0x0f), shifted_bits<2>(top, 0x30), 6);
   }
 
-  template <class Quants>
-  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
-    const PackedRows packed = rows.from(32 + step * 32);
-    MIXTRAL_UNROLL
-    for (std::size_t i = 0; i < 8; ++i) {
-      const auto low = packed.word(i);
-      const auto high = hn::ShiftRightSame(rows.word(i), static_cast<int>(4 * step));
-      quants.store(hn::Or(shifted_bits<0>(low, 3), shifted_bits<-2>(high, 4)), i);
-      quants.store(hn::Or(shifted_bits<2>(low, 3), shifted_bits<-1>(high, 4)), 8 + i);
-      quants.store(hn::Or(shifted_bits<4>(low, 3), shifted_bits<0>(high, 4)), 16 + i);
-      quants.store(hn::Or(shifted_bits<6>(low, 3), shifted_bits<1>(high, 4)), 24 + i);
-    }
+  template <std::size_t block>
+  static HWY_INLINE VU32 quad(const PackedRows& rows, std::size_t step, std::size_t i) {
+    const auto low = rows.from(32 + step * 32).word(i);
+    const auto high = hn::ShiftRightSame(rows.word(i), static_cast<int>(4 * step));
+    return hn::Or(shifted_bits<2 * block>(low, 3),
+                  shifted_bits<static_cast<int>(block) - 2>(high, 4));
   }
 };
 

@@ -18,12 +18,9 @@ struct Q4_0 {
     unpack_block_scales<Q4_0>(rows, scales);
   }
 
-  template <class Quants>
-  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
-    unpack_pair<Q4_0>(rows, step, [&](auto pair, std::size_t at, std::size_t quad) MIXTRAL_LAMBDA {
-      const auto store = [&](VU32 v, std::size_t i) MIXTRAL_LAMBDA { quants.store(v, quad + i); };
-      unpack_nibbles(pair, at + 2, store);
-    });
+  template <std::size_t block>
+  static HWY_INLINE VU32 quad(const PackedRows& rows, std::size_t step, std::size_t i) {
+    return nibble_quad(rows.blocks<Q4_0>(step), block * kBlockBytes + 2, i);
   }
 };
 

@@ -37,14 +37,9 @@ struct Q4_K {
     unpack_scales_and_mins(rows, scales);
   }
 
-  template <class Quants>
-  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
-    const PackedRows packed = rows.from(16 + step * 32);
-    MIXTRAL_UNROLL
-    for (std::size_t i = 0; i < 8; ++i) {
-      quants.store(shifted_bits<0>(packed.word(i), 0x0f), i);
-      quants.store(shifted_bits<4>(packed.word(i), 0x0f), 8 + i);
-    }
+  template <std::size_t block>
+  static HWY_INLINE VU32 quad(const PackedRows& rows, std::size_t step, std::size_t i) {
+    return shifted_bits<4 * block>(rows.from(16 + step * 32).word(i), 0x0f);
   }
 };
 

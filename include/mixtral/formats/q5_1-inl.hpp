@@ -18,15 +18,11 @@ struct Q5_1 {
     unpack_block_scales<Q5_1>(rows, scales);
   }
 
-  template <class Quants>
-  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
-    unpack_pair<Q5_1>(rows, step, [&](auto pair, std::size_t at, std::size_t quad) MIXTRAL_LAMBDA {
-      const auto high = pair.bytes(at + 4);
-      const auto store = [&](VU32 v, std::size_t i) MIXTRAL_LAMBDA {
-        quants.store(hn::Or(v, fifth_bits(high, i)), quad + i);
-      };
-      unpack_nibbles(pair, at + 8, store);
-    });
+  template <std::size_t block>
+  static HWY_INLINE VU32 quad(const PackedRows& rows, std::size_t step, std::size_t i) {
+    const PackedRows pair = rows.blocks<Q5_1>(step);
+    constexpr std::size_t kAt = block * kBlockBytes;
+    return hn::Or(nibble_quad(pair, kAt + 8, i), fifth_bits(pair.bytes(kAt + 4), i));
   }
 };
 

@@ -19,16 +19,12 @@ struct Q5_K {
     unpack_scales_and_mins(rows, scales);
   }
 
-  template <class Quants>
-  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
-    const PackedRows packed = rows.from(48 + step * 32);
-    MIXTRAL_UNROLL
-    for (std::size_t i = 0; i < 8; ++i) {
-      const auto high = hn::ShiftRightSame(rows.word(4 + i), static_cast<int>(2 * step));
-      const auto first = shifted_bits<-4>(high, 0x10), second = shifted_bits<-3>(high, 0x10);
-      quants.store(hn::Or(shifted_bits<0>(packed.word(i), 0x0f), first), i);
-      quants.store(hn::Or(shifted_bits<4>(packed.word(i), 0x0f), second), 8 + i);
-    }
+  template <std::size_t block>
+  static HWY_INLINE VU32 quad(const PackedRows& rows, std::size_t step, std::size_t i) {
+    const auto low = rows.from(48 + step * 32).word(i);
+    const auto high = hn::ShiftRightSame(rows.word(4 + i), static_cast<int>(2 * step));
+    return hn::Or(shifted_bits<4 * block>(low, 0x0f),
+                  shifted_bits<static_cast<int>(block) - 4>(high, 0x10));
   }
 };
 

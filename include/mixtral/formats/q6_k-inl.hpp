@@ -28,17 +28,12 @@ struct Q6_K {
     }
   }
 
-  template <class Quants>
-  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
-    const PackedRows low = rows.from(step * 64), top = rows.from(128 + step * 32);
-    MIXTRAL_UNROLL
-    for (std::size_t i = 0; i < 8; ++i) {
-      const auto first = low.word(i), second = low.word(8 + i), high = top.word(i);
-      quants.store(hn::Or(shifted_bits<0>(first, 0x0f), shifted_bits<-4>(high, 0x30)), i);
-      quants.store(hn::Or(shifted_bits<0>(second, 0x0f), shifted_bits<-2>(high, 0x30)), 8 + i);
-      quants.store(hn::Or(shifted_bits<4>(first, 0x0f), shifted_bits<0>(high, 0x30)), 16 + i);
-      quants.store(hn::Or(shifted_bits<4>(second, 0x0f), shifted_bits<2>(high, 0x30)), 24 + i);
-    }
+  template <std::size_t block>
+  static HWY_INLINE VU32 quad(const PackedRows& rows, std::size_t step, std::size_t i) {
+    const auto low = rows.from(step * 64).word(block % 2 * 8 + i);
+    const auto high = rows.from(128 + step * 32).word(i);
+    return hn::Or(shifted_bits<block / 2 * 4>(low, 0x0f),
+                  shifted_bits<2 * static_cast<int>(block) - 4>(high, 0x30));
   }
 };
 

@@ -18,14 +18,9 @@ struct Q8_0 {
     unpack_block_scales<Q8_0>(rows, scales);
   }
 
-  template <class Quants>
-  static HWY_INLINE void unpack_quants(const PackedRows& rows, std::size_t step, Quants& quants) {
-    unpack_pair<Q8_0>(rows, step, [&](auto pair, std::size_t at, std::size_t quad) MIXTRAL_LAMBDA {
-      MIXTRAL_UNROLL
-      for (std::size_t i = 0; i < 8; ++i) {
-        quants.store_signed(pair.bytes(at + 2 + 4 * i), quad + i);
-      }
-    });
+  template <std::size_t block>
+  static HWY_INLINE VU32 quad(const PackedRows& rows, std::size_t step, std::size_t i) {
+    return signed_quad(rows.blocks<Q8_0>(step).bytes(block * kBlockBytes + 2 + 4 * i));
   }
 };
 

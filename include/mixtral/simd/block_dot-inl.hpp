@@ -97,6 +97,50 @@ class PreparedTile {
   HWY_ALIGN float numbers_[kPlaces * kBlocksPerTile * kMaxTokens];
 };
 
+// The tiles of tokens that lie apart, of which quads and numbers come to lie together.
+template <class Kind>
+class PreparedToken {
+ public:
+  HWY_INLINE void set(const std::uint8_t* tile, int zero_bits) {
+    std::memcpy(q_, tile_q(tile), kTile);
+    numbers_.set(tile, 1, zero_bits);
+  }
+  HWY_INLINE TileTokens<Kind> tokens() const { return {q_, numbers_.from(0).numbers}; }
+
+ private:
+  HWY_ALIGN std::int8_t q_[kTile];
+  PreparedTile<Kind, 1> numbers_;
+};
+
+// Several tokens: token t, and how many there are in the tile that it is in.
+template <class Kind>
+struct TokensApart {
+  const PreparedToken<Kind>* tokens;
+
+  HWY_INLINE TileTokens<Kind> at(std::size_t t) const { return tokens[t].tokens(); }
+  HWY_INLINE std::size_t n_in_tile() const { return 1; }
+};
+template <class Kind>
+struct TokensAnywhere {
+  TileTokens<Kind> first;
+  std::size_t next_q, next_number;  // from one token to the next
+  std::size_t in_tile;
+
+  // Of a group's tile, from token t on, or of tokens that lie apart.
+  HWY_INLINE TokensAnywhere(const PreparedTile<Kind, kMaxLanes>& tile, std::size_t t)
+      : first(tile.from(t)), next_q(kQuad), next_number(1), in_tile(hn::Lanes(DF())) {}
+  HWY_INLINE explicit TokensAnywhere(const PreparedToken<Kind>* tokens)
+      : first(tokens->tokens()),
+        next_q(sizeof *tokens),
+        next_number(sizeof *tokens / sizeof(float)),
+        in_tile(1) {}
+
+  HWY_INLINE TileTokens<Kind> at(std::size_t t) const {
+    return {first.q + t * next_q, first.numbers + t * next_number};
+  }
+  HWY_INLINE std::size_t n_in_tile() const { return in_tile; }
+};
+
 // sum + scale * dot, less offset_of(i) * x_sum_of(i) for each offset of the block. What is rounded once is
 // joined by hand, so that no compiler chooses.
 template <class Kind, class OffsetOf, class XSumOf>

@@ -108,8 +108,9 @@ struct Kernels {
   // out[t * kMaxMatmulRows + r] = dot(row (first_row + r) of w, x[t]) for r < n_rows, t < n_tokens.
   // x[t] points to float[padded(cols)] for a float format, to quantised activations of one token for
   // a quantised one; columns past w.cols are zero. `out` has room for kMaxMatmulRows rows, whatever
-  // n_rows, of whole fours of tokens, and is aligned to 64 bytes. n_rows <= kMaxMatmulRows, n_tokens <= kMaxMatmulTokens.
-  // The result for one (row, token) does not depend on which others are asked for with it.
+  // n_rows, of whole fours of tokens, and is aligned to 64 bytes. n_rows <= kMaxMatmulRows,
+  // n_tokens <= kMaxMatmulTokens. The result for one (row, token) does not depend on which others are
+  // asked for with it.
   void (*matmul)(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
                  std::size_t n_tokens, float* out);
 

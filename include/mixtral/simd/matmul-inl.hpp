@@ -32,7 +32,7 @@ void decode_quantized_rows(const Matrix& w, const Unpacker& unpacker, const Deco
       const TilePart part = rows.part(r / n * n);
       const std::size_t lane = r % n;
       for (std::size_t quad = 0; quad < kQuadsPerTile; ++quad) {
-        std::memcpy(q + quad * kQuad, part.quants.q + quad * n + lane, kQuad);
+        std::memcpy(q + quad * kQuad, part.q + quad * n + lane, kQuad);
       }
       for (std::size_t i = 0; i < kTile; ++i) {
         const std::size_t at = i / kBlock * n + lane, in_block = i % kBlock;

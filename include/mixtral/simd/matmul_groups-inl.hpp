@@ -133,7 +133,6 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
       kMaxMatmulRows / n * kFetchesPerPart + kMaxMatmulRows * n_groups / (8 + n_groups);
   TileRows rows;
   GroupTile<Kind> tiles[3];
-  TileTokens<Kind> over[kMaxLanes];
   if (n_rows < kMaxMatmulRows) std::memset(&rows, 0, sizeof rows);
   std::memset(out, 0, n_groups * group_sums * sizeof(float));
   for (std::size_t col = 0; col < w.cols; col += kTile) {
@@ -166,11 +165,12 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
     }
     if (n_over == 0) continue;
     prepare(n_groups, tiles[0]);
-    for (std::size_t t = 0; t < n_over; ++t) over[t] = tiles[0].from(t);
+    const auto over = [&](std::size_t t)
+                          MIXTRAL_LAMBDA { return TokensAnywhere<Kind>(tiles[0], t); };
     for (std::size_t row = 0; row < n_rows; row += 2 * n) {
       const TilePart parts[2] = {rows.part(row), rows.part(row + n)};
-      multiply_tokens<Kind>(parts, over, n_over, n, col == 0, later,
-                            out + n_groups * group_sums + row);
+      multiply_tokens(Kind(), parts, over, n_over, col == 0, later,
+                      out + n_groups * group_sums + row);
     }
   }
   // A group's tokens and rows change places.

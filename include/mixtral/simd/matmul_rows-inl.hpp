@@ -11,16 +11,14 @@ namespace HWY_NAMESPACE {
 // Measured: groups cost the same if there are fewer tokens than lanes.
 constexpr std::size_t kMinGroupedTokens = hn::MaxLanes(DF()) > 4 ? 14 : 6;
 
-// Adds one tile of two parts of rows times kTokens tokens, 1, 2 or 4, each in a tile of n_in_tile, to
-// `out`, or begins with it.
-template <class Kind, std::size_t kTokens>
-HWY_NOINLINE void multiply_parts(const TilePart* parts, const TileTokens<Kind>* tokens,
-                                 std::size_t n_in_tile, bool begins, LaterTile& later, float* out) {
+// Adds one tile of two parts of rows times kTokens tokens, 1 or 4, to `out`, or begins with it.
+template <std::size_t kTokens, class Kind, class Part, class Tokens>
+HWY_NOINLINE void multiply_parts(Kind, const Part* parts, const Tokens tokens, bool begins,
+                                 LaterTile& later, float* out) {
   const DF df;
   const DI32 d32;
   const DI8 d8;
-  const DU32 du32;
-  const std::size_t n = hn::Lanes(df);
+  const std::size_t n = hn::Lanes(df), n_in_tile = tokens.n_in_tile();
   // Of token t: part 0, part 1. (Highway has no arrays of vectors.)
   const auto sum_at = [&](std::size_t t, std::size_t p)
                           MIXTRAL_LAMBDA { return out + t * kMaxMatmulRows + p * n; };
@@ -29,96 +27,88 @@ HWY_NOINLINE void multiply_parts(const TilePart* parts, const TileTokens<Kind>* 
   };
   VF s00 = load_sum(0, 0), s01 = load_sum(0, 1), s10 = load_sum(1, 0), s11 = load_sum(1, 1);
   VF s20 = load_sum(2, 0), s21 = load_sum(2, 1), s30 = load_sum(3, 0), s31 = load_sum(3, 1);
-  for (std::size_t step = 0; step < kBlocksPerTile * Kind::kHalves; ++step) {
-    const std::size_t block = step / Kind::kHalves, half = step % Kind::kHalves;
-    if (half == 0) later.fetch();
+  constexpr std::size_t kStepBlocks = Part::kStepBlocks;
+  // One half of a block, or all of it: block `in_step` of a step.
+  const auto multiply = [&](std::size_t step, auto block_in_step,
+                            auto half_of_block) MIXTRAL_LAMBDA {
+    constexpr std::size_t kInStep = decltype(block_in_step)::value;
+    constexpr std::size_t kHalf = decltype(half_of_block)::value;
+    constexpr std::size_t kQuads = 8 / Kind::kHalves;
+    const std::size_t block = step * kStepBlocks + kInStep;
     const auto begin = [&](std::size_t t) MIXTRAL_LAMBDA {
-      const float* bits = tokens[t < kTokens ? t : 0].begin(half, block, n_in_tile);
+      const float* bits = tokens.at(t < kTokens ? t : 0).begin(kHalf, block, n_in_tile);
       return hn::BitCast(d32, hn::Set(df, *bits));
     };
     VI32 d00 = begin(0), d01 = d00, d10 = begin(1), d11 = d10;
     VI32 d20 = begin(2), d21 = d20, d30 = begin(3), d31 = d30;
-    constexpr std::size_t kQuads = 8 / Kind::kHalves;
     MIXTRAL_UNROLL
-    for (std::size_t i = 0; i < kQuads; ++i) {
-      const std::size_t quad = step * kQuads + i;
-      const auto load = [&](std::size_t p) MIXTRAL_LAMBDA {
-        return in_register(hn::BitCast(d8, hn::Load(du32, parts[p].quants.q + quad * n)));
+    for (std::size_t k = 0; k < kQuads; ++k) {
+      const std::size_t i = kHalf * kQuads + k;
+      const auto weights = [&](std::size_t p) MIXTRAL_LAMBDA {
+        return in_register(hn::BitCast(d8, parts[p].template quad<kInStep>(step, i)));
       };
-      const auto w0 = load(0), w1 = load(1);
+      const auto w0 = weights(0), w1 = weights(1);
       const auto add = [&](VI32& dot0, VI32& dot1, std::size_t t) MIXTRAL_LAMBDA {
-        const auto x = in_register(broadcast_quad(tokens[t].quad(quad, n_in_tile)));
+        const auto x = in_register(broadcast_quad(tokens.at(t).quad(block * 8 + i, n_in_tile)));
         dot0 = quad_dot_add<Kind::kSigned>(dot0, w0, x);
         dot1 = quad_dot_add<Kind::kSigned>(dot1, w1, x);
       };
       add(d00, d01, 0);
-      if (kTokens > 1) add(d10, d11, 1);
-      if (kTokens > 2) add(d20, d21, 2), add(d30, d31, 3);
+      if (kTokens > 1) add(d10, d11, 1), add(d20, d21, 2), add(d30, d31, 3);
     }
-    const auto add = [&](VF& sum, VI32 dot, std::size_t t, std::size_t p) MIXTRAL_LAMBDA {
+    const auto add_one = [&](VF& sum, VI32 dot, std::size_t t, std::size_t p) MIXTRAL_LAMBDA {
       const auto number =
-          hn::Sub(hn::BitCast(df, dot), hn::Set(df, *tokens[t].base(block, n_in_tile)));
-      const TileScales& scales = parts[p].scales;
-      const auto offset = [&](std::size_t i) MIXTRAL_LAMBDA {
-        return hn::Load(df, scales.offsets[i] + block * n);
+          hn::Sub(hn::BitCast(df, dot), hn::Set(df, *tokens.at(t).base(block, n_in_tile)));
+      const auto offset = [&](std::size_t o) MIXTRAL_LAMBDA { return parts[p].offset(o, block); };
+      const auto x_sum = [&](std::size_t o) MIXTRAL_LAMBDA {
+        return hn::Set(df, *tokens.at(t).x_sum(o, block, n_in_tile));
       };
-      const auto x_sum = [&](std::size_t i) MIXTRAL_LAMBDA {
-        return hn::Set(df, *tokens[t].x_sum(i, block, n_in_tile));
-      };
-      sum = add_scaled_dot<Kind>(sum, number, hn::Load(df, scales.scales[half] + block * n), offset,
-                                 x_sum);
+      sum = add_scaled_dot<Kind>(sum, number, parts[p].scale(kHalf, block), offset, x_sum);
     };
-    add(s00, d00, 0, 0), add(s01, d01, 0, 1);
-    if (kTokens > 1) add(s10, d10, 1, 0), add(s11, d11, 1, 1);
-    if (kTokens > 2) add(s20, d20, 2, 0), add(s21, d21, 2, 1);
-    if (kTokens > 2) add(s30, d30, 3, 0), add(s31, d31, 3, 1);
+    const auto add = [&](VF& sum0, VI32 dot0, VF& sum1, VI32 dot1, std::size_t t) MIXTRAL_LAMBDA {
+      add_one(sum0, dot0, t, 0);
+      add_one(sum1, dot1, t, 1);
+    };
+    add(s00, d00, s01, d01, 0);
+    if (kTokens == 1) return;
+    add(s10, d10, s11, d11, 1), add(s20, d20, s21, d21, 2), add(s30, d30, s31, d31, 3);
+  };
+  for (std::size_t step = 0; step < kBlocksPerTile / kStepBlocks; ++step) {
+    for_constants<kStepBlocks>([&](auto block) MIXTRAL_LAMBDA {
+      later.fetch();
+      for_constants<Kind::kHalves>([&](auto half) MIXTRAL_LAMBDA { multiply(step, block, half); });
+    });
   }
   const auto store = [&](VF sum0, VF sum1, std::size_t t) MIXTRAL_LAMBDA {
     hn::Store(sum0, df, sum_at(t, 0));
     hn::Store(sum1, df, sum_at(t, 1));
   };
   store(s00, s01, 0);
-  if (kTokens > 1) store(s10, s11, 1);
-  if (kTokens > 2) store(s20, s21, 2), store(s30, s31, 3);
+  if (kTokens > 1) store(s10, s11, 1), store(s20, s21, 2), store(s30, s31, 3);
 }
 
-// The same for any number of tokens. Where three are left, four are multiplied, since two and then one take
-// longer; the fourth's sums are of no use.
-template <class Kind>
-void multiply_tokens(const TilePart* parts, const TileTokens<Kind>* tokens, std::size_t n_tokens,
-                     std::size_t n_in_tile, bool begins, LaterTile& later, float* out) {
-  for (std::size_t t = 0, together; t < n_tokens; t += together) {
-    const std::size_t left = n_tokens - t;
-    together = left >= 3 ? 4 : left;
-    const TileTokens<Kind>* xt = tokens + t;
-    TileTokens<Kind> filled[4];
-    if (left == 3) {
-      for (std::size_t i = 0; i < 4; ++i) filled[i] = xt[HWY_MIN(i, 2)];
-      xt = filled;
-    }
-    const auto multiply = [&](auto n_together) MIXTRAL_LAMBDA {
-      multiply_parts<Kind, decltype(n_together)::value>(parts, xt, n_in_tile, begins, later,
-                                                        out + t * kMaxMatmulRows);
-    };
-    if (together == 4) {
-      multiply(std::integral_constant<std::size_t, 4>());
-    } else if (together == 2) {
-      multiply(std::integral_constant<std::size_t, 2>());
+// The same for any number of tokens, four at a time, of which tokens_from(t) gives those from t on; what
+// comes after the last one is of no use.
+template <class Kind, class TokensFrom>
+void multiply_tokens(Kind kind, const TilePart* parts, const TokensFrom& tokens_from,
+                     std::size_t n_tokens, bool begins, LaterTile& later, float* out) {
+  for (std::size_t t = 0; t < n_tokens; t += 4) {
+    float* sums = out + t * kMaxMatmulRows;
+    if (t + 1 == n_tokens) {
+      multiply_parts<1>(kind, parts, tokens_from(t), begins, later, sums);
     } else {
-      multiply(std::integral_constant<std::size_t, 1>());
+      multiply_parts<4>(kind, parts, tokens_from(t), begins, later, sums);
     }
   }
 }
 
-// The tile at column `col` of each token.
+// The tile at column `col` of each token, and of as many more as make a multiple of four.
 template <class Kind>
 HWY_NOINLINE void prepare_tokens(const void* const* x, std::size_t n_tokens, std::size_t col,
-                                 int zero_bits, PreparedTile<Kind, 1>* tiles,
-                                 TileTokens<Kind>* tokens) {
-  for (std::size_t t = 0; t < n_tokens; ++t) {
-    const auto* token = static_cast<const std::uint8_t*>(x[t]);
-    tiles[t].set(token + col / kTile * kTokenTileBytes, 1, zero_bits);
-    tokens[t] = tiles[t].from(0);
+                                 int zero_bits, PreparedToken<Kind>* tokens) {
+  for (std::size_t t = 0; t < (n_tokens + 3) / 4 * 4; ++t) {
+    const auto* token = static_cast<const std::uint8_t*>(x[HWY_MIN(t, n_tokens - 1)]);
+    tokens[t].set(token + col / kTile * kTokenTileBytes, zero_bits);
   }
 }
 
@@ -130,8 +120,7 @@ void matmul_few(const Matrix& w, const Unpacker& unpacker, std::size_t first_row
   const std::size_t n = hn::Lanes(DF());
   const std::size_t n_fetches = 2 * kFetchesPerPart + kBlocksPerTile * ((n_tokens + 3) / 4);
   TileRows rows;
-  PreparedTile<Kind, 1> tiles[kMaxLanes];
-  TileTokens<Kind> tokens[kMaxLanes];
+  PreparedToken<Kind> tokens[kMaxLanes];
   if (n_rows % (2 * n) != 0) std::memset(&rows, 0, sizeof rows);
   const TilePart parts[2] = {rows.part(0), rows.part(n)};
   for (std::size_t begin = 0; begin < n_rows; begin += 2 * n) {
@@ -139,65 +128,70 @@ void matmul_few(const Matrix& w, const Unpacker& unpacker, std::size_t first_row
     for (std::size_t col = 0; col < w.cols; col += kTile) {
       LaterTile later(w, unpacker.tile_bytes, first_row + begin, count, col, n_fetches);
       unpack_rows(w, unpacker, first_row + begin, count, col, later, rows);
-      prepare_tokens(x, n_tokens, col, unpacker.zero_bits, tiles, tokens);
-      multiply_tokens<Kind>(parts, tokens, n_tokens, 1, col == 0, later, out + begin);
+      prepare_tokens(x, n_tokens, col, unpacker.zero_bits, tokens);
+      const auto from = [&](std::size_t t)
+                            MIXTRAL_LAMBDA { return TokensAnywhere<Kind>(tokens + t); };
+      multiply_tokens(Kind(), parts, from, n_tokens, col == 0, later, out + begin);
     }
   }
 }
 
-// Whether one token has code of its own: not where there are no arrays of vectors, nor for old CPUs, which
-// are not worth what it takes to compile. (Differs between targets.)
+// Whether one token has code of its own, and a few: not where there are no arrays of vectors, nor for old
+// CPUs, which are not worth what it takes to compile; a few take 32 registers to gain from it. (Differ
+// between targets.)
 #undef MIXTRAL_TOKEN_DOTS
+#undef MIXTRAL_FEW_DOTS
 #if HWY_HAVE_SCALABLE || HWY_TARGET == HWY_SSSE3 || (HWY_ARCH_X86 && HWY_TARGET == HWY_AVX3)
 #define MIXTRAL_TOKEN_DOTS 0
 #else
 #define MIXTRAL_TOKEN_DOTS 1
 #endif
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3_DL
+#define MIXTRAL_FEW_DOTS 1
+#else
+#define MIXTRAL_FEW_DOTS 0
+#endif
 
 #if MIXTRAL_TOKEN_DOTS
-// Blocks of one part of the rows that are multiplied with a token as they are unpacked, instead of
-// being stored: an equal of TileQuants.
-template <class Kind, std::size_t kBlocks>
-class TokenDots {
- public:
-  // From block `first` of the tile on.
-  HWY_INLINE TokenDots(const TileTokens<Kind>& x, std::size_t first) : x_(x), first_(first) {
+// The same for one token and one part: all blocks of a step together, since they have bytes in common.
+template <class Format>
+HWY_INLINE VF multiply_one(VF sum, const PackedPart<Format>& part,
+                           const TileTokens<DotKindOf<Format>>& token, LaterTile& later) {
+  using Kind = DotKindOf<Format>;
+  constexpr std::size_t kStepBlocks = Format::kStepBlocks, kHalves = Kind::kHalves;
+  const DF df;
+  for (std::size_t step = 0; step < kBlocksPerTile / kStepBlocks; ++step) {
+    later.fetch();
+    const std::size_t first = step * kStepBlocks;
+    VI32 dots[kStepBlocks * kHalves];  // [block][half]
     MIXTRAL_UNROLL
-    for (std::size_t i = 0; i < kBlocks * kHalves; ++i) {
-      dots_[i] = hn::BitCast(DI32(), hn::Set(DF(), *x.begin(i % kHalves, first + i / kHalves, 1)));
+    for (std::size_t i = 0; i < kStepBlocks * kHalves; ++i) {
+      const float* bits = token.begin(i % kHalves, first + i / kHalves, 1);
+      dots[i] = hn::BitCast(DI32(), hn::Set(df, *bits));
     }
-  }
-
-  HWY_INLINE void store(VU32 v, std::size_t quad) {
-    VI32& dot = dots_[quad * kHalves / 8];
-    const auto x = broadcast_quad(x_.quad(first_ * 8 + quad, 1));
-    dot = quad_dot_add<Kind::kSigned>(dot, hn::BitCast(DI8(), v), x);
-  }
-  HWY_INLINE void store_signed(VU32 v, std::size_t quad) { store(signed_quad(v), quad); }
-
-  HWY_INLINE VF add_to(VF sum, const TileScales& scales) const {
-    const DF df;
     MIXTRAL_UNROLL
-    for (std::size_t i = 0; i < kBlocks * kHalves; ++i) {
-      const std::size_t block = first_ + i / kHalves, half = i % kHalves;
-      const std::size_t at = block * hn::Lanes(df);
-      const auto number = hn::Sub(hn::BitCast(df, dots_[i]), hn::Set(df, *x_.base(block, 1)));
-      const auto offset = [&](std::size_t o)
-                              MIXTRAL_LAMBDA { return hn::Load(df, scales.offsets[o] + at); };
+    for (std::size_t k = 0; k < 8; ++k) {
+      const std::size_t i = kHalves == 1 ? k % 2 * 4 + k / 2 : k;  // nibbles of a byte together
+      for_constants<kStepBlocks>([&](auto block) MIXTRAL_LAMBDA {
+        constexpr std::size_t b = decltype(block)::value;
+        const auto w = hn::BitCast(DI8(), part.template quad<b>(step, i));
+        const auto x = broadcast_quad(token.quad((first + b) * 8 + i, 1));
+        VI32& dot = dots[b * kHalves + i * kHalves / 8];
+        dot = quad_dot_add<Kind::kSigned>(dot, w, x);
+      });
+    }
+    MIXTRAL_UNROLL
+    for (std::size_t i = 0; i < kStepBlocks * kHalves; ++i) {
+      const std::size_t block = first + i / kHalves;
+      const auto number = hn::Sub(hn::BitCast(df, dots[i]), hn::Set(df, *token.base(block, 1)));
+      const auto offset = [&](std::size_t o) MIXTRAL_LAMBDA { return part.offset(o, block); };
       const auto x_sum = [&](std::size_t o)
-                             MIXTRAL_LAMBDA { return hn::Set(df, *x_.x_sum(o, block, 1)); };
-      sum =
-          add_scaled_dot<Kind>(sum, number, hn::Load(df, scales.scales[half] + at), offset, x_sum);
+                             MIXTRAL_LAMBDA { return hn::Set(df, *token.x_sum(o, block, 1)); };
+      sum = add_scaled_dot<Kind>(sum, number, part.scale(i % kHalves, block), offset, x_sum);
     }
-    return sum;
   }
-
- private:
-  static constexpr std::size_t kHalves = Kind::kHalves;
-  TileTokens<Kind> x_;
-  std::size_t first_;
-  VI32 dots_[kBlocks * kHalves];  // [block][half]
-};
+  return sum;
+}
 
 // As Kernels::matmul, for one token. Fewer rows at a time than for a few tokens, since memory is then
 // read at fewer places at the same time.
@@ -205,31 +199,49 @@ template <class Format>
 void matmul_one(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* x,
                 float* out) {
   using Kind = DotKindOf<Format>;
-  constexpr std::size_t kSteps = kBlocksPerTile / Format::kStepBlocks;
   const DF df;
   const std::size_t n = hn::Lanes(df);
   PreparedTile<Kind, 1> token;
-  HWY_ALIGN std::uint32_t words[PartBytes<Format>::kWords * kMaxLanes];
-  HWY_ALIGN float values[4][kMaxLanes * kBlocksPerTile];
-  const TileScales scales{{values[0], values[1]}, {values[2], values[3]}};
+  PackedPart<Format> part;
   for (std::size_t begin = 0; begin < n_rows; begin += n) {
     const std::size_t row = first_row + begin, count = HWY_MIN(n, n_rows - begin);
     VF sum = hn::Zero(df);
     for (std::size_t col = 0; col < w.cols; col += kTile) {
-      LaterTile later(w, kBytesPerTile<Format>, row, count, col, kSteps);
-      PartBytes<Format>(w, row, count, col).transpose(words);
-      const PackedRows rows{words};
+      LaterTile later(w, kBytesPerTile<Format>, row, count, col,
+                      kBlocksPerTile / Format::kStepBlocks);
+      part.set(w, row, count, col);
       const auto* tile = static_cast<const std::uint8_t*>(x) + col / kTile * kTokenTileBytes;
       token.set(tile, 1, zero_bits_of(kZeroOf<Format>));
-      Format::unpack_scales(rows, scales);
-      for (std::size_t step = 0; step < kSteps; ++step) {
-        later.fetch();
-        TokenDots<Kind, Format::kStepBlocks> dots(token.from(0), step * Format::kStepBlocks);
-        Format::unpack_quants(rows, step, dots);
-        sum = dots.add_to(sum, scales);
-      }
+      sum = multiply_one<Format>(sum, part, token.from(0), later);
     }
     hn::Store(sum, df, out + begin);
+  }
+}
+#endif
+
+#if MIXTRAL_FEW_DOTS
+// As matmul_few, but what is unpacked is multiplied at once and not stored, for each four tokens anew.
+template <class Format>
+void matmul_packed(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
+                   std::size_t n_tokens, float* out) {
+  using Kind = DotKindOf<Format>;
+  const std::size_t n = hn::Lanes(DF());
+  const std::size_t n_fetches = kBlocksPerTile * ((n_tokens + 3) / 4);
+  PreparedToken<Kind> tokens[kMaxLanes];
+  PackedPart<Format> parts[2];
+  for (std::size_t begin = 0; begin < n_rows; begin += 2 * n) {
+    const std::size_t row = first_row + begin, count = HWY_MIN(2 * n, n_rows - begin);
+    for (std::size_t col = 0; col < w.cols; col += kTile) {
+      LaterTile later(w, kBytesPerTile<Format>, row, count, col, n_fetches);
+      parts[0].set(w, row, HWY_MIN(n, count), col);
+      const std::size_t second = count > n ? n : 0;  // without others the same rows, of no use
+      parts[1].set(w, row + second, HWY_MIN(n, count - second), col);
+      prepare_tokens(x, n_tokens, col, zero_bits_of(kZeroOf<Format>), tokens);
+      for (std::size_t t = 0; t < n_tokens; t += 4) {
+        multiply_parts<4>(Kind(), parts, TokensApart<Kind>{tokens + t}, col == 0, later,
+                          out + t * kMaxMatmulRows + begin);
+      }
+    }
   }
 }
 #endif
@@ -243,8 +255,15 @@ void matmul_rows(const Matrix& w, std::size_t first_row, std::size_t n_rows, con
   }
 #endif
   for (std::size_t t = 0; t < n_tokens; t += kMaxLanes) {
-    matmul_few<DotKindOf<Format>>(w, unpacker<Format>(), first_row, n_rows, x + t,
-                                  HWY_MIN(kMaxLanes, n_tokens - t), out + t * kMaxMatmulRows);
+    const std::size_t n = HWY_MIN(kMaxLanes, n_tokens - t);
+    float* sums = out + t * kMaxMatmulRows;
+#if MIXTRAL_FEW_DOTS
+    if constexpr (!Format::kByRow) {
+      matmul_packed<Format>(w, first_row, n_rows, x + t, n, sums);
+      continue;
+    }
+#endif
+    matmul_few<DotKindOf<Format>>(w, unpacker<Format>(), first_row, n_rows, x + t, n, sums);
   }
 }
 

@@ -154,6 +154,12 @@ struct PackedRows {
     return {words + offset / 4 * hn::Lanes(DU32())};
   }
 
+  // From the first block of a step of a format with blocks of 32: two, since these take whole words.
+  template <class Format>
+  HWY_INLINE PackedRows blocks(std::size_t step) const {
+    return from(step * 2 * Format::kBlockBytes);
+  }
+
   // The four bytes from `offset` on, a multiple of two.
   HWY_INLINE VU32 bytes(std::size_t offset) const {
     if (offset % 4 == 0) return word(offset / 4);
@@ -188,17 +194,6 @@ struct TileScales {
     const DF d;
     hn::Store(v, d, offsets[half] + block * hn::Lanes(d));
   }
-};
-
-// Quants are unpacked kStepBlocks blocks of 32 at a time, in steps.
-struct TileQuants {
-  std::uint32_t* q;  // [quad][row]
-
-  HWY_INLINE void store(VU32 v, std::size_t quad) const {
-    const DU32 d;
-    hn::Store(v, d, q + quad * hn::Lanes(d));
-  }
-  HWY_INLINE void store_signed(VU32 v, std::size_t quad) const { store(signed_quad(v), quad); }
 };
 
 // v & bits, and (v >> kShift) & bits or, where kShift < 0, (v << -kShift) & bits, in each byte.
@@ -245,25 +240,10 @@ HWY_INLINE void unpack_block_scales(const PackedRows& rows, const TileScales& sc
   }
 }
 
-// Calls body(pair, at, quad) for both blocks of a step, two since these take whole words: the block is at
-// `at` in `pair`, its quads begin at `quad`.
-template <class Format, class Body>
-HWY_INLINE void unpack_pair(const PackedRows& rows, std::size_t step, const Body& body) {
-  const PackedRows pair = rows.from(step * 2 * Format::kBlockBytes);
-  body(pair, 0, 0);
-  body(pair, Format::kBlockBytes, 8);
-}
-
-// Calls body(nibbles, i) for the quads i of a block of 32 columns, whose 16 bytes begin at `offset`: the
-// low nibbles come first.
-template <class Body>
-HWY_INLINE void unpack_nibbles(const PackedRows& rows, std::size_t offset, const Body& body) {
-  MIXTRAL_UNROLL
-  for (std::size_t i = 0; i < 4; ++i) {
-    const auto packed = rows.bytes(offset + 4 * i);
-    body(shifted_bits<0>(packed, 0x0f), i);
-    body(shifted_bits<4>(packed, 0x0f), 4 + i);
-  }
+// Quad i of a block of 32 columns, whose 16 bytes begin at `offset`: the low nibbles come first.
+HWY_INLINE VU32 nibble_quad(const PackedRows& rows, std::size_t offset, std::size_t i) {
+  const auto packed = rows.bytes(offset + i % 4 * 4);
+  return i < 4 ? shifted_bits<0>(packed, 0x0f) : shifted_bits<4>(packed, 0x0f);
 }
 
 // 16 in the bytes of quad i of 32 columns whose bits are set.

@@ -4,10 +4,25 @@ HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
-// A tile of as many rows as a vector has lanes.
+// A tile of as many rows as a vector has lanes, unpacked.
 struct TilePart {
-  TileQuants quants;
+  static constexpr std::size_t kStepBlocks = 1;
+
+  std::uint32_t* q;  // [quad][row]
   TileScales scales;
+
+  // Quad i of a block, here the only one, of a step.
+  template <std::size_t block>
+  HWY_INLINE VU32 quad(std::size_t step, std::size_t i) const {
+    const DU32 d;
+    return hn::Load(d, q + (step * 8 + i) * hn::Lanes(d));
+  }
+  HWY_INLINE VF scale(std::size_t half, std::size_t block) const {
+    return hn::Load(DF(), scales.scales[half] + block * hn::Lanes(DF()));
+  }
+  HWY_INLINE VF offset(std::size_t half, std::size_t block) const {
+    return hn::Load(DF(), scales.offsets[half] + block * hn::Lanes(DF()));
+  }
 };
 
 // One tile of kMaxMatmulRows rows, in parts.
@@ -19,7 +34,7 @@ struct TileRows {
   // The part that begins with a row.
   HWY_INLINE TilePart part(std::size_t row) {
     const std::size_t block = row * kBlocksPerTile;
-    return {{q + row * kQuadsPerTile},
+    return {q + row * kQuadsPerTile,
             {{scales[0] + block, scales[1] + block}, {offsets[0] + block, offsets[1] + block}}};
   }
 };
@@ -106,6 +121,35 @@ class PartBytes {
   HWY_ALIGN std::uint8_t copy_[kMaxLanes * kWords * 4];
 };
 
+// A part whose quads are unpacked where they are used.
+template <class Format>
+class PackedPart {
+ public:
+  static constexpr std::size_t kStepBlocks = Format::kStepBlocks;
+
+  // The tile at column `col` of n_rows rows.
+  HWY_INLINE void set(const Matrix& w, std::size_t first_row, std::size_t n_rows, std::size_t col) {
+    PartBytes<Format>(w, first_row, n_rows, col).transpose(words_);
+    const TileScales scales{{values_[0], values_[1]}, {values_[2], values_[3]}};
+    Format::unpack_scales(PackedRows{words_}, scales);
+  }
+
+  template <std::size_t block>
+  HWY_INLINE VU32 quad(std::size_t step, std::size_t i) const {
+    return Format::template quad<block>(PackedRows{words_}, step, i);
+  }
+  HWY_INLINE VF scale(std::size_t half, std::size_t block) const {
+    return hn::Load(DF(), values_[half] + block * hn::Lanes(DF()));
+  }
+  HWY_INLINE VF offset(std::size_t half, std::size_t block) const {
+    return hn::Load(DF(), values_[2 + half] + block * hn::Lanes(DF()));
+  }
+
+ private:
+  HWY_ALIGN std::uint32_t words_[PartBytes<Format>::kWords * kMaxLanes];
+  HWY_ALIGN float values_[4][kMaxLanes * kBlocksPerTile];  // scales, offsets: [half][block][row]
+};
+
 // Unpacks the tile at column `col` of n_rows rows, as many as there are lanes at most; the rest becomes
 // zeros.
 template <class Format>
@@ -125,7 +169,7 @@ void unpack_part(const Matrix& w, std::size_t first_row, std::size_t n_rows, std
       transpose_words<kCount>(static_cast<const std::uint8_t*>(from), kCount * 4,
                               static_cast<std::uint32_t*>(to));
     };
-    transpose(std::integral_constant<std::size_t, kQuadsPerTile>(), q, part.quants.q);
+    transpose(std::integral_constant<std::size_t, kQuadsPerTile>(), q, part.q);
     constexpr std::integral_constant<std::size_t, kBlocksPerTile> kBlocks;
     transpose(kBlocks, scales[0], part.scales.scales[0]);
     if (Format::kScaleColumns == 16) transpose(kBlocks, scales[1], part.scales.scales[1]);
@@ -134,9 +178,16 @@ void unpack_part(const Matrix& w, std::size_t first_row, std::size_t n_rows, std
     bytes.transpose(words);
     const PackedRows rows{words};
     Format::unpack_scales(rows, part.scales);
-    for (std::size_t step = 0; step < kBlocksPerTile / Format::kStepBlocks; ++step) {
-      TileQuants quants{part.quants.q + step * Format::kStepBlocks * 8 * n};
-      Format::unpack_quants(rows, step, quants);
+    constexpr std::size_t kQuads = Format::kStepBlocks * 8;
+    for (std::size_t step = 0; step < kQuadsPerTile / kQuads; ++step) {
+      std::uint32_t* q = part.q + step * kQuads * n;
+      MIXTRAL_UNROLL
+      for (std::size_t i = 0; i < 8; ++i) {
+        for_constants<Format::kStepBlocks>([&](auto block) MIXTRAL_LAMBDA {
+          constexpr std::size_t b = decltype(block)::value;
+          hn::Store(Format::template quad<b>(rows, step, i), DU32(), q + (b * 8 + i) * n);
+        });
+      }
     }
   }
 }
