@@ -2901,8 +2901,8 @@ HWY_AFTER_NAMESPACE();
 // Per target: attention of the query heads that share a key/value head.
 //
 // One pass over the past with a running maximum and sum (Milakov & Gimelshein 2018, "Online normalizer
-// calculation for softmax"), a block of positions at a time; each key and value is loaded once for four
-// heads.
+// calculation for softmax"), a block of positions at a time; each key and value is read from memory once for
+// several queries and loaded once for four heads.
 
 HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
@@ -3025,15 +3025,36 @@ HWY_INLINE void multiply_4_rows(const Load& load, const float* x, std::size_t n_
   }
 }
 
+// Memory that is needed next and fetched little by little, since a CPU does not do much else while it
+// waits for many lines. Rows are too short for it to see where they go on.
+class Ahead {
+ public:
+  Ahead(const std::uint8_t* data, std::size_t size) : at_(data), end_(data + size) {}
+
+  // In how many steps of how many lines all is fetched in n_times calls.
+  HWY_INLINE std::size_t lines_for(std::size_t n_times) const {
+    return (static_cast<std::size_t>(end_ - at_) / 64 + n_times) / n_times;
+  }
+  HWY_INLINE void fetch(std::size_t n_lines) {
+    for (std::size_t i = 0; i < n_lines && at_ < end_; ++i, at_ += 64) hwy::Prefetch(at_);
+  }
+
+ private:
+  const std::uint8_t* at_;
+  const std::uint8_t* end_;
+};
+
 // scores[h][p] = q[h] . keys[p] for n positions and kHeads (1 or 4) heads.
 template <class Kv, std::size_t kHeads>
 HWY_INLINE void score_block(const float* const* q, const std::uint8_t* keys, std::size_t stride,
-                            std::size_t n, std::size_t head_size,
+                            std::size_t n, std::size_t head_size, Ahead ahead,
                             float (*scores)[kAttentionBlock]) {
   const std::size_t n_whole = head_size / kPartialSums * kPartialSums;
   constexpr std::size_t kPositions = 16 / kHeads;  // whose sums are made together
   HWY_ALIGN float sums[16 * kPartialSums];
+  const std::size_t n_lines = ahead.lines_for((n + kPositions - 1) / kPositions);
   for (std::size_t begin = 0; begin < n; begin += kPositions) {
+    ahead.fetch(n_lines);
     const auto key = [&](std::size_t p) {  // the last one fills up
       return keys + HWY_MIN(begin + p, n - 1) * stride;
     };
@@ -3048,129 +3069,191 @@ HWY_INLINE void score_block(const float* const* q, const std::uint8_t* keys, std
       }
     }
     add_partial_sums_of_16(sums);
+    for (std::size_t h = 0; h < kHeads; ++h) {
+      std::memcpy(scores[h] + begin, sums + h * kPositions, kPositions * sizeof(float));
+    }
+    if (n_whole == head_size) continue;
     const hn::CappedTag<float, 1> d1;
     for (std::size_t h = 0; h < kHeads; ++h) {
       for (std::size_t p = 0; p < kPositions; ++p) {
-        float score = sums[h * kPositions + p];
+        float& score = scores[h][begin + p];
         for (std::size_t i = n_whole; i < head_size; ++i) {
           score = multiply_add(q[h][i], hn::GetLane(Kv::load(d1, key(p), i)), score);
         }
-        scores[h][begin + p] = score;
       }
     }
   }
 }
 
-// out[h] = out[h] * correction[h] + sum of weights[h][p] * values[p] over n positions.
-template <class Kv, std::size_t kHeads, class D>
+// out[h] = out[h] * correction[h] + sum of weights[h][p] * values[p] over n positions, for kVectors (1 or
+// 2) vectors of columns from i on: with eight sums the multiplications do not wait for each other.
+template <class Kv, std::size_t kHeads, std::size_t kVectors, class D>
 HWY_INLINE void add_values(D d, const float (*weights)[kAttentionBlock], const float* correction,
                            const std::uint8_t* values, std::size_t stride, std::size_t n,
-                           std::size_t i, float* const* out) {
-  const auto begin = [&](std::size_t h) MIXTRAL_LAMBDA {
-    return hn::Mul(hn::LoadU(d, out[h] + i), hn::Set(d, correction[h]));
+                           std::size_t i, std::size_t n_lines, Ahead& ahead, float* const* out) {
+  constexpr bool kFour = kHeads == 4, kTwo = kVectors == 2;
+  const std::size_t j = i + (kTwo ? hn::Lanes(d) : 0);
+  const auto begin = [&](std::size_t h, std::size_t column) MIXTRAL_LAMBDA {
+    return hn::Mul(hn::LoadU(d, out[h] + column), hn::Set(d, correction[h]));
   };
-  constexpr bool kFour = kHeads == 4;
-  auto a = begin(0), b = kFour ? begin(1) : a, c = kFour ? begin(2) : a, e = kFour ? begin(3) : a;
+  auto a = begin(0, i), b = kFour ? begin(1, i) : a, c = kFour ? begin(2, i) : a,
+       e = kFour ? begin(3, i) : a;
+  auto a2 = begin(0, j), b2 = kFour ? begin(1, j) : a2, c2 = kFour ? begin(2, j) : a2,
+       e2 = kFour ? begin(3, j) : a2;
   for (std::size_t p = 0; p < n; ++p) {
+    ahead.fetch(n_lines);
     const auto value = Kv::load(d, values + p * stride, i);
-    a = hn::MulAdd(hn::Set(d, weights[0][p]), value, a);
-    if (!kFour) continue;
-    b = hn::MulAdd(hn::Set(d, weights[1][p]), value, b);
-    c = hn::MulAdd(hn::Set(d, weights[2][p]), value, c);
-    e = hn::MulAdd(hn::Set(d, weights[3][p]), value, e);
+    const auto value2 = kTwo ? Kv::load(d, values + p * stride, j) : value;
+    const auto add = [&](std::size_t h, hn::Vec<D>& sum, hn::Vec<D>& sum2) MIXTRAL_LAMBDA {
+      const auto weight = hn::Set(d, weights[h][p]);
+      sum = hn::MulAdd(weight, value, sum);
+      if (kTwo) sum2 = hn::MulAdd(weight, value2, sum2);
+    };
+    add(0, a, a2);
+    if (kFour) add(1, b, b2), add(2, c, c2), add(3, e, e2);
   }
-  hn::StoreU(a, d, out[0] + i);
-  if (!kFour) return;
-  hn::StoreU(b, d, out[1] + i), hn::StoreU(c, d, out[2] + i), hn::StoreU(e, d, out[3] + i);
+  const auto store = [&](std::size_t h, hn::Vec<D> sum, hn::Vec<D> sum2) MIXTRAL_LAMBDA {
+    hn::StoreU(sum, d, out[h] + i);
+    if (kTwo) hn::StoreU(sum2, d, out[h] + j);
+  };
+  store(0, a, a2);
+  if (kFour) store(1, b, b2), store(2, c, c2), store(3, e, e2);
 }
 
+HWY_INLINE float largest_of_block(const float* v) {
+  const DF df;
+  VF most = hn::Load(df, v);
+  for (std::size_t p = hn::Lanes(df); p < kAttentionBlock; p += hn::Lanes(df)) {
+    most = hn::Max(most, hn::Load(df, v + p));
+  }
+  return hn::GetLane(hn::MaxOfLanes(df, most));
+}
+
+// Halves are added until one is left: an order that does not depend on the lanes.
+HWY_INLINE float sum_of_block(const float* v) {
+  HWY_ALIGN float sums[kAttentionBlock / 2];
+  for (std::size_t left = kAttentionBlock / 2; left > 0; left /= 2, v = sums) {
+    for (std::size_t p = 0; p < left; ++p) sums[p] = v[p] + v[p + left];
+  }
+  return sums[0];
+}
+
+// A query's heads that attend together: where they are, and what has come of them so far.
+template <std::size_t kHeads>
+struct HeadsState {
+  const float* q[kHeads];
+  float* out[kHeads];
+  float largest[kHeads];
+  float sum[kHeads];  // of exp(score - largest); out is as much too large
+};
+
+// One block of positions for one query: n of them, whose keys and values are these; what is `ahead` is needed
+// next.
 template <class Kv, std::size_t kHeads>
-void attend_heads(const float* const* q, const KeysAndValues& past, std::size_t first,
-                  std::size_t end, std::size_t head_size, float scale, float* const* out) {
+HWY_INLINE void attend_block(const std::uint8_t* keys, const std::uint8_t* values,
+                             std::size_t stride, std::size_t n, std::size_t head_size, float scale,
+                             Ahead values_ahead, Ahead ahead, HeadsState<kHeads>& state) {
   const DF df;
   const std::size_t lanes = hn::Lanes(df);
   const hn::CappedTag<float, 1> d1;
   HWY_ALIGN float scores[kHeads][kAttentionBlock];
-  float largest[kHeads], sum[kHeads], correction[kHeads];
+  float correction[kHeads];
+  score_block<Kv, kHeads>(state.q, keys, stride, n, head_size, values_ahead, scores);
   for (std::size_t h = 0; h < kHeads; ++h) {
-    largest[h] = -std::numeric_limits<float>::infinity();
-    sum[h] = 0.0f;
-    std::memset(out[h], 0, head_size * sizeof(float));
+    for (std::size_t p = n; p < kAttentionBlock; ++p) {
+      scores[h][p] = -std::numeric_limits<float>::infinity();
+    }
+    const float largest = HWY_MAX(state.largest[h], largest_of_block(scores[h]) * scale);
+    for (std::size_t p = 0; p < kAttentionBlock; p += lanes) {
+      const auto shifted =
+          hn::MulSub(hn::Load(df, scores[h] + p), hn::Set(df, scale), hn::Set(df, largest));
+      hn::Store(hn::Exp(df, hn::Max(shifted, hn::Set(df, -200.0f))), df, scores[h] + p);
+    }
+    const auto fall = hn::Set(d1, HWY_MAX(state.largest[h] - largest, -200.0f));
+    correction[h] = hn::GetLane(hn::Exp(d1, fall));  // 0 for the first block
+    state.sum[h] = multiply_add(state.sum[h], correction[h], sum_of_block(scores[h]));
+    state.largest[h] = largest;
+  }
+  std::size_t i = 0;
+  const std::size_t n_lines = ahead.lines_for(n * HWY_MAX(1, head_size / (2 * lanes)));
+  for (; i + 2 * lanes <= head_size; i += 2 * lanes) {
+    add_values<Kv, kHeads, 2>(df, scores, correction, values, stride, n, i, n_lines, ahead,
+                              state.out);
+  }
+  for (; i + lanes <= head_size; i += lanes) {
+    add_values<Kv, kHeads, 1>(df, scores, correction, values, stride, n, i, 0, ahead, state.out);
+  }
+  for (; i < head_size; ++i) {
+    add_values<Kv, kHeads, 1>(d1, scores, correction, values, stride, n, i, 0, ahead, state.out);
+  }
+}
+
+// For kHeads (1 or 4) heads of each query, of which head h is heads[h]. The last ones may be the same:
+// they only fill up.
+template <class Kv, std::size_t kHeads>
+void attend_heads(const Query* queries, std::size_t n_queries, const std::size_t* heads,
+                  const KeysAndValues& past, std::size_t head_size, float scale) {
+  HeadsState<kHeads> states[kMaxQueries];
+  std::size_t first = queries[0].first, end = queries[0].end;
+  for (std::size_t t = 0; t < n_queries; ++t) {
+    first = HWY_MIN(first, queries[t].first);
+    end = HWY_MAX(end, queries[t].end);
+    for (std::size_t h = 0; h < kHeads; ++h) {
+      HeadsState<kHeads>& state = states[t];
+      state.q[h] = queries[t].q + heads[h] * head_size;
+      state.out[h] = queries[t].out + heads[h] * head_size;
+      state.largest[h] = -std::numeric_limits<float>::infinity();
+      state.sum[h] = 0.0f;
+      std::memset(state.out[h], 0, head_size * sizeof(float));
+    }
   }
   const auto row_at = [&](std::size_t position) {
     const std::uint8_t* page =
         past.pages + past.page_of[position / kPagePositions] * past.page_bytes;
     return page + position % kPagePositions * past.stride;
   };
-  // Rows are too short for a CPU to see where they go on: what comes next is fetched ahead.
-  const auto fetch = [&](const std::uint8_t* rows, std::size_t n) {
-    for (std::size_t p = 0; p < n; ++p) {
-      for (std::size_t i = 0; i < Kv::bytes(head_size); i += 64) {
-        hwy::Prefetch(rows + p * past.stride + i);
-      }
+  for (std::size_t begin = first, next; begin < end; begin = next) {
+    next = HWY_MIN(begin - begin % kAttentionBlock + kAttentionBlock, end);
+    Ahead values_ahead(row_at(begin) + past.values, (next - begin) * past.stride);
+    const std::uint8_t* next_keys = row_at(next < end ? next : begin) + past.keys;
+    Ahead ahead(next_keys, HWY_MIN(kAttentionBlock, end - next) * past.stride);
+    for (std::size_t t = 0; t < n_queries; ++t) {
+      const std::size_t from = HWY_MAX(begin, queries[t].first);
+      const std::size_t to = HWY_MIN(next, queries[t].end);
+      if (from >= to) continue;
+      const std::uint8_t* rows = row_at(from);
+      attend_block<Kv, kHeads>(rows + past.keys, rows + past.values, past.stride, to - from,
+                               head_size, scale, values_ahead, ahead, states[t]);
+      values_ahead = ahead = Ahead(nullptr, 0);  // by now they are there
     }
-  };
-  for (std::size_t begin = first; begin < end;) {
-    const std::size_t n = HWY_MIN(kAttentionBlock - begin % kAttentionBlock, end - begin);
-    const std::uint8_t* keys = row_at(begin) + past.keys;
-    const std::uint8_t* values = row_at(begin) + past.values;
-    begin += n;
-    fetch(values, n);
-    if (begin < end) fetch(row_at(begin) + past.keys, HWY_MIN(kAttentionBlock, end - begin));
-    score_block<Kv, kHeads>(q, keys, past.stride, n, head_size, scores);
-    for (std::size_t h = 0; h < kHeads; ++h) {
-      float block_max = scores[h][0];
-      for (std::size_t p = 1; p < n; ++p) block_max = HWY_MAX(block_max, scores[h][p]);
-      block_max = HWY_MAX(largest[h], block_max * scale);
-      for (std::size_t p = n; p < kAttentionBlock; ++p) {
-        scores[h][p] = -std::numeric_limits<float>::infinity();
-      }
-      for (std::size_t p = 0; p < kAttentionBlock; p += lanes) {
-        const auto shifted =
-            hn::MulSub(hn::Load(df, scores[h] + p), hn::Set(df, scale), hn::Set(df, block_max));
-        hn::Store(hn::Exp(df, hn::Max(shifted, hn::Set(df, -200.0f))), df, scores[h] + p);
-      }
-      const auto fall = hn::Set(d1, HWY_MAX(largest[h] - block_max, -200.0f));
-      correction[h] = hn::GetLane(hn::Exp(d1, fall));  // 0 for the first block
-      float block_sum = 0.0f;
-      for (std::size_t p = 0; p < n; ++p) block_sum += scores[h][p];
-      sum[h] = multiply_add(sum[h], correction[h], block_sum);
-      largest[h] = block_max;
-    }
-    for_each_vector(head_size, [&](auto d, std::size_t i) MIXTRAL_LAMBDA {
-      add_values<Kv, kHeads>(d, scores, correction, values, past.stride, n, i, out);
-    });
   }
-  for (std::size_t h = 0; h < kHeads; ++h) {
-    if (h > 0 && out[h] == out[h - 1]) break;  // one that only fills up
-    const float inverse = 1.0f / sum[h];
-    for (std::size_t i = 0; i < head_size; ++i) out[h][i] *= inverse;
+  for (std::size_t t = 0; t < n_queries; ++t) {
+    for (std::size_t h = 0; h < kHeads; ++h) {
+      if (h > 0 && heads[h] == heads[h - 1]) break;
+      const float inverse = 1.0f / states[t].sum[h];
+      for (std::size_t i = 0; i < head_size; ++i) states[t].out[h][i] *= inverse;
+    }
   }
 }
 
 template <class Kv>
-void attend_kv(const float* q, std::size_t n_heads, const KeysAndValues& past, std::size_t first,
-               std::size_t end, std::size_t head_size, float scale, float* out) {
-  if (n_heads == 1) return attend_heads<Kv, 1>(&q, past, first, end, head_size, scale, &out);
+void attend_kv(const Query* queries, std::size_t n_queries, std::size_t n_heads,
+               const KeysAndValues& past, std::size_t head_size, float scale) {
   for (std::size_t h = 0; h < n_heads; h += 4) {
-    const float* heads[4];
-    float* outs[4];
-    for (std::size_t i = 0; i < 4; ++i) {  // the last one fills up
-      const std::size_t head = HWY_MIN(h + i, n_heads - 1);
-      heads[i] = q + head * head_size;
-      outs[i] = out + head * head_size;
-    }
-    attend_heads<Kv, 4>(heads, past, first, end, head_size, scale, outs);
+    std::size_t heads[4];
+    for (std::size_t i = 0; i < 4; ++i) heads[i] = HWY_MIN(h + i, n_heads - 1);
+    const auto attend = n_heads == 1 ? attend_heads<Kv, 1> : attend_heads<Kv, 4>;
+    attend(queries, n_queries, heads, past, head_size, scale);
   }
 }
 
-void attend(const float* q, std::size_t n_heads, const KeysAndValues& past, std::size_t first,
-            std::size_t end, std::size_t head_size, float scale, float* out) {
+void attend(const Query* queries, std::size_t n_queries, std::size_t n_heads,
+            const KeysAndValues& past, std::size_t head_size, float scale) {
   const auto attend_as = past.format == BlockFormat::f32    ? attend_kv<KvFloats<F32>>
                          : past.format == BlockFormat::f16  ? attend_kv<KvFloats<F16>>
                          : past.format == BlockFormat::bf16 ? attend_kv<KvFloats<Bf16>>
                                                             : attend_kv<KvQ8_0>;
-  attend_as(q, n_heads, past, first, end, head_size, scale, out);
+  attend_as(queries, n_queries, n_heads, past, head_size, scale);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -4024,6 +4107,15 @@ struct KeysAndValues {
   BlockFormat format;  // f32, f16, bf16 or q8_0
 };
 
+// A token that attends to the positions [first, end), of which there is one at least. Its query heads lie
+// together, head_size apart, as do their results.
+struct Query {
+  const float* q;
+  float* out;
+  std::size_t first, end;
+};
+constexpr std::size_t kMaxQueries = 8;
+
 struct Kernels {
   const char* target;  // Highway's name: "AVX3_DL", "AVX2" ...
   std::int64_t target_bit;
@@ -4094,10 +4186,10 @@ struct Kernels {
   // multiple of 32). What is too large for a half becomes the largest.
   void (*store_kv)(BlockFormat format, const float* x, std::size_t n, std::uint8_t* out);
 
-  // out[h] = softmax(q[h] K^T * scale) V over the positions [first, end) of `past`, for n_heads query
-  // heads that lie together, head_size apart, as do their results: one pass with a running maximum.
-  void (*attend)(const float* q, std::size_t n_heads, const KeysAndValues& past, std::size_t first,
-                 std::size_t end, std::size_t head_size, float scale, float* out);
+  // out[h] = softmax(q[h] K^T * scale) V for n_heads heads of each query, kMaxQueries at most: one pass over
+  // `past` with a running maximum. A query's result does not depend on the others.
+  void (*attend)(const Query* queries, std::size_t n_queries, std::size_t n_heads,
+                 const KeysAndValues& past, std::size_t head_size, float scale);
 };
 
 // The best table this CPU runs among those in `allowed` (a mask of Highway target bits, 0 for all), or
@@ -5758,6 +5850,10 @@ const Kernels* select_kernels(std::int64_t allowed, bool fuses_only) {
 #include <memory_resource>
 #include <utility>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace mixtral::detail {
 
 constexpr std::size_t kSlabAlignment = 64;
@@ -5777,6 +5873,18 @@ inline void* allocate(std::pmr::memory_resource* resource, std::size_t size) noe
 inline void deallocate(std::pmr::memory_resource* resource, void* memory,
                        std::size_t size) noexcept {
   resource->deallocate(memory, size, kSlabAlignment);
+}
+
+// Asks for pages of 2 MiB or so where memory lies that was not yet written to; a refusal costs speed only.
+inline void advise_large_pages([[maybe_unused]] void* memory, [[maybe_unused]] std::size_t size) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr std::size_t kLargePage = std::size_t{2} << 20;
+  const auto begin = reinterpret_cast<std::uintptr_t>(memory);
+  const std::uintptr_t first = (begin + kLargePage - 1) / kLargePage * kLargePage;
+  const std::uintptr_t end = (begin + size) / kLargePage * kLargePage;
+  if (first >= end) return;
+  static_cast<void>(::madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE));
+#endif
 }
 
 // One block of memory handed out in pieces, in two passes over the same code:
@@ -5803,6 +5911,7 @@ class Slab {
   bool reserve(std::pmr::memory_resource* resource, std::size_t size) noexcept {
     memory_ = static_cast<std::uint8_t*>(allocate(resource, size));
     if (memory_ == nullptr) return false;
+    advise_large_pages(memory_, size);
     resource_ = resource;
     size_ = size;
     used_ = 0;
@@ -5872,22 +5981,6 @@ Bytes Bytes::view(Span<const std::uint8_t> bytes) noexcept {
   result.size_ = bytes.size();
   return result;
 }
-
-namespace detail {
-
-// Asks for pages of 2 MiB or so where memory lies that was not yet written to; a refusal costs speed only.
-inline void advise_large_pages([[maybe_unused]] void* memory, [[maybe_unused]] std::size_t size) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr std::size_t kLargePage = std::size_t{2} << 20;
-  const auto begin = reinterpret_cast<std::uintptr_t>(memory);
-  const std::uintptr_t first = (begin + kLargePage - 1) / kLargePage * kLargePage;
-  const std::uintptr_t end = (begin + size) / kLargePage * kLargePage;
-  if (first >= end) return;
-  static_cast<void>(::madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE));
-#endif
-}
-
-}  // namespace detail
 
 Result<Bytes> Bytes::read_all(std::uint64_t size, ReadFunction read, void* context,
                               std::pmr::memory_resource* resource) {
@@ -9862,6 +9955,14 @@ class ForwardPass {
   void begin(std::size_t n_rows, bool all_logits) {
     n_rows_ = n_rows;
     all_logits_ = all_logits;
+    std::size_t depth = 1;
+    for (std::size_t row = 0; row < n_rows; ++row) {
+      depth = std::max(depth, std::size_t{rows_[row].position} + 1);
+    }
+    // As many rows as leave work for many threads and a chunk short enough for a slice of time.
+    const std::size_t for_threads = n_rows * model_->config.n_kv_heads / kAttentionChunks;
+    attention_rows_ = std::min({kAttentionWork / depth, for_threads, simd::kMaxQueries});
+    attention_rows_ = std::max<std::size_t>(attention_rows_, 1);
     layer_ = 0;
     logits_row_ = 0;
     stage_ = Stage::embed;
@@ -9878,7 +9979,7 @@ class ForwardPass {
       case Stage::attention_complete:
       case Stage::router: return n_rows_;
       case Stage::qkv: return n_row_chunks(config.q_dim()) + 2 * n_row_chunks(config.kv_dim());
-      case Stage::attention: return n_rows_ * config.n_kv_heads;
+      case Stage::attention: return attention_groups() * config.n_kv_heads;
       case Stage::attention_output: return n_row_chunks(config.dim);
       case Stage::experts_pack: return assignment_.n_active();
       case Stage::experts_up: return assignment_.n_active() * n_row_chunks(config.hidden_dim);
@@ -9982,6 +10083,9 @@ class ForwardPass {
  private:
   // Logits are computed for this many rows at a time, one group of tokens, or half as many.
   static constexpr std::size_t kLogitRows = simd::kMaxLanes;
+  // Attention is divided into so many chunks at least, if there is enough of it; a chunk of several rows has
+  // so many positions at most: about a millisecond's work.
+  static constexpr std::size_t kAttentionChunks = 64, kAttentionWork = 65536;
 
   const simd::Kernels& kernels() const noexcept { return *model_->kernels; }
   const LayerWeights& layer() const noexcept { return model_->weights.layers[layer_]; }
@@ -10062,21 +10166,31 @@ class ForwardPass {
     }
   }
 
-  // One chunk is one token and one key/value head, with the query heads that share it.
+  // One chunk is one key/value head, with the query heads that share it, and a few tokens.
   void attend(std::size_t chunk) const {
     const Config& config = model_->config;
-    const std::size_t row = chunk / config.n_kv_heads;
-    const std::size_t kv_head = chunk % config.n_kv_heads;
+    const std::size_t n_groups = attention_groups();
+    const std::size_t kv_head = chunk / n_groups;
     const std::size_t group = config.n_heads / config.n_kv_heads;
     const std::size_t size = config.head_size;
-    const std::size_t end = std::size_t{rows_[row].position} + 1;
     const std::size_t window = config.sliding_window;
-    const std::size_t first = window == 0 || end <= window ? 0 : end - window;
-    const simd::KeysAndValues past = rows_[row].past->head(layer_, kv_head);
     const float scale = 1.0f / std::sqrt(static_cast<float>(size));
     const std::size_t h = kv_head * group;
-    kernels().attend(qkv_row(row) + h * size, group, past, first, end, size, scale,
-                     attention_.row(row) + h * size);
+    const std::size_t begin = chunk % n_groups * attention_rows_;
+    const std::size_t last = std::min(begin + attention_rows_, n_rows_);
+    simd::Query queries[simd::kMaxQueries];
+    std::size_t n = 0;
+    for (std::size_t row = begin; row < last; ++row) {
+      const std::size_t end = std::size_t{rows_[row].position} + 1;
+      const std::size_t first = window == 0 || end <= window ? 0 : end - window;
+      queries[n++] = {qkv_row(row) + h * size, attention_.row(row) + h * size, first, end};
+      if (row + 1 < last && rows_[row + 1].past == rows_[row].past) continue;
+      kernels().attend(queries, n, group, rows_[row].past->head(layer_, kv_head), size, scale);
+      n = 0;
+    }
+  }
+  std::size_t attention_groups() const noexcept {
+    return (n_rows_ + attention_rows_ - 1) / attention_rows_;
   }
 
   void attention_output(std::size_t chunk) const {
@@ -10290,6 +10404,7 @@ class ForwardPass {
   Stage stage_ = Stage::done;
   std::size_t layer_ = 0;
   std::size_t n_rows_ = 0;
+  std::size_t attention_rows_ = 1;  // of a chunk
   bool all_logits_ = false;
   std::size_t down_ = 0;                     // which active expert experts_down is at
   std::size_t logits_row_ = 0;               // the first row not yet looked at for logits

@@ -5,6 +5,7 @@ using namespace support;
 using mixtral::BlockFormat;
 using mixtral::simd::Kernels;
 using mixtral::simd::Matrix;
+using mixtral::simd::Query;
 
 namespace {
 
@@ -71,14 +72,52 @@ TEST_CASE("attention: heads that share keys and values attend as alone") {
       std::vector<float> q(6 * size), alone(6 * size);
       for (float& v : q) v = normal(random);
       for (std::size_t h = 0; h < 6; ++h) {
-        kernels->attend(q.data() + h * size, 1, r.past, 3, n, size, 0.25f, alone.data() + h * size);
+        const Query query{q.data() + h * size, alone.data() + h * size, 3, n};
+        kernels->attend(&query, 1, 1, r.past, size, 0.25f);
       }
       for (const std::size_t n_heads : {2u, 4u, 5u, 6u}) {
         std::vector<float> together(6 * size, 7.0f);
-        kernels->attend(q.data(), n_heads, r.past, 3, n, size, 0.25f, together.data());
+        const Query query{q.data(), together.data(), 3, n};
+        kernels->attend(&query, 1, n_heads, r.past, size, 0.25f);
         for (std::size_t i = 0; i < 6 * size; ++i) {
           CHECK(together[i] == (i < n_heads * size ? alone[i] : 7.0f));
         }
+      }
+    }
+  }
+}
+
+TEST_CASE("attention: several queries attend as alone, each to its own part of the past") {
+  const std::size_t size = 40, n = 150, n_heads = 3, width = n_heads * size;
+  struct Range {
+    std::size_t first, end;
+  };
+  // Of a prompt, of a sliding window, with nothing in common, in any order.
+  const std::vector<Range> all[] = {
+      {{0, 61}, {0, 62}, {0, 63}, {0, 64}, {0, 65}, {0, 66}, {0, 67}, {0, 68}},
+      {{30, 90}, {31, 91}, {32, 92}, {33, 93}, {34, 94}},
+      {{0, 1}, {149, 150}, {64, 96}},
+      {{100, 150}, {0, 40}}};
+  for (const Kernels* kernels : all_kernels()) {
+    CAPTURE(std::string(kernels->target));
+    for (const BlockFormat format : kKvFormats) {
+      if (format == BlockFormat::q8_0) continue;  // its rows are of 32 columns
+      std::mt19937 random(13);
+      const RandomPast r(*kernels, format, n, size, random);
+      std::normal_distribution<float> normal;
+      for (const std::vector<Range>& ranges : all) {
+        std::vector<float> q(ranges.size() * width), alone(q.size()), together(q.size());
+        for (float& v : q) v = normal(random);
+        std::vector<Query> queries;
+        for (std::size_t t = 0; t < ranges.size(); ++t) {
+          const Query query{q.data() + t * width, alone.data() + t * width, ranges[t].first,
+                            ranges[t].end};
+          kernels->attend(&query, 1, n_heads, r.past, size, 0.25f);
+          queries.push_back(query);
+          queries.back().out = together.data() + t * width;
+        }
+        kernels->attend(queries.data(), queries.size(), n_heads, r.past, size, 0.25f);
+        CHECK(together == alone);
       }
     }
   }
@@ -113,7 +152,8 @@ TEST_CASE("attention: one head equals softmax in double, also for large scores")
                 expected[i] += scores[p] / sum * static_cast<double>(r.value[p][i]);
               }
             }
-            kernels->attend(q.data(), 1, r.past, 0, n, size, static_cast<float>(scale), out.data());
+            const Query query{q.data(), out.data(), 0, n};
+            kernels->attend(&query, 1, 1, r.past, size, static_cast<float>(scale));
             const std::vector<float> reference(expected.begin(), expected.end());
             // Scores of size s are rounded by s * 2^-24, which the exponential magnifies.
             CHECK(max_difference(out, reference) <= (spread > 1.0f ? 2e-1 : 1e-5));

@@ -51,22 +51,6 @@ Bytes Bytes::view(Span<const std::uint8_t> bytes) noexcept {
   return result;
 }
 
-namespace detail {
-
-// Asks for pages of 2 MiB or so where memory lies that was not yet written to; a refusal costs speed only.
-inline void advise_large_pages([[maybe_unused]] void* memory, [[maybe_unused]] std::size_t size) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr std::size_t kLargePage = std::size_t{2} << 20;
-  const auto begin = reinterpret_cast<std::uintptr_t>(memory);
-  const std::uintptr_t first = (begin + kLargePage - 1) / kLargePage * kLargePage;
-  const std::uintptr_t end = (begin + size) / kLargePage * kLargePage;
-  if (first >= end) return;
-  static_cast<void>(::madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE));
-#endif
-}
-
-}  // namespace detail
-
 Result<Bytes> Bytes::read_all(std::uint64_t size, ReadFunction read, void* context,
                               std::pmr::memory_resource* resource) {
   if (size > std::numeric_limits<std::size_t>::max() / 2) {

@@ -61,6 +61,14 @@ class ForwardPass {
   void begin(std::size_t n_rows, bool all_logits) {
     n_rows_ = n_rows;
     all_logits_ = all_logits;
+    std::size_t depth = 1;
+    for (std::size_t row = 0; row < n_rows; ++row) {
+      depth = std::max(depth, std::size_t{rows_[row].position} + 1);
+    }
+    // As many rows as leave work for many threads and a chunk short enough for a slice of time.
+    const std::size_t for_threads = n_rows * model_->config.n_kv_heads / kAttentionChunks;
+    attention_rows_ = std::min({kAttentionWork / depth, for_threads, simd::kMaxQueries});
+    attention_rows_ = std::max<std::size_t>(attention_rows_, 1);
     layer_ = 0;
     logits_row_ = 0;
     stage_ = Stage::embed;
@@ -77,7 +85,7 @@ class ForwardPass {
       case Stage::attention_complete:
       case Stage::router: return n_rows_;
       case Stage::qkv: return n_row_chunks(config.q_dim()) + 2 * n_row_chunks(config.kv_dim());
-      case Stage::attention: return n_rows_ * config.n_kv_heads;
+      case Stage::attention: return attention_groups() * config.n_kv_heads;
       case Stage::attention_output: return n_row_chunks(config.dim);
       case Stage::experts_pack: return assignment_.n_active();
       case Stage::experts_up: return assignment_.n_active() * n_row_chunks(config.hidden_dim);
@@ -181,6 +189,9 @@ class ForwardPass {
  private:
   // Logits are computed for this many rows at a time, one group of tokens, or half as many.
   static constexpr std::size_t kLogitRows = simd::kMaxLanes;
+  // Attention is divided into so many chunks at least, if there is enough of it; a chunk of several rows has
+  // so many positions at most: about a millisecond's work.
+  static constexpr std::size_t kAttentionChunks = 64, kAttentionWork = 65536;
 
   const simd::Kernels& kernels() const noexcept { return *model_->kernels; }
   const LayerWeights& layer() const noexcept { return model_->weights.layers[layer_]; }
@@ -261,21 +272,31 @@ class ForwardPass {
     }
   }
 
-  // One chunk is one token and one key/value head, with the query heads that share it.
+  // One chunk is one key/value head, with the query heads that share it, and a few tokens.
   void attend(std::size_t chunk) const {
     const Config& config = model_->config;
-    const std::size_t row = chunk / config.n_kv_heads;
-    const std::size_t kv_head = chunk % config.n_kv_heads;
+    const std::size_t n_groups = attention_groups();
+    const std::size_t kv_head = chunk / n_groups;
     const std::size_t group = config.n_heads / config.n_kv_heads;
     const std::size_t size = config.head_size;
-    const std::size_t end = std::size_t{rows_[row].position} + 1;
     const std::size_t window = config.sliding_window;
-    const std::size_t first = window == 0 || end <= window ? 0 : end - window;
-    const simd::KeysAndValues past = rows_[row].past->head(layer_, kv_head);
     const float scale = 1.0f / std::sqrt(static_cast<float>(size));
     const std::size_t h = kv_head * group;
-    kernels().attend(qkv_row(row) + h * size, group, past, first, end, size, scale,
-                     attention_.row(row) + h * size);
+    const std::size_t begin = chunk % n_groups * attention_rows_;
+    const std::size_t last = std::min(begin + attention_rows_, n_rows_);
+    simd::Query queries[simd::kMaxQueries];
+    std::size_t n = 0;
+    for (std::size_t row = begin; row < last; ++row) {
+      const std::size_t end = std::size_t{rows_[row].position} + 1;
+      const std::size_t first = window == 0 || end <= window ? 0 : end - window;
+      queries[n++] = {qkv_row(row) + h * size, attention_.row(row) + h * size, first, end};
+      if (row + 1 < last && rows_[row + 1].past == rows_[row].past) continue;
+      kernels().attend(queries, n, group, rows_[row].past->head(layer_, kv_head), size, scale);
+      n = 0;
+    }
+  }
+  std::size_t attention_groups() const noexcept {
+    return (n_rows_ + attention_rows_ - 1) / attention_rows_;
   }
 
   void attention_output(std::size_t chunk) const {
@@ -489,6 +510,7 @@ class ForwardPass {
   Stage stage_ = Stage::done;
   std::size_t layer_ = 0;
   std::size_t n_rows_ = 0;
+  std::size_t attention_rows_ = 1;  // of a chunk
   bool all_logits_ = false;
   std::size_t down_ = 0;                     // which active expert experts_down is at
   std::size_t logits_row_ = 0;               // the first row not yet looked at for logits

@@ -92,6 +92,15 @@ struct KeysAndValues {
   BlockFormat format;  // f32, f16, bf16 or q8_0
 };
 
+// A token that attends to the positions [first, end), of which there is one at least. Its query heads lie
+// together, head_size apart, as do their results.
+struct Query {
+  const float* q;
+  float* out;
+  std::size_t first, end;
+};
+constexpr std::size_t kMaxQueries = 8;
+
 struct Kernels {
   const char* target;  // Highway's name: "AVX3_DL", "AVX2" ...
   std::int64_t target_bit;
@@ -162,10 +171,10 @@ struct Kernels {
   // multiple of 32). What is too large for a half becomes the largest.
   void (*store_kv)(BlockFormat format, const float* x, std::size_t n, std::uint8_t* out);
 
-  // out[h] = softmax(q[h] K^T * scale) V over the positions [first, end) of `past`, for n_heads query
-  // heads that lie together, head_size apart, as do their results: one pass with a running maximum.
-  void (*attend)(const float* q, std::size_t n_heads, const KeysAndValues& past, std::size_t first,
-                 std::size_t end, std::size_t head_size, float scale, float* out);
+  // out[h] = softmax(q[h] K^T * scale) V for n_heads heads of each query, kMaxQueries at most: one pass over
+  // `past` with a running maximum. A query's result does not depend on the others.
+  void (*attend)(const Query* queries, std::size_t n_queries, std::size_t n_heads,
+                 const KeysAndValues& past, std::size_t head_size, float scale);
 };
 
 // The best table this CPU runs among those in `allowed` (a mask of Highway target bits, 0 for all), or
