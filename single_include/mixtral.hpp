@@ -30,8 +30,6 @@
 
 #include <hwy/cache_control.h>
 #include <hwy/highway.h>
-//
-#include <hwy/contrib/math/math-inl.h>
 
 // Products of BF16 by instructions; if that is 1, in this target's CPUs there may be some, to be asked for.
 #undef MIXTRAL_BF16_DOT  // differs between targets
@@ -93,13 +91,6 @@ using VI8 = hn::Vec<DI8>;
 
 // Sums along float rows are made of so many, in an order that does not depend on the lanes.
 constexpr std::size_t kPartialSums = 16;
-
-// a * b + c. Compilers may join what is written as a product and a sum, or not; here, too, it is joined
-// where the target can.
-HWY_INLINE float multiply_add(float a, float b, float c) {
-  const hn::CappedTag<float, 1> d;
-  return hn::GetLane(hn::MulAdd(hn::Set(d, a), hn::Set(d, b), hn::Set(d, c)));
-}
 
 // The dot product takes weights as unsigned bytes of full range; signed ones are stored 128 higher.
 // (AVX-VNNI is no target of Highway's: it is used if the compiler's flags have it.)
@@ -234,6 +225,92 @@ HWY_INLINE hn::Vec<D> halves_to_float_vector(D d, const std::uint8_t* data) {
 #else
   return half_bits_to_floats(d, hn::PromoteTo(hn::RebindToUnsigned<D>(), halves));
 #endif
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace mixtral::simd
+HWY_AFTER_NAMESPACE();
+// Per target: products and sums that are rounded once, and what is made of them.
+//
+// These are what results depend on, so they are the same bits on every target that has an instruction for
+// them, and with MIXTRAL_STRICT_EVERYWHERE on all others, too.
+
+HWY_BEFORE_NAMESPACE();
+namespace mixtral::simd {
+namespace HWY_NAMESPACE {
+
+#undef MIXTRAL_SOFTWARE_FMA  // differs between targets
+#if !HWY_NATIVE_FMA && defined(MIXTRAL_STRICT_EVERYWHERE)
+#define MIXTRAL_SOFTWARE_FMA 1
+#else
+#define MIXTRAL_SOFTWARE_FMA 0
+#endif
+constexpr bool kFuses = HWY_NATIVE_FMA || MIXTRAL_SOFTWARE_FMA;
+
+// a * b + c.
+template <class V>
+HWY_INLINE V mul_add(V a, V b, V c) {
+#if MIXTRAL_SOFTWARE_FMA
+  const hn::DFromV<V> d;
+  HWY_ALIGN float x[kMaxLanes], y[kMaxLanes], z[kMaxLanes];
+  hn::Store(a, d, x), hn::Store(b, d, y), hn::Store(c, d, z);
+  for (std::size_t i = 0; i < hn::Lanes(d); ++i) z[i] = software_fma(x[i], y[i], z[i]);
+  return hn::Load(d, z);
+#else
+  return hn::MulAdd(a, b, c);
+#endif
+}
+
+// c - a * b.
+template <class V>
+HWY_INLINE V neg_mul_add(V a, V b, V c) {
+#if MIXTRAL_SOFTWARE_FMA
+  return mul_add(hn::Neg(a), b, c);
+#else
+  return hn::NegMulAdd(a, b, c);
+#endif
+}
+
+// a * b - c.
+template <class V>
+HWY_INLINE V mul_sub(V a, V b, V c) {
+#if MIXTRAL_SOFTWARE_FMA
+  return mul_add(a, b, hn::Neg(c));
+#else
+  return hn::MulSub(a, b, c);
+#endif
+}
+
+// a * b + c. Compilers may join what is written as a product and a sum, or not; here, too, it is joined
+// where the target can.
+HWY_INLINE float multiply_add(float a, float b, float c) {
+  const hn::CappedTag<float, 1> d;
+  return hn::GetLane(mul_add(hn::Set(d, a), hn::Set(d, b), hn::Set(d, c)));
+}
+
+// e^x, within two units in the last place; e^88 for what is larger, 0 for what is below the least normal
+// number. Range reduction and polynomial of Cephes' expf (Moshier 1992); Highway's own function may change
+// from one version to the next, and results with it.
+template <class D>
+HWY_INLINE hn::Vec<D> exponential(D d, hn::Vec<D> x) {
+  const hn::RebindToSigned<D> d32;
+  x = hn::Min(x, hn::Set(d, 88.0f));
+  // x = n ln 2 + r. Near 1.5 * 2^23 a float's last bit is worth 1, so that its bits end in those of n.
+  const auto shift = hn::Set(d, 12582912.0f);
+  const auto shifted = mul_add(x, hn::Set(d, 1.44269504f), shift);
+  const auto n = hn::Sub(shifted, shift);
+  auto r = neg_mul_add(n, hn::Set(d, 0.693359375f), x);
+  r = neg_mul_add(n, hn::Set(d, -2.12194440e-4f), r);
+  auto p = mul_add(hn::Set(d, 1.9875691500e-4f), r, hn::Set(d, 1.3981999507e-3f));
+  p = mul_add(p, r, hn::Set(d, 8.3334519073e-3f));
+  p = mul_add(p, r, hn::Set(d, 4.1665795894e-2f));
+  p = mul_add(p, r, hn::Set(d, 1.6666665459e-1f));
+  p = mul_add(p, r, hn::Set(d, 5.0000001201e-1f));
+  p = mul_add(p, hn::Mul(r, r), hn::Add(r, hn::Set(d, 1.0f)));
+  const auto exponent =
+      hn::Add(hn::ShiftLeft<23>(hn::BitCast(d32, shifted)), hn::Set(d32, std::int32_t{127} << 23));
+  const auto result = hn::Mul(p, hn::BitCast(d, exponent));
+  return hn::IfThenElseZero(hn::Ge(x, hn::Set(d, -87.3f)), result);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -1808,9 +1885,9 @@ template <class Kind, class OffsetOf, class XSumOf>
 HWY_INLINE VF add_scaled_dot(VF sum, VF dot, VF scale, const OffsetOf& offset_of,
                              const XSumOf& x_sum_of) {
   static_assert(Kind::kOffsets == 0 || Kind::kHalves == 1, "offsets are of whole blocks' dots");
-  sum = hn::MulAdd(dot, scale, sum);
-  if (Kind::kOffsets > 0) sum = hn::NegMulAdd(offset_of(0), x_sum_of(0), sum);
-  if (Kind::kOffsets > 1) sum = hn::NegMulAdd(offset_of(1), x_sum_of(1), sum);
+  sum = mul_add(dot, scale, sum);
+  if (Kind::kOffsets > 0) sum = neg_mul_add(offset_of(0), x_sum_of(0), sum);
+  if (Kind::kOffsets > 1) sum = neg_mul_add(offset_of(1), x_sum_of(1), sum);
   return sum;
 }
 
@@ -1849,7 +1926,7 @@ struct Columns {
 
   static HWY_INLINE VF add_product(VF sum, VU32 w, VU32 x) {
     const DF df;
-    return hn::MulAdd(hn::BitCast(df, w), hn::BitCast(df, x), sum);
+    return mul_add(hn::BitCast(df, w), hn::BitCast(df, x), sum);
   }
 };
 
@@ -1858,8 +1935,8 @@ struct Pairs {
   static constexpr std::size_t kColumns = 2;
 
   static HWY_INLINE VF add_product(VF sum, VU32 w, VU32 x) {
-    sum = hn::MulAdd(second(w), second(x), sum);
-    return hn::MulAdd(first(w), first(x), sum);
+    sum = mul_add(second(w), second(x), sum);
+    return mul_add(first(w), first(x), sum);
   }
 
  private:
@@ -2655,7 +2732,7 @@ HWY_INLINE float dot(const float* a, const float* b, std::size_t n) {
   for (std::size_t part = 0; part < kPartialSums; part += lanes) {
     VF sum = hn::Zero(df);
     for (std::size_t i = part; i < whole; i += kPartialSums) {
-      sum = hn::MulAdd(hn::LoadU(df, a + i), hn::LoadU(df, b + i), sum);
+      sum = mul_add(hn::LoadU(df, a + i), hn::LoadU(df, b + i), sum);
     }
     hn::Store(sum, df, sums + part);
   }
@@ -2680,7 +2757,7 @@ void rms_norm(const float* x, const float* weight, float epsilon, std::size_t n,
 void swiglu(float* gate, const float* up, std::size_t n) {
   for_each_vector(n, [&](auto d, std::size_t i) HWY_ATTR {
     const auto g = hn::LoadU(d, gate + i);
-    const auto sigmoid_denominator = hn::Add(hn::Set(d, 1.0f), hn::Exp(d, hn::Neg(g)));
+    const auto sigmoid_denominator = hn::Add(hn::Set(d, 1.0f), exponential(d, hn::Neg(g)));
     const auto silu = hn::Div(g, sigmoid_denominator);
     hn::StoreU(hn::Mul(silu, hn::LoadU(d, up + i)), d, gate + i);
   });
@@ -2697,8 +2774,7 @@ void rotate(float* x, const float* cos2, const float* sin2, std::size_t n) {
       const auto turned = hn::Mul(swapped, hn::LoadU(df, sin2 + i));
       const auto cosine = hn::LoadU(df, cos2 + i);
       // even lanes: x0 cos - x1 sin; odd lanes: x1 cos + x0 sin
-      hn::StoreU(hn::OddEven(hn::MulAdd(v, cosine, turned), hn::MulSub(v, cosine, turned)), df,
-                 x + i);
+      hn::StoreU(hn::OddEven(mul_add(v, cosine, turned), mul_sub(v, cosine, turned)), df, x + i);
     }
   }
   for (; i + 1 < n; i += 2) {
@@ -2711,7 +2787,7 @@ void rotate(float* x, const float* cos2, const float* sin2, std::size_t n) {
 
 void add_scaled(float a, const float* x, std::size_t n, float* y) {
   for_each_vector(n, [&](auto d, std::size_t i) HWY_ATTR {
-    hn::StoreU(hn::MulAdd(hn::Set(d, a), hn::LoadU(d, x + i), hn::LoadU(d, y + i)), d, y + i);
+    hn::StoreU(mul_add(hn::Set(d, a), hn::LoadU(d, x + i), hn::LoadU(d, y + i)), d, y + i);
   });
 }
 
@@ -2765,7 +2841,7 @@ void decode_quantized_rows(const Matrix& w, const Unpacker& unpacker, const Deco
         const auto whole = kUnsignedDot ? hn::PromoteTo(d32, hn::BitCast(du8, stored))
                                         : hn::PromoteTo(d32, stored);
         const auto number = hn::ConvertTo(df, hn::Sub(whole, hn::Set(d32, how.zero)));
-        hn::Store(hn::MulSub(number, hn::Load(df, scale + i), hn::Load(df, offset + i)), df,
+        hn::Store(mul_sub(number, hn::Load(df, scale + i), hn::Load(df, offset + i)), df,
                   values + i);
       }
       std::memcpy(out + r * w.cols + col, values, n_cols * sizeof(float));
@@ -2984,17 +3060,17 @@ HWY_INLINE void multiply_4_rows_4_tokens(const Load& load, const float* const* x
     for (std::size_t i = part; i < n_cols; i += n) {
       const auto w0 = load(0, i), w1 = load(1, i), w2 = load(2, i), w3 = load(3, i);
       const auto x0 = hn::LoadU(df, x[0] + i);
-      a0 = hn::MulAdd(w0, x0, a0), a1 = hn::MulAdd(w1, x0, a1);
-      a2 = hn::MulAdd(w2, x0, a2), a3 = hn::MulAdd(w3, x0, a3);
+      a0 = mul_add(w0, x0, a0), a1 = mul_add(w1, x0, a1);
+      a2 = mul_add(w2, x0, a2), a3 = mul_add(w3, x0, a3);
       const auto x1 = hn::LoadU(df, x[1] + i);
-      b0 = hn::MulAdd(w0, x1, b0), b1 = hn::MulAdd(w1, x1, b1);
-      b2 = hn::MulAdd(w2, x1, b2), b3 = hn::MulAdd(w3, x1, b3);
+      b0 = mul_add(w0, x1, b0), b1 = mul_add(w1, x1, b1);
+      b2 = mul_add(w2, x1, b2), b3 = mul_add(w3, x1, b3);
       const auto x2 = hn::LoadU(df, x[2] + i);
-      c0 = hn::MulAdd(w0, x2, c0), c1 = hn::MulAdd(w1, x2, c1);
-      c2 = hn::MulAdd(w2, x2, c2), c3 = hn::MulAdd(w3, x2, c3);
+      c0 = mul_add(w0, x2, c0), c1 = mul_add(w1, x2, c1);
+      c2 = mul_add(w2, x2, c2), c3 = mul_add(w3, x2, c3);
       const auto x3 = hn::LoadU(df, x[3] + i);
-      d0 = hn::MulAdd(w0, x3, d0), d1 = hn::MulAdd(w1, x3, d1);
-      d2 = hn::MulAdd(w2, x3, d2), d3 = hn::MulAdd(w3, x3, d3);
+      d0 = mul_add(w0, x3, d0), d1 = mul_add(w1, x3, d1);
+      d2 = mul_add(w2, x3, d2), d3 = mul_add(w3, x3, d3);
     }
     hn::Store(a0, df, sums), hn::Store(a1, df, sums + n);
     hn::Store(a2, df, sums + 2 * n), hn::Store(a3, df, sums + 3 * n);
@@ -3017,8 +3093,8 @@ HWY_INLINE void multiply_4_rows(const Load& load, const float* x, std::size_t n_
     VF a = hn::Zero(df), b = a, c = a, d = a;
     for (std::size_t i = part; i < n_cols; i += n) {
       const auto xi = hn::LoadU(df, x + i);
-      a = hn::MulAdd(load(0, i), xi, a), b = hn::MulAdd(load(1, i), xi, b);
-      c = hn::MulAdd(load(2, i), xi, c), d = hn::MulAdd(load(3, i), xi, d);
+      a = mul_add(load(0, i), xi, a), b = mul_add(load(1, i), xi, b);
+      c = mul_add(load(2, i), xi, c), d = mul_add(load(3, i), xi, d);
     }
     hn::Store(a, df, sums), hn::Store(b, df, sums + n);
     hn::Store(c, df, sums + 2 * n), hn::Store(d, df, sums + 3 * n);
@@ -3106,8 +3182,8 @@ HWY_INLINE void add_values(D d, const float (*weights)[kAttentionBlock], const f
     const auto value2 = kTwo ? Kv::load(d, values + p * stride, j) : value;
     const auto add = [&](std::size_t h, hn::Vec<D>& sum, hn::Vec<D>& sum2) MIXTRAL_LAMBDA {
       const auto weight = hn::Set(d, weights[h][p]);
-      sum = hn::MulAdd(weight, value, sum);
-      if (kTwo) sum2 = hn::MulAdd(weight, value2, sum2);
+      sum = mul_add(weight, value, sum);
+      if (kTwo) sum2 = mul_add(weight, value2, sum2);
     };
     add(0, a, a2);
     if (kFour) add(1, b, b2), add(2, c, c2), add(3, e, e2);
@@ -3166,11 +3242,11 @@ HWY_INLINE void attend_block(const std::uint8_t* keys, const std::uint8_t* value
     const float largest = HWY_MAX(state.largest[h], largest_of_block(scores[h]) * scale);
     for (std::size_t p = 0; p < kAttentionBlock; p += lanes) {
       const auto shifted =
-          hn::MulSub(hn::Load(df, scores[h] + p), hn::Set(df, scale), hn::Set(df, largest));
-      hn::Store(hn::Exp(df, hn::Max(shifted, hn::Set(df, -200.0f))), df, scores[h] + p);
+          mul_sub(hn::Load(df, scores[h] + p), hn::Set(df, scale), hn::Set(df, largest));
+      hn::Store(exponential(df, shifted), df, scores[h] + p);
     }
-    const auto fall = hn::Set(d1, HWY_MAX(state.largest[h] - largest, -200.0f));
-    correction[h] = hn::GetLane(hn::Exp(d1, fall));  // 0 for the first block
+    const auto fall = hn::Set(d1, state.largest[h] - largest);
+    correction[h] = hn::GetLane(exponential(d1, fall));  // 0 for the first block
     state.sum[h] = multiply_add(state.sum[h], correction[h], sum_of_block(scores[h]));
     state.largest[h] = largest;
   }
@@ -3266,7 +3342,7 @@ namespace HWY_NAMESPACE {
 
 constexpr Kernels kKernels{MIXTRAL_TARGET_NAME(HWY_NAMESPACE),
                            HWY_TARGET,
-                           HWY_NATIVE_FMA != 0,
+                           kFuses,
                            lanes,
                            kMinGroupedTokens,
                            matmul,
@@ -4261,7 +4337,8 @@ struct ModelOptions {
   std::int64_t simd_targets = 0;
   // For lock-step games and replays: only SIMD targets whose results are the same bits, so that the same
   // build gives the same tokens on other CPUs. Those are the ones that multiply and add in one step:
-  // AVX2 and all later ones of x86, and those of aarch64 and RISC-V; others are refused.
+  // AVX2 and all later ones of x86, and those of aarch64 and RISC-V. Others (SSE, WebAssembly) are refused,
+  // unless MIXTRAL_STRICT_EVERYWHERE was defined where the implementation is: then they do it in software.
   bool strict = false;
   // Round what BF16 weights are multiplied with to BF16, as the reference does when it runs in BF16: CPUs
   // with instructions for it (Zen 4, Sapphire Rapids and later) take up to half the time in prompts.
@@ -5415,6 +5492,32 @@ inline std::uint16_t float_to_bfloat16(float value) {
   std::memcpy(&bits, &value, 4);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<std::uint16_t>(bits >> 16 | 0x40u);
   return static_cast<std::uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+}  // namespace mixtral::simd
+// a * b + c, rounded once, without an instruction for it.
+
+#include <cstdint>
+#include <cstring>
+
+namespace mixtral::simd {
+
+// The product is exact in double precision. The sum is rounded to an odd last bit if it is not exact, so that
+// rounding it to single precision gives what one rounding would have given (Boldo & Melquiond 2008,
+// "Emulation of a FMA and correctly rounded sums: proved algorithms using rounding to odd").
+inline float software_fma(float a, float b, float c) {
+  const double product = static_cast<double>(a) * static_cast<double>(b);
+  const double addend = static_cast<double>(c);
+  double sum = product + addend;
+  const double rest = sum - product;
+  const double error = (product - (sum - rest)) + (addend - rest);  // Knuth's TwoSum; NaN if sum is
+  std::uint64_t bits;
+  std::memcpy(&bits, &sum, sizeof bits);
+  if ((error < 0.0 || error > 0.0) && bits % 2 == 0) {
+    bits += (error > 0.0) == (sum > 0.0) ? 1 : ~std::uint64_t{0};
+    std::memcpy(&sum, &bits, sizeof bits);
+  }
+  return static_cast<float>(sum);
 }
 
 }  // namespace mixtral::simd

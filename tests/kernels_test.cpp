@@ -3,6 +3,7 @@
 
 #include <mixtral/simd/grids.hpp>
 #include <mixtral/simd/half.hpp>
+#include <mixtral/simd/software_fma.hpp>
 
 using namespace support;
 using mixtral::BlockFormat;
@@ -616,6 +617,46 @@ TEST_CASE("kernels: vector operations equal their formulas for any length") {
       CHECK(turned[n] == a[n]);
     }
   }
+}
+
+TEST_CASE("kernels: swiglu's exponential holds at both ends") {
+  for (const Kernels* kernels : all_kernels()) {
+    CAPTURE(std::string(kernels->target));
+    for (float x = -130.0f; x < 130.0f; x += 0.37f) {
+      CAPTURE(x);
+      const float up = 2.0f;
+      float gate = x;
+      kernels->swiglu(&gate, &up, 1);
+      const double exact = static_cast<double>(x) / (1.0 + std::exp(-static_cast<double>(x))) * 2.0;
+      CHECK(std::abs(static_cast<double>(gate) - exact) <= 3e-7 * std::abs(exact) + 3e-36);
+    }
+  }
+}
+
+TEST_CASE("kernels: products and sums in software are rounded once") {
+  std::mt19937 random(14);
+  std::size_t wrong = 0;
+  const auto check = [&](float a, float b, float c) {
+    const float mine = mixtral::simd::software_fma(a, b, c), expected = std::fma(a, b, c);
+    wrong += std::memcmp(&mine, &expected, 4) != 0 && !(std::isnan(mine) && std::isnan(expected));
+  };
+  const auto any = [&] {
+    const auto bits = static_cast<std::uint32_t>(random());
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+  };
+  for (int i = 0; i < 2'000'000; ++i) check(any(), any(), any());  // subnormals, infinities, NaNs
+  // Near ties and cancellation: few bits, and c about -a * b or half a last place of it.
+  std::uniform_int_distribution<int> bits(-4100, 4100), shift(-40, 40);
+  for (int i = 0; i < 2'000'000; ++i) {
+    const auto a = static_cast<float>(bits(random)), b = static_cast<float>(bits(random));
+    const auto c = std::ldexp(static_cast<float>(bits(random)), shift(random));
+    check(a, b, c);
+    check(a, b, -a * b);
+    check(std::ldexp(a, -70), std::ldexp(b, -70), std::ldexp(c, -145));  // results without all bits
+  }
+  CHECK(wrong == 0);
 }
 
 TEST_CASE("kernels: float32 to half and bfloat16 rounds to nearest, ties to even") {

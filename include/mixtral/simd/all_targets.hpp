@@ -24,6 +24,7 @@
 #include "mixtral/simd/grids.hpp"
 #include "mixtral/simd/half.hpp"
 #include "mixtral/simd/kernels.hpp"
+#include "mixtral/simd/software_fma.hpp"
 
 // Without -march, Highway 1.0.3 falls back to scalar or emulated code on x86-64, for want of a plain
 // SSE2 target. The least that it has with vectors is SSSE3 (2006); supported_targets() checks that

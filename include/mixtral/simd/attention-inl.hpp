@@ -84,17 +84,17 @@ HWY_INLINE void multiply_4_rows_4_tokens(const Load& load, const float* const* x
     for (std::size_t i = part; i < n_cols; i += n) {
       const auto w0 = load(0, i), w1 = load(1, i), w2 = load(2, i), w3 = load(3, i);
       const auto x0 = hn::LoadU(df, x[0] + i);
-      a0 = hn::MulAdd(w0, x0, a0), a1 = hn::MulAdd(w1, x0, a1);
-      a2 = hn::MulAdd(w2, x0, a2), a3 = hn::MulAdd(w3, x0, a3);
+      a0 = mul_add(w0, x0, a0), a1 = mul_add(w1, x0, a1);
+      a2 = mul_add(w2, x0, a2), a3 = mul_add(w3, x0, a3);
       const auto x1 = hn::LoadU(df, x[1] + i);
-      b0 = hn::MulAdd(w0, x1, b0), b1 = hn::MulAdd(w1, x1, b1);
-      b2 = hn::MulAdd(w2, x1, b2), b3 = hn::MulAdd(w3, x1, b3);
+      b0 = mul_add(w0, x1, b0), b1 = mul_add(w1, x1, b1);
+      b2 = mul_add(w2, x1, b2), b3 = mul_add(w3, x1, b3);
       const auto x2 = hn::LoadU(df, x[2] + i);
-      c0 = hn::MulAdd(w0, x2, c0), c1 = hn::MulAdd(w1, x2, c1);
-      c2 = hn::MulAdd(w2, x2, c2), c3 = hn::MulAdd(w3, x2, c3);
+      c0 = mul_add(w0, x2, c0), c1 = mul_add(w1, x2, c1);
+      c2 = mul_add(w2, x2, c2), c3 = mul_add(w3, x2, c3);
       const auto x3 = hn::LoadU(df, x[3] + i);
-      d0 = hn::MulAdd(w0, x3, d0), d1 = hn::MulAdd(w1, x3, d1);
-      d2 = hn::MulAdd(w2, x3, d2), d3 = hn::MulAdd(w3, x3, d3);
+      d0 = mul_add(w0, x3, d0), d1 = mul_add(w1, x3, d1);
+      d2 = mul_add(w2, x3, d2), d3 = mul_add(w3, x3, d3);
     }
     hn::Store(a0, df, sums), hn::Store(a1, df, sums + n);
     hn::Store(a2, df, sums + 2 * n), hn::Store(a3, df, sums + 3 * n);
@@ -117,8 +117,8 @@ HWY_INLINE void multiply_4_rows(const Load& load, const float* x, std::size_t n_
     VF a = hn::Zero(df), b = a, c = a, d = a;
     for (std::size_t i = part; i < n_cols; i += n) {
       const auto xi = hn::LoadU(df, x + i);
-      a = hn::MulAdd(load(0, i), xi, a), b = hn::MulAdd(load(1, i), xi, b);
-      c = hn::MulAdd(load(2, i), xi, c), d = hn::MulAdd(load(3, i), xi, d);
+      a = mul_add(load(0, i), xi, a), b = mul_add(load(1, i), xi, b);
+      c = mul_add(load(2, i), xi, c), d = mul_add(load(3, i), xi, d);
     }
     hn::Store(a, df, sums), hn::Store(b, df, sums + n);
     hn::Store(c, df, sums + 2 * n), hn::Store(d, df, sums + 3 * n);
@@ -206,8 +206,8 @@ HWY_INLINE void add_values(D d, const float (*weights)[kAttentionBlock], const f
     const auto value2 = kTwo ? Kv::load(d, values + p * stride, j) : value;
     const auto add = [&](std::size_t h, hn::Vec<D>& sum, hn::Vec<D>& sum2) MIXTRAL_LAMBDA {
       const auto weight = hn::Set(d, weights[h][p]);
-      sum = hn::MulAdd(weight, value, sum);
-      if (kTwo) sum2 = hn::MulAdd(weight, value2, sum2);
+      sum = mul_add(weight, value, sum);
+      if (kTwo) sum2 = mul_add(weight, value2, sum2);
     };
     add(0, a, a2);
     if (kFour) add(1, b, b2), add(2, c, c2), add(3, e, e2);
@@ -266,11 +266,11 @@ HWY_INLINE void attend_block(const std::uint8_t* keys, const std::uint8_t* value
     const float largest = HWY_MAX(state.largest[h], largest_of_block(scores[h]) * scale);
     for (std::size_t p = 0; p < kAttentionBlock; p += lanes) {
       const auto shifted =
-          hn::MulSub(hn::Load(df, scores[h] + p), hn::Set(df, scale), hn::Set(df, largest));
-      hn::Store(hn::Exp(df, hn::Max(shifted, hn::Set(df, -200.0f))), df, scores[h] + p);
+          mul_sub(hn::Load(df, scores[h] + p), hn::Set(df, scale), hn::Set(df, largest));
+      hn::Store(exponential(df, shifted), df, scores[h] + p);
     }
-    const auto fall = hn::Set(d1, HWY_MAX(state.largest[h] - largest, -200.0f));
-    correction[h] = hn::GetLane(hn::Exp(d1, fall));  // 0 for the first block
+    const auto fall = hn::Set(d1, state.largest[h] - largest);
+    correction[h] = hn::GetLane(exponential(d1, fall));  // 0 for the first block
     state.sum[h] = multiply_add(state.sum[h], correction[h], sum_of_block(scores[h]));
     state.largest[h] = largest;
   }

@@ -147,9 +147,9 @@ template <class Kind, class OffsetOf, class XSumOf>
 HWY_INLINE VF add_scaled_dot(VF sum, VF dot, VF scale, const OffsetOf& offset_of,
                              const XSumOf& x_sum_of) {
   static_assert(Kind::kOffsets == 0 || Kind::kHalves == 1, "offsets are of whole blocks' dots");
-  sum = hn::MulAdd(dot, scale, sum);
-  if (Kind::kOffsets > 0) sum = hn::NegMulAdd(offset_of(0), x_sum_of(0), sum);
-  if (Kind::kOffsets > 1) sum = hn::NegMulAdd(offset_of(1), x_sum_of(1), sum);
+  sum = mul_add(dot, scale, sum);
+  if (Kind::kOffsets > 0) sum = neg_mul_add(offset_of(0), x_sum_of(0), sum);
+  if (Kind::kOffsets > 1) sum = neg_mul_add(offset_of(1), x_sum_of(1), sum);
   return sum;
 }
 

@@ -40,13 +40,6 @@ using VI8 = hn::Vec<DI8>;
 // Sums along float rows are made of so many, in an order that does not depend on the lanes.
 constexpr std::size_t kPartialSums = 16;
 
-// a * b + c. Compilers may join what is written as a product and a sum, or not; here, too, it is joined
-// where the target can.
-HWY_INLINE float multiply_add(float a, float b, float c) {
-  const hn::CappedTag<float, 1> d;
-  return hn::GetLane(hn::MulAdd(hn::Set(d, a), hn::Set(d, b), hn::Set(d, c)));
-}
-
 // The dot product takes weights as unsigned bytes of full range; signed ones are stored 128 higher.
 // (AVX-VNNI is no target of Highway's: it is used if the compiler's flags have it.)
 #undef MIXTRAL_AVX_VNNI  // differs between targets

@@ -24,7 +24,7 @@ HWY_INLINE float dot(const float* a, const float* b, std::size_t n) {
   for (std::size_t part = 0; part < kPartialSums; part += lanes) {
     VF sum = hn::Zero(df);
     for (std::size_t i = part; i < whole; i += kPartialSums) {
-      sum = hn::MulAdd(hn::LoadU(df, a + i), hn::LoadU(df, b + i), sum);
+      sum = mul_add(hn::LoadU(df, a + i), hn::LoadU(df, b + i), sum);
     }
     hn::Store(sum, df, sums + part);
   }
@@ -49,7 +49,7 @@ void rms_norm(const float* x, const float* weight, float epsilon, std::size_t n,
 void swiglu(float* gate, const float* up, std::size_t n) {
   for_each_vector(n, [&](auto d, std::size_t i) HWY_ATTR {
     const auto g = hn::LoadU(d, gate + i);
-    const auto sigmoid_denominator = hn::Add(hn::Set(d, 1.0f), hn::Exp(d, hn::Neg(g)));
+    const auto sigmoid_denominator = hn::Add(hn::Set(d, 1.0f), exponential(d, hn::Neg(g)));
     const auto silu = hn::Div(g, sigmoid_denominator);
     hn::StoreU(hn::Mul(silu, hn::LoadU(d, up + i)), d, gate + i);
   });
@@ -66,8 +66,7 @@ void rotate(float* x, const float* cos2, const float* sin2, std::size_t n) {
       const auto turned = hn::Mul(swapped, hn::LoadU(df, sin2 + i));
       const auto cosine = hn::LoadU(df, cos2 + i);
       // even lanes: x0 cos - x1 sin; odd lanes: x1 cos + x0 sin
-      hn::StoreU(hn::OddEven(hn::MulAdd(v, cosine, turned), hn::MulSub(v, cosine, turned)), df,
-                 x + i);
+      hn::StoreU(hn::OddEven(mul_add(v, cosine, turned), mul_sub(v, cosine, turned)), df, x + i);
     }
   }
   for (; i + 1 < n; i += 2) {
@@ -80,7 +79,7 @@ void rotate(float* x, const float* cos2, const float* sin2, std::size_t n) {
 
 void add_scaled(float a, const float* x, std::size_t n, float* y) {
   for_each_vector(n, [&](auto d, std::size_t i) HWY_ATTR {
-    hn::StoreU(hn::MulAdd(hn::Set(d, a), hn::LoadU(d, x + i), hn::LoadU(d, y + i)), d, y + i);
+    hn::StoreU(mul_add(hn::Set(d, a), hn::LoadU(d, x + i), hn::LoadU(d, y + i)), d, y + i);
   });
 }
 

@@ -45,7 +45,7 @@ void decode_quantized_rows(const Matrix& w, const Unpacker& unpacker, const Deco
         const auto whole = kUnsignedDot ? hn::PromoteTo(d32, hn::BitCast(du8, stored))
                                         : hn::PromoteTo(d32, stored);
         const auto number = hn::ConvertTo(df, hn::Sub(whole, hn::Set(d32, how.zero)));
-        hn::Store(hn::MulSub(number, hn::Load(df, scale + i), hn::Load(df, offset + i)), df,
+        hn::Store(mul_sub(number, hn::Load(df, scale + i), hn::Load(df, offset + i)), df,
                   values + i);
       }
       std::memcpy(out + r * w.cols + col, values, n_cols * sizeof(float));

@@ -29,7 +29,7 @@ struct Columns {
 
   static HWY_INLINE VF add_product(VF sum, VU32 w, VU32 x) {
     const DF df;
-    return hn::MulAdd(hn::BitCast(df, w), hn::BitCast(df, x), sum);
+    return mul_add(hn::BitCast(df, w), hn::BitCast(df, x), sum);
   }
 };
 
@@ -38,8 +38,8 @@ struct Pairs {
   static constexpr std::size_t kColumns = 2;
 
   static HWY_INLINE VF add_product(VF sum, VU32 w, VU32 x) {
-    sum = hn::MulAdd(second(w), second(x), sum);
-    return hn::MulAdd(first(w), first(x), sum);
+    sum = mul_add(second(w), second(x), sum);
+    return mul_add(first(w), first(x), sum);
   }
 
  private:

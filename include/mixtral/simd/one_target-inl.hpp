@@ -3,8 +3,6 @@
 
 #include <hwy/cache_control.h>
 #include <hwy/highway.h>
-//
-#include <hwy/contrib/math/math-inl.h>
 
 // Products of BF16 by instructions; if that is 1, in this target's CPUs there may be some, to be asked for.
 #undef MIXTRAL_BF16_DOT  // differs between targets
@@ -26,6 +24,7 @@
 #endif
 
 #include "mixtral/simd/dot-inl.hpp"
+#include "mixtral/simd/rounded_once-inl.hpp"
 #include "mixtral/simd/tile-inl.hpp"
 //
 #include "mixtral/formats/bf16-inl.hpp"
@@ -70,7 +69,7 @@ namespace HWY_NAMESPACE {
 
 constexpr Kernels kKernels{MIXTRAL_TARGET_NAME(HWY_NAMESPACE),
                            HWY_TARGET,
-                           HWY_NATIVE_FMA != 0,
+                           kFuses,
                            lanes,
                            kMinGroupedTokens,
                            matmul,
