@@ -2398,7 +2398,8 @@ void matmul_few(const Matrix& w, const Unpacker& unpacker, std::size_t first_row
 #endif
 
 #if MIXTRAL_TOKEN_DOTS
-// The same for one token and one part: all blocks of a step together, since they have bytes in common.
+// Adds one tile of one part times one token to `sum`: all blocks of a step together, since they have bytes in
+// common.
 template <class Format>
 HWY_INLINE VF multiply_one(VF sum, const PackedPart<Format>& part,
                            const TileTokens<DotKindOf<Format>>& token, LaterTile& later) {
@@ -2987,8 +2988,6 @@ namespace HWY_NAMESPACE {
 // How a row of keys or values is stored: load(d, row, i) loads a vector's columns from i on.
 template <class Format>
 struct KvFloats {
-  static constexpr std::size_t bytes(std::size_t n) { return n * Format::kBytes; }
-
   template <class D>
   static HWY_INLINE hn::Vec<D> load(D d, const std::uint8_t* row, std::size_t i) {
     return Format::load(d, row + i * Format::kBytes);
@@ -2996,8 +2995,6 @@ struct KvFloats {
 };
 
 struct KvQ8_0 {
-  static constexpr std::size_t bytes(std::size_t n) { return n / 32 * Q8_0::kBlockBytes; }
-
   template <class D>
   static HWY_INLINE hn::Vec<D> load(D d, const std::uint8_t* row, std::size_t i) {
     const hn::RebindToSigned<D> d32;
@@ -3107,7 +3104,7 @@ class Ahead {
  public:
   Ahead(const std::uint8_t* data, std::size_t size) : at_(data), end_(data + size) {}
 
-  // In how many steps of how many lines all is fetched in n_times calls.
+  // The lines of a call if all are to be fetched in n_times calls.
   HWY_INLINE std::size_t lines_for(std::size_t n_times) const {
     return (static_cast<std::size_t>(end_ - at_) / 64 + n_times) / n_times;
   }
@@ -8547,9 +8544,12 @@ Result<Model> Model::from_checkpoint(Checkpoint checkpoint, const ModelOptions& 
   if (kernels == nullptr) {
     return Error(
         ErrorCode::unsupported,
-        "this CPU runs none of the SIMD targets that were compiled in and allowed (%llx%s)",
+        "this CPU runs none of the SIMD targets that were compiled in and allowed (%llx)%s",
         static_cast<unsigned long long>(options.simd_targets),
-        options.strict ? ", and strict" : "");
+        options.strict
+            ? " and multiply and add in one step, as ModelOptions::strict wants; compile the "
+              "implementation with MIXTRAL_STRICT_EVERYWHERE"
+            : "; allow more in ModelOptions::simd_targets");
   }
   return detail::guard_memory("opening the model", [&]() -> Result<Model> {
     auto data = std::allocate_shared<detail::ModelData>(

@@ -73,9 +73,12 @@ Result<Model> Model::from_checkpoint(Checkpoint checkpoint, const ModelOptions& 
   if (kernels == nullptr) {
     return Error(
         ErrorCode::unsupported,
-        "this CPU runs none of the SIMD targets that were compiled in and allowed (%llx%s)",
+        "this CPU runs none of the SIMD targets that were compiled in and allowed (%llx)%s",
         static_cast<unsigned long long>(options.simd_targets),
-        options.strict ? ", and strict" : "");
+        options.strict
+            ? " and multiply and add in one step, as ModelOptions::strict wants; compile the "
+              "implementation with MIXTRAL_STRICT_EVERYWHERE"
+            : "; allow more in ModelOptions::simd_targets");
   }
   return detail::guard_memory("opening the model", [&]() -> Result<Model> {
     auto data = std::allocate_shared<detail::ModelData>(

@@ -11,8 +11,6 @@ namespace HWY_NAMESPACE {
 // How a row of keys or values is stored: load(d, row, i) loads a vector's columns from i on.
 template <class Format>
 struct KvFloats {
-  static constexpr std::size_t bytes(std::size_t n) { return n * Format::kBytes; }
-
   template <class D>
   static HWY_INLINE hn::Vec<D> load(D d, const std::uint8_t* row, std::size_t i) {
     return Format::load(d, row + i * Format::kBytes);
@@ -20,8 +18,6 @@ struct KvFloats {
 };
 
 struct KvQ8_0 {
-  static constexpr std::size_t bytes(std::size_t n) { return n / 32 * Q8_0::kBlockBytes; }
-
   template <class D>
   static HWY_INLINE hn::Vec<D> load(D d, const std::uint8_t* row, std::size_t i) {
     const hn::RebindToSigned<D> d32;
@@ -131,7 +127,7 @@ class Ahead {
  public:
   Ahead(const std::uint8_t* data, std::size_t size) : at_(data), end_(data + size) {}
 
-  // In how many steps of how many lines all is fetched in n_times calls.
+  // The lines of a call if all are to be fetched in n_times calls.
   HWY_INLINE std::size_t lines_for(std::size_t n_times) const {
     return (static_cast<std::size_t>(end_ - at_) / 64 + n_times) / n_times;
   }

@@ -153,7 +153,8 @@ void matmul_few(const Matrix& w, const Unpacker& unpacker, std::size_t first_row
 #endif
 
 #if MIXTRAL_TOKEN_DOTS
-// The same for one token and one part: all blocks of a step together, since they have bytes in common.
+// Adds one tile of one part times one token to `sum`: all blocks of a step together, since they have bytes in
+// common.
 template <class Format>
 HWY_INLINE VF multiply_one(VF sum, const PackedPart<Format>& part,
                            const TileTokens<DotKindOf<Format>>& token, LaterTile& later) {
