@@ -1567,6 +1567,14 @@ template <class Format>
 constexpr std::size_t kBlockSize = Format::kBlockBytes < 64 ? 32 : 256;
 template <class Format>
 constexpr std::size_t kBytesPerTile = kTile / kBlockSize<Format>* Format::kBlockBytes;
+constexpr std::size_t words_of_tile(std::size_t tile_bytes) { return (tile_bytes + 3) / 4; }
+
+// The tile at column `col` of interleaved rows from first_row on.
+HWY_INLINE const std::uint8_t* interleaved_tile(const Matrix& w, std::size_t tile_bytes,
+                                                std::size_t first_row, std::size_t col) {
+  return w.data + first_row * w.row_bytes +
+         col / kTile * (words_of_tile(tile_bytes) * 4 * w.interleaved);
+}
 
 // Fetches a later tile of n_rows rows from memory, in n_times parts. Measured in decoding: to be early
 // enough it is half a kilobyte of each row ahead, and what is fetched little by little comes sooner.
@@ -1579,16 +1587,26 @@ class LaterTile {
         rows_left_(n_rows),
         rows_a_time_((n_rows + n_times - 1) / n_times) {
     const std::size_t n_ahead = 1 + 512 / tile_bytes;
+    const std::size_t later = col + n_ahead * kTile;
     // After the end of these rows there come those after them.
-    const bool at_end = col + n_ahead * kTile >= w.cols;
-    row_ = w.data + (first_row + (at_end ? n_rows - 1 : 0)) * w.row_bytes +
-           (col / kTile + n_ahead) * tile_bytes;
+    const std::size_t n_together = w.interleaved == 0 ? 1 : w.interleaved;
+    const std::size_t skipped = later >= w.cols ? n_rows - n_together : 0;
+    if (w.interleaved == 0) {
+      row_ = w.data + (first_row + skipped) * w.row_bytes + later / kTile * tile_bytes;
+      return;
+    }
+    row_ = interleaved_tile(w, tile_bytes, first_row + skipped, later);
+    tile_bytes_ = row_bytes_ = words_of_tile(tile_bytes) * 4;
+    // From the end of a group's tile to the next group's.
+    until_gap_ = n_together_ = n_together;
+    gap_ = n_together * (w.row_bytes - row_bytes_);
   }
 
   HWY_INLINE void fetch() {
     const std::size_t n = HWY_MIN(rows_a_time_, rows_left_), n_bytes = tile_bytes_;
     const std::uint8_t* row = row_;
     for (std::size_t r = 0; r < n; ++r, row += row_bytes_) {
+      if (gap_ != 0 && until_gap_-- == 0) row += gap_, until_gap_ = n_together_ - 1;
       for (std::size_t i = 0; i < n_bytes; i += 64) hwy::Prefetch(row + i);
     }
     row_ = row;
@@ -1598,6 +1616,7 @@ class LaterTile {
  private:
   const std::uint8_t* row_;
   std::size_t row_bytes_, tile_bytes_, rows_left_, rows_a_time_;
+  std::size_t n_together_ = 1, until_gap_ = 1, gap_ = 0;
 };
 
 // The bytes of a part: those of the file or, where that has no whole tile or no more rows, a copy with
@@ -1605,11 +1624,16 @@ class LaterTile {
 template <class Format>
 class PartBytes {
  public:
-  static constexpr std::size_t kWords = (kBytesPerTile<Format> + 3) / 4;
+  static constexpr std::size_t kWords = words_of_tile(kBytesPerTile<Format>);
 
   HWY_INLINE PartBytes(const Matrix& w, std::size_t first_row, std::size_t n_rows, std::size_t col)
       : data_(w.data + first_row * w.row_bytes + col / kTile * kBytesPerTile<Format>),
-        row_bytes_(w.row_bytes) {
+        row_bytes_(w.row_bytes),
+        interleaved_(w.interleaved != 0) {
+    if (interleaved_) {
+      data_ = interleaved_tile(w, kBytesPerTile<Format>, first_row, col);
+      return;
+    }
     const std::size_t n_cols = HWY_MIN(kTile, w.cols - col);
     // The last word may begin before the end of the block and end after it.
     const bool ends = first_row + n_rows == w.rows && col + kTile >= w.cols;
@@ -1626,13 +1650,17 @@ class PartBytes {
 
   HWY_INLINE const std::uint8_t* row(std::size_t r) const { return data_ + r * row_bytes_; }
 
-  HWY_INLINE void transpose(std::uint32_t* words) const {
-    transpose_words<kWords>(data_, row_bytes_, words);
+  // As words, [word][row]: where they lie so, or else in `buffer`.
+  HWY_INLINE const std::uint32_t* words(std::uint32_t* buffer) const {
+    if (interleaved_) return reinterpret_cast<const std::uint32_t*>(data_);
+    transpose_words<kWords>(data_, row_bytes_, buffer);
+    return buffer;
   }
 
  private:
   const std::uint8_t* data_;
   std::size_t row_bytes_;
+  bool interleaved_;
   HWY_ALIGN std::uint8_t copy_[kMaxLanes * kWords * 4];
 };
 
@@ -1644,7 +1672,7 @@ class PackedPart {
 
   // The tile at column `col` of n_rows rows.
   HWY_INLINE void set(const Matrix& w, std::size_t first_row, std::size_t n_rows, std::size_t col) {
-    PartBytes<Format>(w, first_row, n_rows, col).transpose(words_);
+    words_ = PartBytes<Format>(w, first_row, n_rows, col).words(buffer_);
     const TileScales scales{{values_[0], values_[1]}, {values_[2], values_[3]}};
     Format::unpack_scales(PackedRows{words_}, scales);
   }
@@ -1661,7 +1689,8 @@ class PackedPart {
   }
 
  private:
-  HWY_ALIGN std::uint32_t words_[PartBytes<Format>::kWords * kMaxLanes];
+  const std::uint32_t* words_;
+  HWY_ALIGN std::uint32_t buffer_[PartBytes<Format>::kWords * kMaxLanes];
   HWY_ALIGN float values_[4][kMaxLanes * kBlocksPerTile];  // scales, offsets: [half][block][row]
 };
 
@@ -1689,9 +1718,8 @@ void unpack_part(const Matrix& w, std::size_t first_row, std::size_t n_rows, std
     transpose(kBlocks, scales[0], part.scales.scales[0]);
     if (Format::kScaleColumns == 16) transpose(kBlocks, scales[1], part.scales.scales[1]);
   } else {
-    HWY_ALIGN std::uint32_t words[PartBytes<Format>::kWords * kMaxLanes];
-    bytes.transpose(words);
-    const PackedRows rows{words};
+    HWY_ALIGN std::uint32_t buffer[PartBytes<Format>::kWords * kMaxLanes];
+    const PackedRows rows{bytes.words(buffer)};
     Format::unpack_scales(rows, part.scales);
     constexpr std::size_t kQuads = Format::kStepBlocks * 8;
     for (std::size_t step = 0; step < kQuadsPerTile / kQuads; ++step) {
@@ -2808,7 +2836,7 @@ struct Decoding {
   std::size_t offset_columns;  // 0 if there are no offsets
 };
 
-// At most kMaxMatmulRows rows.
+// At most kMaxMatmulRows rows, not from before a multiple of it to after it.
 void decode_quantized_rows(const Matrix& w, const Unpacker& unpacker, const Decoding& how,
                            std::size_t first_row, std::size_t n_rows, float* out) {
   const DF df;
@@ -2816,6 +2844,9 @@ void decode_quantized_rows(const Matrix& w, const Unpacker& unpacker, const Deco
   const hn::Rebind<std::int8_t, DF> d8;
   const hn::Rebind<std::uint8_t, DF> du8;
   const std::size_t n = hn::Lanes(df);
+  // Interleaved ones are unpacked with those that they lie with.
+  const std::size_t n_before = w.interleaved == 0 ? 0 : first_row % n;
+  const std::size_t n_unpacked = w.interleaved == 0 ? n_rows : (n_before + n_rows + n - 1) / n * n;
   TileRows rows;
   HWY_ALIGN std::int8_t q[kTile];
   HWY_ALIGN float scale[kTile];
@@ -2823,11 +2854,11 @@ void decode_quantized_rows(const Matrix& w, const Unpacker& unpacker, const Deco
   HWY_ALIGN float values[kTile];
   for (std::size_t col = 0; col < w.cols; col += kTile) {
     const std::size_t n_cols = HWY_MIN(kTile, w.cols - col);
-    LaterTile later(w, unpacker.tile_bytes, first_row, n_rows, col, 1);
-    unpack_rows(w, unpacker, first_row, n_rows, col, later, rows);
+    LaterTile later(w, unpacker.tile_bytes, first_row - n_before, n_unpacked, col, 1);
+    unpack_rows(w, unpacker, first_row - n_before, n_unpacked, col, later, rows);
     for (std::size_t r = 0; r < n_rows; ++r) {
-      const TilePart part = rows.part(r / n * n);
-      const std::size_t lane = r % n;
+      const TilePart part = rows.part((n_before + r) / n * n);
+      const std::size_t lane = (n_before + r) % n;
       for (std::size_t quad = 0; quad < kQuadsPerTile; ++quad) {
         std::memcpy(q + quad * kQuad, part.q + quad * n + lane, kQuad);
       }
@@ -2960,15 +2991,57 @@ struct DecodeRowsVisitor {
   template <class Format>
   void quantized() const {
     const Decoding how{kZeroOf<Format>, Format::kScaleColumns, Format::kOffsetColumns};
-    for (std::size_t r = 0; r < n_rows; r += kMaxMatmulRows) {
-      decode_quantized_rows(w, unpacker<Format>(), how, first_row + r,
-                            HWY_MIN(kMaxMatmulRows, n_rows - r), out + r * w.cols);
+    for (std::size_t r = 0, n; r < n_rows; r += n) {
+      n = HWY_MIN(kMaxMatmulRows - (first_row + r) % kMaxMatmulRows, n_rows - r);
+      decode_quantized_rows(w, unpacker<Format>(), how, first_row + r, n, out + r * w.cols);
     }
   }
 };
 
 void decode_rows(const Matrix& w, std::size_t first_row, std::size_t n_rows, float* out) {
   visit_format(w.format, DecodeRowsVisitor{w, first_row, n_rows, out});
+}
+
+// The bytes of a tile as a format's files have it, 0 if its rows cannot be interleaved.
+struct TileBytesVisitor {
+  std::size_t& bytes;
+
+  template <class Format>
+  void floating() const {}
+  template <class Format>
+  void quantized() const {
+    if (!Format::kByRow) bytes = kBytesPerTile<Format>;
+  }
+};
+inline std::size_t interleaved_tile_bytes(BlockFormat format) {
+  std::size_t bytes = 0;
+  visit_format(format, TileBytesVisitor{bytes});
+  return bytes;
+}
+
+std::size_t interleaved_row_bytes(const Matrix& w) {
+  if (w.transposed || w.cols % kTile != 0 || w.rows % hn::Lanes(DF()) != 0) return 0;
+  return w.cols / kTile * words_of_tile(interleaved_tile_bytes(w.format)) * 4;
+}
+
+void interleave(const Matrix& w, std::uint8_t* out) {
+  const std::size_t n = hn::Lanes(DU32()), tile_bytes = interleaved_tile_bytes(w.format);
+  const std::size_t n_words = words_of_tile(tile_bytes), n_whole = tile_bytes / 4;
+  for (std::size_t row = 0; row < w.rows; row += n) {
+    for (std::size_t t = 0; t < w.cols / kTile; ++t) {
+      const std::uint8_t* data = w.data + row * w.row_bytes + t * tile_bytes;
+      auto* words = reinterpret_cast<std::uint32_t*>(out);
+      for (std::size_t i = 0; i < n_whole; i += 4) {
+        const std::size_t first = HWY_MIN(i, n_whole - 4);
+        transpose_words<4>(data + first * 4, w.row_bytes, words + first * n);
+      }
+      for (std::size_t r = 0; n_whole < n_words && r < n; ++r) {
+        words[n_whole * n + r] = 0;
+        std::memcpy(words + n_whole * n + r, data + r * w.row_bytes + n_whole * 4, tile_bytes % 4);
+      }
+      out += n_words * 4 * n;
+    }
+  }
 }
 
 }  // namespace HWY_NAMESPACE
@@ -3345,6 +3418,8 @@ constexpr Kernels kKernels{MIXTRAL_TARGET_NAME(HWY_NAMESPACE),
                            matmul,
                            matmul_groups,
                            matmul_bf16,
+                           interleaved_row_bytes,
+                           interleave,
                            decode_rows,
                            quantize,
                            quantize_group,
@@ -4146,7 +4221,7 @@ inline const std::int16_t* tile_q_sum(const std::uint8_t* tile, std::size_t n) {
   return reinterpret_cast<const std::int16_t*>(tile + n * (kTile + kBlocksPerTile * 4));
 }
 
-// A matrix of `rows` x `cols` in a block format; points into the model's bytes, unaligned.
+// A matrix of `rows` x `cols` in a block format; points into the model's bytes, unaligned unless interleaved.
 struct Matrix {
   const std::uint8_t* data = nullptr;
   std::size_t row_bytes = 0;  // from one row to the next
@@ -4156,6 +4231,9 @@ struct Matrix {
   // The columns are what lies in a piece, row_bytes apart, as w2 in Mixtral's original release.
   // Float formats only.
   bool transposed = false;
+  // If not 0, rows are in another order than in files, by Kernels::interleave: so many lie together, tile
+  // after tile, each as words of four bytes, [word][row], of which the last is filled up with zeros.
+  std::size_t interleaved = 0;
 
   std::uint64_t bytes() const noexcept {
     return std::uint64_t{transposed ? cols : rows} * row_bytes;
@@ -4219,6 +4297,14 @@ struct Kernels {
   // As matmul, for BF16 and tokens that to_bf16 rounded: x[t] points to padded(cols) of them.
   void (*matmul_bf16)(const Matrix& w, std::size_t first_row, std::size_t n_rows,
                       const void* const* x, std::size_t n_tokens, float* out);
+
+  // The bytes that a row of w takes once it is interleaved, as the kernels here have it to read
+  // fastest, each its own way; 0 if w cannot be: floats, grids of points (IQ2, IQ3), parts of tiles or
+  // of groups of lanes() rows. Of an interleaved matrix these are multiplied whole.
+  std::size_t (*interleaved_row_bytes)(const Matrix& w);
+
+  // Writes w so, aligned to 64 bytes.
+  void (*interleave)(const Matrix& w, std::uint8_t* out);
 
   // out[r * w.cols + c] = element (first_row + r, c) of w as float32, r < n_rows.
   void (*decode_rows)(const Matrix& w, std::size_t first_row, std::size_t n_rows, float* out);
@@ -8277,62 +8363,46 @@ class TokenTrie {
 }  // namespace mixtral::detail
 // Weights in the host's memory instead of a mapped file.
 
-#include <algorithm>
 #include <cstring>
+#include <limits>
 
 namespace mixtral::detail {
 
-// Copies what the tensors of a checkpoint point to, and lets them point to the copy, which replaces the
-// checkpoint's files.
-class WeightsCopier {
- public:
-  explicit WeightsCopier(Checkpoint& checkpoint) noexcept : tensors_(checkpoint.tensors) {}
-
-  Result<Bytes> run(std::pmr::memory_resource* resource) {
-    std::uint64_t size = 0;
-    for (const NamedTensor& tensor : tensors_) size += stored_bytes(tensor);
-    Result<Bytes> copy = Bytes::read_all(size, &WeightsCopier::read, this, resource);
-    if (!copy) return copy;
-    const std::uint8_t* data = copy->data();
-    for (NamedTensor& tensor : tensors_) {
-      tensor.matrix.data = data;
-      data += stored_bytes(tensor);
+// Copies what the tensors of a checkpoint point to, interleaved where `kernels` can, and lets them point to
+// the copy, which replaces the checkpoint's files. Errors: out_of_memory.
+inline Result<Slab> copy_weights(Checkpoint& checkpoint, const simd::Kernels& kernels,
+                                 std::pmr::memory_resource* resource) {
+  const auto copied = [&](simd::Matrix matrix) {
+    const std::size_t row_bytes = kernels.interleaved_row_bytes(matrix);
+    if (row_bytes == 0) return matrix;
+    matrix.row_bytes = row_bytes;
+    matrix.interleaved = kernels.lanes();
+    return matrix;
+  };
+  std::uint64_t size = 0;
+  for (const NamedTensor& tensor : checkpoint.tensors) {
+    size += (copied(tensor.matrix).bytes() + kSlabAlignment - 1) / kSlabAlignment * kSlabAlignment;
+  }
+  Slab slab;
+  if (size > std::numeric_limits<std::size_t>::max() ||
+      !slab.reserve(resource, static_cast<std::size_t>(size))) {
+    return Error(ErrorCode::out_of_memory, "no memory for a copy of %llu bytes of weights",
+                 static_cast<unsigned long long>(size));
+  }
+  for (NamedTensor& tensor : checkpoint.tensors) {
+    simd::Matrix copy = copied(tensor.matrix);
+    const auto bytes = static_cast<std::size_t>(copy.bytes());
+    auto* data = slab.take<std::uint8_t>(bytes);
+    if (copy.interleaved != 0) {
+      kernels.interleave(tensor.matrix, data);
+    } else {
+      std::memcpy(data, tensor.matrix.data, bytes);
     }
-    return copy;
+    copy.data = data;
+    tensor.matrix = copy;
   }
-
- private:
-  static std::uint64_t stored_bytes(const NamedTensor& tensor) noexcept {
-    return (tensor.matrix.bytes() + kSlabAlignment - 1) / kSlabAlignment * kSlabAlignment;
-  }
-
-  // Pieces are asked for in their order.
-  static bool read(void* context, std::uint64_t, void* destination, std::size_t size) {
-    auto& self = *static_cast<WeightsCopier*>(context);
-    auto* to = static_cast<std::uint8_t*>(destination);
-    while (size > 0) {
-      const NamedTensor& tensor = self.tensors_[self.tensor_];
-      const std::uint64_t left = stored_bytes(tensor) - self.done_;
-      const std::size_t n = static_cast<std::size_t>(std::min<std::uint64_t>(size, left));
-      const std::uint64_t there =
-          tensor.matrix.bytes() - std::min(self.done_, tensor.matrix.bytes());
-      const std::size_t n_there = static_cast<std::size_t>(std::min<std::uint64_t>(n, there));
-      if (n_there > 0) std::memcpy(to, tensor.matrix.data + self.done_, n_there);
-      std::memset(to + n_there, 0, n - n_there);
-      to += n;
-      size -= n;
-      self.done_ += n;
-      if (n < left) break;
-      self.done_ = 0;
-      ++self.tensor_;
-    }
-    return true;
-  }
-
-  std::pmr::vector<NamedTensor>& tensors_;
-  std::size_t tensor_ = 0;
-  std::uint64_t done_ = 0;  // of this tensor
-};
+  return slab;
+}
 
 }  // namespace mixtral::detail
 // Functions of the C library that the tokens depend on, with the same bits on every platform: made of
@@ -8492,6 +8562,7 @@ struct ModelData {
 
   std::pmr::memory_resource* resource;
   std::pmr::vector<Bytes> files;  // which the weights point into
+  Slab weights_copy;              // or which they do instead
   Config config;
   std::optional<Tokenizer> tokenizer;
   ChatFormat chat_format = ChatFormat::mistral_v1;
@@ -8562,12 +8633,14 @@ Result<Model> Model::from_checkpoint(Checkpoint checkpoint, const ModelOptions& 
     Result<Weights> weights = Weights::create(checkpoint, *kernels, resource);
     if (!weights) return weights.error();
     if (options.copy_weights) {
-      Result<Bytes> copy = detail::WeightsCopier(checkpoint).run(resource);
+      const std::uint64_t bytes_in_file = weights->bytes;
+      Result<detail::Slab> copy = detail::copy_weights(checkpoint, *kernels, resource);
       if (!copy) return copy.error();
+      data->weights_copy = *std::move(copy);
       checkpoint.files.clear();
-      checkpoint.files.push_back(*std::move(copy));
       weights = Weights::create(checkpoint, *kernels, resource);
       if (!weights) return weights.error();
+      weights->bytes = bytes_in_file;
     }
     data->weights = *std::move(weights);
     data->config = checkpoint.config;

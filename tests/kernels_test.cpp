@@ -455,6 +455,81 @@ TEST_CASE("kernels: multiplying directly equals decoding, then multiplying") {
   }
 }
 
+TEST_CASE("kernels: interleaved rows give the same bits") {
+  std::mt19937 random(6);
+  std::normal_distribution<float> normal;
+  for (const auto& entry : mixtral::detail::kBlockFormats) {
+    CAPTURE(std::string(entry.info.name));
+    constexpr std::size_t kRows = 64, kCols = 1280, kMost = 37;
+    const RandomMatrix w(entry.format, kRows, kCols, 12);
+    const RandomMatrix no_whole_group(entry.format, kRows + 1, kCols, 13);
+    std::vector<float> x(kCols);
+    for (const Kernels* kernels : all_kernels()) {
+      CAPTURE(std::string(kernels->target));
+      CHECK(kernels->interleaved_row_bytes(no_whole_group.matrix) == 0);
+      const std::size_t row_bytes = kernels->interleaved_row_bytes(w.matrix);
+      if (row_bytes == 0) {
+        const std::string name = entry.info.name;
+        const bool has_grid = name.compare(0, 3, "IQ2") == 0 || name.compare(0, 3, "IQ3") == 0;
+        CHECK((!entry.info.quantized || has_grid));
+        continue;
+      }
+      CHECK(row_bytes >= w.matrix.row_bytes);
+      CHECK(row_bytes < w.matrix.row_bytes + kCols / 64);
+      Blob memory(kRows * row_bytes + 64, 0x55);
+      Matrix interleaved = w.matrix;
+      interleaved.row_bytes = row_bytes;
+      interleaved.interleaved = kernels->lanes();
+      auto* data = memory.data() + (64 - reinterpret_cast<std::uintptr_t>(memory.data()) % 64) % 64;
+      interleaved.data = data;
+      kernels->interleave(w.matrix, data);
+
+      // Rows from anywhere as floats.
+      for (const std::size_t first : {0u, 5u, 29u}) {
+        const std::size_t n_rows = first == 0 ? kRows : 33;
+        std::vector<float> plain(n_rows * kCols), other(n_rows * kCols, 1.0f);
+        kernels->decode_rows(w.matrix, first, n_rows, plain.data());
+        kernels->decode_rows(interleaved, first, n_rows, other.data());
+        CHECK(plain == other);
+      }
+      const Quantized tokens(kMost, kCols);
+      const std::size_t lanes = kernels->lanes(), n_groups = (kMost + lanes - 1) / lanes;
+      const Quantized groups(n_groups * lanes, kCols);
+      const void* inputs[kMost];
+      for (std::size_t t = 0; t < kMost; ++t) {
+        for (float& v : x) v = normal(random);
+        std::uint8_t* token = tokens.data + t * mixtral::simd::token_bytes(kCols);
+        kernels->quantize(x.data(), 0, kCols, kCols, token, 1, 0);
+        inputs[t] = token;
+        std::uint8_t* group = groups.data + t / lanes * lanes * mixtral::simd::token_bytes(kCols);
+        kernels->quantize(x.data(), 0, kCols, kCols, group, lanes, t % lanes);
+      }
+      const auto compare = [&](std::size_t n_tokens, std::size_t n_rows, const auto& multiply) {
+        CAPTURE(n_tokens);
+        Results plain, other;
+        multiply(w.matrix, plain);
+        multiply(interleaved, other);
+        std::size_t different = 0;
+        for (std::size_t t = 0; t < n_tokens; ++t) {
+          for (std::size_t r = 0; r < n_rows; ++r) different += plain.at(t, r) != other.at(t, r);
+        }
+        CHECK(different == 0);
+      };
+      for (const std::size_t n : {1u, 2u, 5u, 13u, 37u}) {
+        compare(n, 32, [&](const Matrix& m, Results& out) {
+          kernels->matmul(m, 32, 32, inputs, n, out.values);
+        });
+        compare(n, 32, [&](const Matrix& m, Results& out) {
+          kernels->matmul_groups(m, 0, 32, groups.data, n, out.values);
+        });
+        compare(n, 16, [&](const Matrix& m, Results& out) {  // the last rows of all
+          kernels->matmul(m, 48, 16, inputs, n, out.values);
+        });
+      }
+    }
+  }
+}
+
 TEST_CASE("kernels: quantised activations are within half a step, sums included") {
   std::mt19937 random(4);
   std::normal_distribution<float> normal(0.0f, 3.0f);

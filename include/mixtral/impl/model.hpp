@@ -21,6 +21,7 @@ struct ModelData {
 
   std::pmr::memory_resource* resource;
   std::pmr::vector<Bytes> files;  // which the weights point into
+  Slab weights_copy;              // or which they do instead
   Config config;
   std::optional<Tokenizer> tokenizer;
   ChatFormat chat_format = ChatFormat::mistral_v1;
@@ -91,12 +92,14 @@ Result<Model> Model::from_checkpoint(Checkpoint checkpoint, const ModelOptions& 
     Result<Weights> weights = Weights::create(checkpoint, *kernels, resource);
     if (!weights) return weights.error();
     if (options.copy_weights) {
-      Result<Bytes> copy = detail::WeightsCopier(checkpoint).run(resource);
+      const std::uint64_t bytes_in_file = weights->bytes;
+      Result<detail::Slab> copy = detail::copy_weights(checkpoint, *kernels, resource);
       if (!copy) return copy.error();
+      data->weights_copy = *std::move(copy);
       checkpoint.files.clear();
-      checkpoint.files.push_back(*std::move(copy));
       weights = Weights::create(checkpoint, *kernels, resource);
       if (!weights) return weights.error();
+      weights->bytes = bytes_in_file;
     }
     data->weights = *std::move(weights);
     data->config = checkpoint.config;

@@ -58,7 +58,7 @@ inline const std::int16_t* tile_q_sum(const std::uint8_t* tile, std::size_t n) {
   return reinterpret_cast<const std::int16_t*>(tile + n * (kTile + kBlocksPerTile * 4));
 }
 
-// A matrix of `rows` x `cols` in a block format; points into the model's bytes, unaligned.
+// A matrix of `rows` x `cols` in a block format; points into the model's bytes, unaligned unless interleaved.
 struct Matrix {
   const std::uint8_t* data = nullptr;
   std::size_t row_bytes = 0;  // from one row to the next
@@ -68,6 +68,9 @@ struct Matrix {
   // The columns are what lies in a piece, row_bytes apart, as w2 in Mixtral's original release.
   // Float formats only.
   bool transposed = false;
+  // If not 0, rows are in another order than in files, by Kernels::interleave: so many lie together, tile
+  // after tile, each as words of four bytes, [word][row], of which the last is filled up with zeros.
+  std::size_t interleaved = 0;
 
   std::uint64_t bytes() const noexcept {
     return std::uint64_t{transposed ? cols : rows} * row_bytes;
@@ -131,6 +134,14 @@ struct Kernels {
   // As matmul, for BF16 and tokens that to_bf16 rounded: x[t] points to padded(cols) of them.
   void (*matmul_bf16)(const Matrix& w, std::size_t first_row, std::size_t n_rows,
                       const void* const* x, std::size_t n_tokens, float* out);
+
+  // The bytes that a row of w takes once it is interleaved, as the kernels here have it to read
+  // fastest, each its own way; 0 if w cannot be: floats, grids of points (IQ2, IQ3), parts of tiles or
+  // of groups of lanes() rows. Of an interleaved matrix these are multiplied whole.
+  std::size_t (*interleaved_row_bytes)(const Matrix& w);
+
+  // Writes w so, aligned to 64 bytes.
+  void (*interleave)(const Matrix& w, std::uint8_t* out);
 
   // out[r * w.cols + c] = element (first_row + r, c) of w as float32, r < n_rows.
   void (*decode_rows)(const Matrix& w, std::size_t first_row, std::size_t n_rows, float* out);

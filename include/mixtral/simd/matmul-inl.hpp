@@ -11,7 +11,7 @@ struct Decoding {
   std::size_t offset_columns;  // 0 if there are no offsets
 };
 
-// At most kMaxMatmulRows rows.
+// At most kMaxMatmulRows rows, not from before a multiple of it to after it.
 void decode_quantized_rows(const Matrix& w, const Unpacker& unpacker, const Decoding& how,
                            std::size_t first_row, std::size_t n_rows, float* out) {
   const DF df;
@@ -19,6 +19,9 @@ void decode_quantized_rows(const Matrix& w, const Unpacker& unpacker, const Deco
   const hn::Rebind<std::int8_t, DF> d8;
   const hn::Rebind<std::uint8_t, DF> du8;
   const std::size_t n = hn::Lanes(df);
+  // Interleaved ones are unpacked with those that they lie with.
+  const std::size_t n_before = w.interleaved == 0 ? 0 : first_row % n;
+  const std::size_t n_unpacked = w.interleaved == 0 ? n_rows : (n_before + n_rows + n - 1) / n * n;
   TileRows rows;
   HWY_ALIGN std::int8_t q[kTile];
   HWY_ALIGN float scale[kTile];
@@ -26,11 +29,11 @@ void decode_quantized_rows(const Matrix& w, const Unpacker& unpacker, const Deco
   HWY_ALIGN float values[kTile];
   for (std::size_t col = 0; col < w.cols; col += kTile) {
     const std::size_t n_cols = HWY_MIN(kTile, w.cols - col);
-    LaterTile later(w, unpacker.tile_bytes, first_row, n_rows, col, 1);
-    unpack_rows(w, unpacker, first_row, n_rows, col, later, rows);
+    LaterTile later(w, unpacker.tile_bytes, first_row - n_before, n_unpacked, col, 1);
+    unpack_rows(w, unpacker, first_row - n_before, n_unpacked, col, later, rows);
     for (std::size_t r = 0; r < n_rows; ++r) {
-      const TilePart part = rows.part(r / n * n);
-      const std::size_t lane = r % n;
+      const TilePart part = rows.part((n_before + r) / n * n);
+      const std::size_t lane = (n_before + r) % n;
       for (std::size_t quad = 0; quad < kQuadsPerTile; ++quad) {
         std::memcpy(q + quad * kQuad, part.q + quad * n + lane, kQuad);
       }
@@ -163,15 +166,57 @@ struct DecodeRowsVisitor {
   template <class Format>
   void quantized() const {
     const Decoding how{kZeroOf<Format>, Format::kScaleColumns, Format::kOffsetColumns};
-    for (std::size_t r = 0; r < n_rows; r += kMaxMatmulRows) {
-      decode_quantized_rows(w, unpacker<Format>(), how, first_row + r,
-                            HWY_MIN(kMaxMatmulRows, n_rows - r), out + r * w.cols);
+    for (std::size_t r = 0, n; r < n_rows; r += n) {
+      n = HWY_MIN(kMaxMatmulRows - (first_row + r) % kMaxMatmulRows, n_rows - r);
+      decode_quantized_rows(w, unpacker<Format>(), how, first_row + r, n, out + r * w.cols);
     }
   }
 };
 
 void decode_rows(const Matrix& w, std::size_t first_row, std::size_t n_rows, float* out) {
   visit_format(w.format, DecodeRowsVisitor{w, first_row, n_rows, out});
+}
+
+// The bytes of a tile as a format's files have it, 0 if its rows cannot be interleaved.
+struct TileBytesVisitor {
+  std::size_t& bytes;
+
+  template <class Format>
+  void floating() const {}
+  template <class Format>
+  void quantized() const {
+    if (!Format::kByRow) bytes = kBytesPerTile<Format>;
+  }
+};
+inline std::size_t interleaved_tile_bytes(BlockFormat format) {
+  std::size_t bytes = 0;
+  visit_format(format, TileBytesVisitor{bytes});
+  return bytes;
+}
+
+std::size_t interleaved_row_bytes(const Matrix& w) {
+  if (w.transposed || w.cols % kTile != 0 || w.rows % hn::Lanes(DF()) != 0) return 0;
+  return w.cols / kTile * words_of_tile(interleaved_tile_bytes(w.format)) * 4;
+}
+
+void interleave(const Matrix& w, std::uint8_t* out) {
+  const std::size_t n = hn::Lanes(DU32()), tile_bytes = interleaved_tile_bytes(w.format);
+  const std::size_t n_words = words_of_tile(tile_bytes), n_whole = tile_bytes / 4;
+  for (std::size_t row = 0; row < w.rows; row += n) {
+    for (std::size_t t = 0; t < w.cols / kTile; ++t) {
+      const std::uint8_t* data = w.data + row * w.row_bytes + t * tile_bytes;
+      auto* words = reinterpret_cast<std::uint32_t*>(out);
+      for (std::size_t i = 0; i < n_whole; i += 4) {
+        const std::size_t first = HWY_MIN(i, n_whole - 4);
+        transpose_words<4>(data + first * 4, w.row_bytes, words + first * n);
+      }
+      for (std::size_t r = 0; n_whole < n_words && r < n; ++r) {
+        words[n_whole * n + r] = 0;
+        std::memcpy(words + n_whole * n + r, data + r * w.row_bytes + n_whole * 4, tile_bytes % 4);
+      }
+      out += n_words * 4 * n;
+    }
+  }
 }
 
 }  // namespace HWY_NAMESPACE

@@ -52,6 +52,14 @@ template <class Format>
 constexpr std::size_t kBlockSize = Format::kBlockBytes < 64 ? 32 : 256;
 template <class Format>
 constexpr std::size_t kBytesPerTile = kTile / kBlockSize<Format>* Format::kBlockBytes;
+constexpr std::size_t words_of_tile(std::size_t tile_bytes) { return (tile_bytes + 3) / 4; }
+
+// The tile at column `col` of interleaved rows from first_row on.
+HWY_INLINE const std::uint8_t* interleaved_tile(const Matrix& w, std::size_t tile_bytes,
+                                                std::size_t first_row, std::size_t col) {
+  return w.data + first_row * w.row_bytes +
+         col / kTile * (words_of_tile(tile_bytes) * 4 * w.interleaved);
+}
 
 // Fetches a later tile of n_rows rows from memory, in n_times parts. Measured in decoding: to be early
 // enough it is half a kilobyte of each row ahead, and what is fetched little by little comes sooner.
@@ -64,16 +72,26 @@ class LaterTile {
         rows_left_(n_rows),
         rows_a_time_((n_rows + n_times - 1) / n_times) {
     const std::size_t n_ahead = 1 + 512 / tile_bytes;
+    const std::size_t later = col + n_ahead * kTile;
     // After the end of these rows there come those after them.
-    const bool at_end = col + n_ahead * kTile >= w.cols;
-    row_ = w.data + (first_row + (at_end ? n_rows - 1 : 0)) * w.row_bytes +
-           (col / kTile + n_ahead) * tile_bytes;
+    const std::size_t n_together = w.interleaved == 0 ? 1 : w.interleaved;
+    const std::size_t skipped = later >= w.cols ? n_rows - n_together : 0;
+    if (w.interleaved == 0) {
+      row_ = w.data + (first_row + skipped) * w.row_bytes + later / kTile * tile_bytes;
+      return;
+    }
+    row_ = interleaved_tile(w, tile_bytes, first_row + skipped, later);
+    tile_bytes_ = row_bytes_ = words_of_tile(tile_bytes) * 4;
+    // From the end of a group's tile to the next group's.
+    until_gap_ = n_together_ = n_together;
+    gap_ = n_together * (w.row_bytes - row_bytes_);
   }
 
   HWY_INLINE void fetch() {
     const std::size_t n = HWY_MIN(rows_a_time_, rows_left_), n_bytes = tile_bytes_;
     const std::uint8_t* row = row_;
     for (std::size_t r = 0; r < n; ++r, row += row_bytes_) {
+      if (gap_ != 0 && until_gap_-- == 0) row += gap_, until_gap_ = n_together_ - 1;
       for (std::size_t i = 0; i < n_bytes; i += 64) hwy::Prefetch(row + i);
     }
     row_ = row;
@@ -83,6 +101,7 @@ class LaterTile {
  private:
   const std::uint8_t* row_;
   std::size_t row_bytes_, tile_bytes_, rows_left_, rows_a_time_;
+  std::size_t n_together_ = 1, until_gap_ = 1, gap_ = 0;
 };
 
 // The bytes of a part: those of the file or, where that has no whole tile or no more rows, a copy with
@@ -90,11 +109,16 @@ class LaterTile {
 template <class Format>
 class PartBytes {
  public:
-  static constexpr std::size_t kWords = (kBytesPerTile<Format> + 3) / 4;
+  static constexpr std::size_t kWords = words_of_tile(kBytesPerTile<Format>);
 
   HWY_INLINE PartBytes(const Matrix& w, std::size_t first_row, std::size_t n_rows, std::size_t col)
       : data_(w.data + first_row * w.row_bytes + col / kTile * kBytesPerTile<Format>),
-        row_bytes_(w.row_bytes) {
+        row_bytes_(w.row_bytes),
+        interleaved_(w.interleaved != 0) {
+    if (interleaved_) {
+      data_ = interleaved_tile(w, kBytesPerTile<Format>, first_row, col);
+      return;
+    }
     const std::size_t n_cols = HWY_MIN(kTile, w.cols - col);
     // The last word may begin before the end of the block and end after it.
     const bool ends = first_row + n_rows == w.rows && col + kTile >= w.cols;
@@ -111,13 +135,17 @@ class PartBytes {
 
   HWY_INLINE const std::uint8_t* row(std::size_t r) const { return data_ + r * row_bytes_; }
 
-  HWY_INLINE void transpose(std::uint32_t* words) const {
-    transpose_words<kWords>(data_, row_bytes_, words);
+  // As words, [word][row]: where they lie so, or else in `buffer`.
+  HWY_INLINE const std::uint32_t* words(std::uint32_t* buffer) const {
+    if (interleaved_) return reinterpret_cast<const std::uint32_t*>(data_);
+    transpose_words<kWords>(data_, row_bytes_, buffer);
+    return buffer;
   }
 
  private:
   const std::uint8_t* data_;
   std::size_t row_bytes_;
+  bool interleaved_;
   HWY_ALIGN std::uint8_t copy_[kMaxLanes * kWords * 4];
 };
 
@@ -129,7 +157,7 @@ class PackedPart {
 
   // The tile at column `col` of n_rows rows.
   HWY_INLINE void set(const Matrix& w, std::size_t first_row, std::size_t n_rows, std::size_t col) {
-    PartBytes<Format>(w, first_row, n_rows, col).transpose(words_);
+    words_ = PartBytes<Format>(w, first_row, n_rows, col).words(buffer_);
     const TileScales scales{{values_[0], values_[1]}, {values_[2], values_[3]}};
     Format::unpack_scales(PackedRows{words_}, scales);
   }
@@ -146,7 +174,8 @@ class PackedPart {
   }
 
  private:
-  HWY_ALIGN std::uint32_t words_[PartBytes<Format>::kWords * kMaxLanes];
+  const std::uint32_t* words_;
+  HWY_ALIGN std::uint32_t buffer_[PartBytes<Format>::kWords * kMaxLanes];
   HWY_ALIGN float values_[4][kMaxLanes * kBlocksPerTile];  // scales, offsets: [half][block][row]
 };
 
@@ -174,9 +203,8 @@ void unpack_part(const Matrix& w, std::size_t first_row, std::size_t n_rows, std
     transpose(kBlocks, scales[0], part.scales.scales[0]);
     if (Format::kScaleColumns == 16) transpose(kBlocks, scales[1], part.scales.scales[1]);
   } else {
-    HWY_ALIGN std::uint32_t words[PartBytes<Format>::kWords * kMaxLanes];
-    bytes.transpose(words);
-    const PackedRows rows{words};
+    HWY_ALIGN std::uint32_t buffer[PartBytes<Format>::kWords * kMaxLanes];
+    const PackedRows rows{bytes.words(buffer)};
     Format::unpack_scales(rows, part.scales);
     constexpr std::size_t kQuads = Format::kStepBlocks * 8;
     for (std::size_t step = 0; step < kQuadsPerTile / kQuads; ++step) {
