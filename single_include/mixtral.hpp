@@ -2033,10 +2033,13 @@ void to_bf16(const float* x, std::size_t n, std::uint16_t* out) {
   }
 }
 
+// How many times unpack_units calls later.fetch() where rows are interleaved.
+constexpr std::size_t kFetchesPerInterleaved = 16;
+
 // The tile at column `col` of n_rows rows, as many as there are lanes or fewer: out[unit][row].
 template <class Format, class Units>
 HWY_NOINLINE void unpack_units(const Matrix& w, std::size_t first_row, std::size_t n_rows,
-                               std::size_t col, std::uint32_t* out) {
+                               std::size_t col, LaterTile& later, std::uint32_t* out) {
   constexpr std::size_t kUnits = kTile / Units::kColumns;
   constexpr bool kPairs = Units::kColumns == 2;
   const DU32 d32;
@@ -2054,6 +2057,21 @@ HWY_NOINLINE void unpack_units(const Matrix& w, std::size_t first_row, std::size
     for (std::size_t i = 0; i < kUnits; ++i) {
       const auto v = kPairs ? hn::Or(hn::ShiftRight<16>(line(2 * i)), line(2 * i + 1)) : line(i);
       hn::Store(kPairs ? clear_tiny_pairs(v) : v, d32, out + i * n);
+    }
+    return;
+  }
+  if (w.interleaved != 0) {  // only pairs of columns are
+    const std::uint8_t* data = interleaved_tile(w, kTile * Format::kBytes, first_row, col);
+    const auto* words = reinterpret_cast<const std::uint32_t*>(data);
+    for (std::size_t i = 0; i < kTile / 2; ++i) {
+      if (i % (kTile / 2 / kFetchesPerInterleaved) == 0) later.fetch();
+      const auto v = hn::Load(d32, words + i * n);
+      if (kPairs) {
+        hn::Store(clear_tiny_pairs(v), d32, out + i * n);
+      } else {
+        hn::Store(hn::ShiftLeft<16>(v), d32, out + 2 * i * n);
+        hn::Store(hn::And(v, hn::Set(d32, 0xffff0000u)), d32, out + (2 * i + 1) * n);
+      }
     }
     return;
   }
@@ -2141,10 +2159,11 @@ void matmul_many(const Matrix& w, std::size_t first_row, std::size_t n_rows, con
     if (count <= n) std::memset(tile, 0, sizeof tile);
     for (std::size_t col = 0; col < w.cols; col += kTile) {
       LaterTile later(w, kTile * Format::kBytes, row, count, col,
-                      (n_tokens + kTokensTogether - 1) / kTokensTogether);
-      unpack_units<Format, Units>(w, row, HWY_MIN(n, count), col, tile);
+                      (n_tokens + kTokensTogether - 1) / kTokensTogether +
+                          (w.interleaved != 0 ? 2 * kFetchesPerInterleaved : 0));
+      unpack_units<Format, Units>(w, row, HWY_MIN(n, count), col, later, tile);
       if (count > n) {
-        unpack_units<Format, Units>(w, row + n, count - n, col, tile + kUnits * n);
+        unpack_units<Format, Units>(w, row + n, count - n, col, later, tile + kUnits * n);
       }
       for (std::size_t t = 0, together; t < n_tokens; t += together) {
         if (!w.transposed) later.fetch();
@@ -2191,7 +2210,7 @@ HWY_INLINE void multiply_4_rows_of_units(const Load& load, const std::uint8_t* x
   }
 }
 
-// As Kernels::matmul, for one token: a vector goes along a row.
+// As Kernels::matmul, for one token: a vector goes along a row, which is not interleaved.
 template <class Format, class Units>
 void matmul_one(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* x,
                 float* out) {
@@ -2243,9 +2262,54 @@ void matmul_one(const Matrix& w, std::size_t first_row, std::size_t n_rows, cons
   }
 }
 
+// The same for interleaved rows, which are of BF16: a vector goes along the rows.
+template <class Units>
+void matmul_one_interleaved(const Matrix& w, std::size_t first_row, std::size_t n_rows,
+                            const void* x, float* out) {
+  constexpr std::size_t kWords = kTile / 2;
+  constexpr std::size_t kSums = kUnitSums / (2 / Units::kColumns);  // of words that make sums
+  const DF df;
+  const DU32 d32;
+  const std::size_t n = hn::Lanes(df);
+  for (std::size_t begin = 0; begin < n_rows; begin += n) {
+    VF sum = hn::Zero(df);
+    for (std::size_t col = 0; col < w.cols; col += kTile) {
+      LaterTile later(w, kTile * 2, first_row + begin, n, col, kSums);
+      const std::uint8_t* tile = interleaved_tile(w, kTile * 2, first_row + begin, col);
+      const auto* words = reinterpret_cast<const std::uint32_t*>(tile);
+      const auto* units =
+          static_cast<const std::uint8_t*>(x) + col / Units::kColumns * sizeof(float);
+      const auto unit = [&](std::size_t i) MIXTRAL_LAMBDA {
+        std::uint32_t bits;
+        std::memcpy(&bits, units + 4 * i, 4);
+        return hn::Set(d32, bits);
+      };
+      for (std::size_t s = 0; s < kSums; ++s) {
+        later.fetch();
+        VF a = hn::Zero(df), b = a;
+        for (std::size_t i = s; i < kWords; i += kSums) {
+          const auto word = hn::Load(d32, words + i * n);
+          if (Units::kColumns == 2) {
+            a = Units::add_product(a, clear_tiny_pairs(word), unit(i));
+          } else {
+            a = Units::add_product(a, hn::ShiftLeft<16>(word), unit(2 * i));
+            b = Units::add_product(b, hn::And(word, hn::Set(d32, 0xffff0000u)), unit(2 * i + 1));
+          }
+        }
+        sum = col == 0 && s == 0 ? a : hn::Add(sum, a);
+        if (Units::kColumns == 1) sum = hn::Add(sum, b);
+      }
+    }
+    hn::Store(sum, df, out + begin);
+  }
+}
+
 template <class Format, class Units>
 void matmul_units(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
                   std::size_t n_tokens, float* out) {
+  if (n_tokens == 1 && w.interleaved != 0) {
+    return matmul_one_interleaved<Units>(w, first_row, n_rows, x[0], out);
+  }
   if (n_tokens == 1 && !w.transposed) {
     return matmul_one<Format, Units>(w, first_row, n_rows, x[0], out);
   }
@@ -2883,6 +2947,16 @@ void decode_quantized_rows(const Matrix& w, const Unpacker& unpacker, const Deco
 
 template <class Format>
 void decode_float_row(const Matrix& w, std::size_t row, float* out) {
+  if (w.interleaved != 0) {
+    constexpr std::size_t kBytes = kTile * Format::kBytes, kInWord = 4 / Format::kBytes;
+    const std::size_t n = w.interleaved, lane = row % n;
+    for (std::size_t c = 0; c < w.cols; ++c) {
+      const std::uint8_t* word =
+          interleaved_tile(w, kBytes, row - lane, c) + (c % kTile / kInWord * n + lane) * 4;
+      out[c] = Format::load_one(word + c % kInWord * Format::kBytes);
+    }
+    return;
+  }
   HWY_ALIGN float tile[kTile];
   const std::uint8_t* data = w.data + row * w.row_bytes;
   for (std::size_t col = 0; col < w.cols; col += kTile) {
@@ -3007,7 +3081,9 @@ struct TileBytesVisitor {
   std::size_t& bytes;
 
   template <class Format>
-  void floating() const {}
+  void floating() const {
+    if (std::is_same<Format, Bf16>::value) bytes = kTile * Format::kBytes;
+  }
   template <class Format>
   void quantized() const {
     if (!Format::kByRow) bytes = kBytesPerTile<Format>;
@@ -4299,7 +4375,7 @@ struct Kernels {
                       const void* const* x, std::size_t n_tokens, float* out);
 
   // The bytes that a row of w takes once it is interleaved, as the kernels here have it to read
-  // fastest, each its own way; 0 if w cannot be: floats, grids of points (IQ2, IQ3), parts of tiles or
+  // fastest, each its own way; 0 if w cannot be: F32, F16, grids of points (IQ2, IQ3), parts of tiles or
   // of groups of lanes() rows. Of an interleaved matrix these are multiplied whole.
   std::size_t (*interleaved_row_bytes)(const Matrix& w);
 

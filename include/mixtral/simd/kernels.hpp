@@ -136,7 +136,7 @@ struct Kernels {
                       const void* const* x, std::size_t n_tokens, float* out);
 
   // The bytes that a row of w takes once it is interleaved, as the kernels here have it to read
-  // fastest, each its own way; 0 if w cannot be: floats, grids of points (IQ2, IQ3), parts of tiles or
+  // fastest, each its own way; 0 if w cannot be: F32, F16, grids of points (IQ2, IQ3), parts of tiles or
   // of groups of lanes() rows. Of an interleaved matrix these are multiplied whole.
   std::size_t (*interleaved_row_bytes)(const Matrix& w);
 

@@ -58,6 +58,16 @@ void decode_quantized_rows(const Matrix& w, const Unpacker& unpacker, const Deco
 
 template <class Format>
 void decode_float_row(const Matrix& w, std::size_t row, float* out) {
+  if (w.interleaved != 0) {
+    constexpr std::size_t kBytes = kTile * Format::kBytes, kInWord = 4 / Format::kBytes;
+    const std::size_t n = w.interleaved, lane = row % n;
+    for (std::size_t c = 0; c < w.cols; ++c) {
+      const std::uint8_t* word =
+          interleaved_tile(w, kBytes, row - lane, c) + (c % kTile / kInWord * n + lane) * 4;
+      out[c] = Format::load_one(word + c % kInWord * Format::kBytes);
+    }
+    return;
+  }
   HWY_ALIGN float tile[kTile];
   const std::uint8_t* data = w.data + row * w.row_bytes;
   for (std::size_t col = 0; col < w.cols; col += kTile) {
@@ -182,7 +192,9 @@ struct TileBytesVisitor {
   std::size_t& bytes;
 
   template <class Format>
-  void floating() const {}
+  void floating() const {
+    if (std::is_same<Format, Bf16>::value) bytes = kTile * Format::kBytes;
+  }
   template <class Format>
   void quantized() const {
     if (!Format::kByRow) bytes = kBytesPerTile<Format>;

@@ -108,10 +108,13 @@ void to_bf16(const float* x, std::size_t n, std::uint16_t* out) {
   }
 }
 
+// How many times unpack_units calls later.fetch() where rows are interleaved.
+constexpr std::size_t kFetchesPerInterleaved = 16;
+
 // The tile at column `col` of n_rows rows, as many as there are lanes or fewer: out[unit][row].
 template <class Format, class Units>
 HWY_NOINLINE void unpack_units(const Matrix& w, std::size_t first_row, std::size_t n_rows,
-                               std::size_t col, std::uint32_t* out) {
+                               std::size_t col, LaterTile& later, std::uint32_t* out) {
   constexpr std::size_t kUnits = kTile / Units::kColumns;
   constexpr bool kPairs = Units::kColumns == 2;
   const DU32 d32;
@@ -129,6 +132,21 @@ HWY_NOINLINE void unpack_units(const Matrix& w, std::size_t first_row, std::size
     for (std::size_t i = 0; i < kUnits; ++i) {
       const auto v = kPairs ? hn::Or(hn::ShiftRight<16>(line(2 * i)), line(2 * i + 1)) : line(i);
       hn::Store(kPairs ? clear_tiny_pairs(v) : v, d32, out + i * n);
+    }
+    return;
+  }
+  if (w.interleaved != 0) {  // only pairs of columns are
+    const std::uint8_t* data = interleaved_tile(w, kTile * Format::kBytes, first_row, col);
+    const auto* words = reinterpret_cast<const std::uint32_t*>(data);
+    for (std::size_t i = 0; i < kTile / 2; ++i) {
+      if (i % (kTile / 2 / kFetchesPerInterleaved) == 0) later.fetch();
+      const auto v = hn::Load(d32, words + i * n);
+      if (kPairs) {
+        hn::Store(clear_tiny_pairs(v), d32, out + i * n);
+      } else {
+        hn::Store(hn::ShiftLeft<16>(v), d32, out + 2 * i * n);
+        hn::Store(hn::And(v, hn::Set(d32, 0xffff0000u)), d32, out + (2 * i + 1) * n);
+      }
     }
     return;
   }
@@ -216,10 +234,11 @@ void matmul_many(const Matrix& w, std::size_t first_row, std::size_t n_rows, con
     if (count <= n) std::memset(tile, 0, sizeof tile);
     for (std::size_t col = 0; col < w.cols; col += kTile) {
       LaterTile later(w, kTile * Format::kBytes, row, count, col,
-                      (n_tokens + kTokensTogether - 1) / kTokensTogether);
-      unpack_units<Format, Units>(w, row, HWY_MIN(n, count), col, tile);
+                      (n_tokens + kTokensTogether - 1) / kTokensTogether +
+                          (w.interleaved != 0 ? 2 * kFetchesPerInterleaved : 0));
+      unpack_units<Format, Units>(w, row, HWY_MIN(n, count), col, later, tile);
       if (count > n) {
-        unpack_units<Format, Units>(w, row + n, count - n, col, tile + kUnits * n);
+        unpack_units<Format, Units>(w, row + n, count - n, col, later, tile + kUnits * n);
       }
       for (std::size_t t = 0, together; t < n_tokens; t += together) {
         if (!w.transposed) later.fetch();
@@ -266,7 +285,7 @@ HWY_INLINE void multiply_4_rows_of_units(const Load& load, const std::uint8_t* x
   }
 }
 
-// As Kernels::matmul, for one token: a vector goes along a row.
+// As Kernels::matmul, for one token: a vector goes along a row, which is not interleaved.
 template <class Format, class Units>
 void matmul_one(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* x,
                 float* out) {
@@ -318,9 +337,54 @@ void matmul_one(const Matrix& w, std::size_t first_row, std::size_t n_rows, cons
   }
 }
 
+// The same for interleaved rows, which are of BF16: a vector goes along the rows.
+template <class Units>
+void matmul_one_interleaved(const Matrix& w, std::size_t first_row, std::size_t n_rows,
+                            const void* x, float* out) {
+  constexpr std::size_t kWords = kTile / 2;
+  constexpr std::size_t kSums = kUnitSums / (2 / Units::kColumns);  // of words that make sums
+  const DF df;
+  const DU32 d32;
+  const std::size_t n = hn::Lanes(df);
+  for (std::size_t begin = 0; begin < n_rows; begin += n) {
+    VF sum = hn::Zero(df);
+    for (std::size_t col = 0; col < w.cols; col += kTile) {
+      LaterTile later(w, kTile * 2, first_row + begin, n, col, kSums);
+      const std::uint8_t* tile = interleaved_tile(w, kTile * 2, first_row + begin, col);
+      const auto* words = reinterpret_cast<const std::uint32_t*>(tile);
+      const auto* units =
+          static_cast<const std::uint8_t*>(x) + col / Units::kColumns * sizeof(float);
+      const auto unit = [&](std::size_t i) MIXTRAL_LAMBDA {
+        std::uint32_t bits;
+        std::memcpy(&bits, units + 4 * i, 4);
+        return hn::Set(d32, bits);
+      };
+      for (std::size_t s = 0; s < kSums; ++s) {
+        later.fetch();
+        VF a = hn::Zero(df), b = a;
+        for (std::size_t i = s; i < kWords; i += kSums) {
+          const auto word = hn::Load(d32, words + i * n);
+          if (Units::kColumns == 2) {
+            a = Units::add_product(a, clear_tiny_pairs(word), unit(i));
+          } else {
+            a = Units::add_product(a, hn::ShiftLeft<16>(word), unit(2 * i));
+            b = Units::add_product(b, hn::And(word, hn::Set(d32, 0xffff0000u)), unit(2 * i + 1));
+          }
+        }
+        sum = col == 0 && s == 0 ? a : hn::Add(sum, a);
+        if (Units::kColumns == 1) sum = hn::Add(sum, b);
+      }
+    }
+    hn::Store(sum, df, out + begin);
+  }
+}
+
 template <class Format, class Units>
 void matmul_units(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
                   std::size_t n_tokens, float* out) {
+  if (n_tokens == 1 && w.interleaved != 0) {
+    return matmul_one_interleaved<Units>(w, first_row, n_rows, x[0], out);
+  }
   if (n_tokens == 1 && !w.transposed) {
     return matmul_one<Format, Units>(w, first_row, n_rows, x[0], out);
   }
