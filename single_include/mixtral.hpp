@@ -8462,7 +8462,9 @@ inline Result<Slab> copy_weights(Checkpoint& checkpoint, const simd::Kernels& ke
   Slab slab;
   if (size > std::numeric_limits<std::size_t>::max() ||
       !slab.reserve(resource, static_cast<std::size_t>(size))) {
-    return Error(ErrorCode::out_of_memory, "no memory for a copy of %llu bytes of weights",
+    return Error(ErrorCode::out_of_memory,
+                 "no memory for a copy of %llu bytes of weights; without "
+                 "ModelOptions::copy_weights they stay in the file",
                  static_cast<unsigned long long>(size));
   }
   for (NamedTensor& tensor : checkpoint.tensors) {
