@@ -58,7 +58,7 @@ void decode_quantized_rows(const Matrix& w, const Unpacker& unpacker, const Deco
 
 template <class Format>
 void decode_float_row(const Matrix& w, std::size_t row, float* out) {
-  if (w.interleaved != 0) {
+  if (kInterleaves<Format> && w.interleaved != 0) {
     constexpr std::size_t kBytes = kTile * Format::kBytes, kInWord = 4 / Format::kBytes;
     const std::size_t n = w.interleaved, lane = row % n;
     for (std::size_t c = 0; c < w.cols; ++c) {
@@ -193,7 +193,7 @@ struct TileBytesVisitor {
 
   template <class Format>
   void floating() const {
-    if (std::is_same<Format, Bf16>::value) bytes = kTile * Format::kBytes;
+    if (kInterleaves<Format>) bytes = kTile * Format::kBytes;
   }
   template <class Format>
   void quantized() const {

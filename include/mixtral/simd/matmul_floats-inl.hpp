@@ -23,6 +23,14 @@ HWY_INLINE void unpack_floats(const std::uint8_t* data, std::size_t n_cols, std:
   for (; i < n_padded; ++i) tile[i] = 0.0f;
 }
 
+// Of two columns of BF16 in a word, the first in the lower half.
+HWY_INLINE VU32 first_of_pair(VU32 v) { return hn::ShiftLeft<16>(v); }
+HWY_INLINE VU32 second_of_pair(VU32 v) { return hn::And(v, hn::Set(DU32(), 0xffff0000u)); }
+
+// Of the float formats only BF16 is interleaved, as pairs: the others are rare, or small matrices.
+template <class Format>
+constexpr bool kInterleaves = std::is_same<Format, Bf16>::value;
+
 // Units are columns, as float32.
 struct Columns {
   static constexpr std::size_t kColumns = 1;  // of a unit
@@ -38,14 +46,8 @@ struct Pairs {
   static constexpr std::size_t kColumns = 2;
 
   static HWY_INLINE VF add_product(VF sum, VU32 w, VU32 x) {
-    sum = mul_add(second(w), second(x), sum);
-    return mul_add(first(w), first(x), sum);
-  }
-
- private:
-  static HWY_INLINE VF first(VU32 v) { return hn::BitCast(DF(), hn::ShiftLeft<16>(v)); }
-  static HWY_INLINE VF second(VU32 v) {
-    return hn::BitCast(DF(), hn::And(v, hn::Set(DU32(), 0xffff0000u)));
+    sum = Columns::add_product(sum, second_of_pair(w), second_of_pair(x));
+    return Columns::add_product(sum, first_of_pair(w), first_of_pair(x));
   }
 };
 
@@ -135,7 +137,7 @@ HWY_NOINLINE void unpack_units(const Matrix& w, std::size_t first_row, std::size
     }
     return;
   }
-  if (w.interleaved != 0) {  // only pairs of columns are
+  if (kInterleaves<Format> && w.interleaved != 0) {
     const std::uint8_t* data = interleaved_tile(w, kTile * Format::kBytes, first_row, col);
     const auto* words = reinterpret_cast<const std::uint32_t*>(data);
     for (std::size_t i = 0; i < kTile / 2; ++i) {
@@ -144,8 +146,8 @@ HWY_NOINLINE void unpack_units(const Matrix& w, std::size_t first_row, std::size
       if (kPairs) {
         hn::Store(clear_tiny_pairs(v), d32, out + i * n);
       } else {
-        hn::Store(hn::ShiftLeft<16>(v), d32, out + 2 * i * n);
-        hn::Store(hn::And(v, hn::Set(d32, 0xffff0000u)), d32, out + (2 * i + 1) * n);
+        hn::Store(first_of_pair(v), d32, out + 2 * i * n);
+        hn::Store(second_of_pair(v), d32, out + (2 * i + 1) * n);
       }
     }
     return;
@@ -337,7 +339,7 @@ void matmul_one(const Matrix& w, std::size_t first_row, std::size_t n_rows, cons
   }
 }
 
-// The same for interleaved rows, which are of BF16: a vector goes along the rows.
+// The same for interleaved rows, of BF16: a vector goes along the rows.
 template <class Units>
 void matmul_one_interleaved(const Matrix& w, std::size_t first_row, std::size_t n_rows,
                             const void* x, float* out) {
@@ -367,8 +369,8 @@ void matmul_one_interleaved(const Matrix& w, std::size_t first_row, std::size_t 
           if (Units::kColumns == 2) {
             a = Units::add_product(a, clear_tiny_pairs(word), unit(i));
           } else {
-            a = Units::add_product(a, hn::ShiftLeft<16>(word), unit(2 * i));
-            b = Units::add_product(b, hn::And(word, hn::Set(d32, 0xffff0000u)), unit(2 * i + 1));
+            a = Units::add_product(a, first_of_pair(word), unit(2 * i));
+            b = Units::add_product(b, second_of_pair(word), unit(2 * i + 1));
           }
         }
         sum = col == 0 && s == 0 ? a : hn::Add(sum, a);
@@ -382,8 +384,10 @@ void matmul_one_interleaved(const Matrix& w, std::size_t first_row, std::size_t 
 template <class Format, class Units>
 void matmul_units(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
                   std::size_t n_tokens, float* out) {
-  if (n_tokens == 1 && w.interleaved != 0) {
-    return matmul_one_interleaved<Units>(w, first_row, n_rows, x[0], out);
+  if constexpr (kInterleaves<Format>) {
+    if (n_tokens == 1 && w.interleaved != 0) {
+      return matmul_one_interleaved<Units>(w, first_row, n_rows, x[0], out);
+    }
   }
   if (n_tokens == 1 && !w.transposed) {
     return matmul_one<Format, Units>(w, first_row, n_rows, x[0], out);
