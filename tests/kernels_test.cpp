@@ -225,6 +225,42 @@ TEST_CASE("kernels: multiplying directly equals decoding, then multiplying") {
   }
 }
 
+TEST_CASE("kernels: each token's results are those it has alone, whatever their number") {
+  constexpr std::size_t kRows = 32, kCols = 512, kMost = 17;
+  std::mt19937 random(8);
+  std::normal_distribution<float> normal;
+  for (const auto& entry : mixtral::detail::kBlockFormats) {
+    if (!entry.info.quantized) continue;
+    CAPTURE(std::string(entry.info.name));
+    const RandomMatrix w(entry.format, kRows, kCols, 14);
+    for (const Kernels* kernels : all_kernels()) {
+      CAPTURE(std::string(kernels->target));
+      const Quantized tokens(kMost, kCols);
+      const void* inputs[kMost];
+      Results alone[kMost];
+      for (std::size_t t = 0; t < kMost; ++t) {
+        std::vector<float> x(kCols);
+        for (float& v : x) v = normal(random);
+        std::uint8_t* token = tokens.data + t * mixtral::simd::token_bytes(kCols);
+        kernels->quantize(x.data(), 0, kCols, kCols, token, 1, 0);
+        inputs[t] = token;
+        kernels->matmul(w.matrix, 0, kRows, inputs + t, 1, alone[t].values);
+      }
+      for (std::size_t n = 2; n <= kMost; ++n) {
+        Results together;
+        kernels->matmul(w.matrix, 0, kRows, inputs, n, together.values);
+        std::size_t different = 0;
+        for (std::size_t t = 0; t < n; ++t) {
+          for (std::size_t r = 0; r < kRows; ++r)
+            different += together.at(t, r) != alone[t].at(0, r);
+        }
+        CAPTURE(n);
+        CHECK(different == 0);
+      }
+    }
+  }
+}
+
 TEST_CASE("kernels: interleaved rows give the same bits") {
   std::mt19937 random(6);
   std::normal_distribution<float> normal;

@@ -39,6 +39,15 @@ struct Q2_K {
     return times(q, i < 4 ? byte_in_halves<k>(scales) : byte_in_halves<k + 1>(scales));
   }
 
+  // Of any block of the tile, with the same code.
+  static HWY_INLINE VU32 quad_of_block(const PackedRows& rows, std::size_t block, std::size_t i) {
+    const auto q = bits_from(rows.from(16 + block / 4 * 32).word(i), block % 4 * 2, 3);
+    // The scales of the two halves in the lowest bytes.
+    const auto shift = hn::Set(DU32(), static_cast<std::uint32_t>(block % 2 * 16));
+    const auto scales = shifted_bits<0>(hn::Shr(rows.word(block / 2), shift), 0x0f);
+    return times(q, i < 4 ? byte_in_halves<0>(scales) : byte_in_halves<1>(scales));
+  }
+
  private:
   // Byte k of each lane, in both its halves.
   template <std::size_t k>

@@ -41,6 +41,13 @@ struct Q3_K {
     return hn::Or(shifted_bits<2 * block>(low, 3),
                   shifted_bits<static_cast<int>(block) - 2>(high, 4));
   }
+
+  // Of any block of the tile, with the same code.
+  static HWY_INLINE VU32 quad_of_block(const PackedRows& rows, std::size_t block, std::size_t i) {
+    const auto low = rows.from(32 + block / 4 * 32).word(i);
+    return hn::Or(bits_from(low, block % 4 * 2, 3),
+                  hn::ShiftLeft<2>(bits_from(rows.word(i), block, 1)));
+  }
 };
 
 }  // namespace HWY_NAMESPACE

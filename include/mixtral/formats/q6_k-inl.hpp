@@ -35,6 +35,15 @@ struct Q6_K {
     return hn::Or(shifted_bits<block / 2 * 4>(low, 0x0f),
                   shifted_bits<2 * static_cast<int>(block) - 4>(high, 0x30));
   }
+
+  // Of any block of the tile, with the same code.
+  static HWY_INLINE VU32 quad_of_block(const PackedRows& rows, std::size_t block, std::size_t i) {
+    const std::size_t step = block / 4, in_step = block % 4;
+    const auto low = rows.from(step * 64 + in_step % 2 * 32).word(i);
+    const auto high = rows.from(128 + step * 32).word(i);
+    return hn::Or(bits_from(low, in_step / 2 * 4, 0x0f),
+                  hn::ShiftLeft<4>(bits_from(high, in_step * 2, 3)));
+  }
 };
 
 }  // namespace HWY_NAMESPACE

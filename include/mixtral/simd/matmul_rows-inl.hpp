@@ -8,10 +8,29 @@ HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
-// Measured: groups cost the same if there are fewer tokens than lanes.
-constexpr std::size_t kMinGroupedTokens = hn::MaxLanes(DF()) > 4 ? 14 : 6;
+// Whether one token has code of its own, and a few: not where there are no arrays of vectors, nor for old
+// CPUs, which are not worth what it takes to compile; a few take 32 registers to gain from it. (Differ
+// between targets.)
+#undef MIXTRAL_TOKEN_DOTS
+#undef MIXTRAL_FEW_DOTS
+#if HWY_HAVE_SCALABLE || HWY_TARGET == HWY_SSSE3 || (HWY_ARCH_X86 && HWY_TARGET == HWY_AVX3)
+#define MIXTRAL_TOKEN_DOTS 0
+#else
+#define MIXTRAL_TOKEN_DOTS 1
+#endif
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3_DL
+#define MIXTRAL_FEW_DOTS 1
+#else
+#define MIXTRAL_FEW_DOTS 0
+#endif
 
-// Adds one tile of two parts of rows times kTokens tokens, 1 or 4, to `out`, or begins with it.
+// Measured: groups cost the same if there are fewer tokens than lanes, and as much as code for a few
+// tokens for nearly twice as many.
+constexpr std::size_t kMinGroupedTokens = MIXTRAL_FEW_DOTS ? 29 : hn::MaxLanes(DF()) > 4 ? 14 : 6;
+// So many share what was unpacked.
+constexpr std::size_t kMaxFewTokens = MIXTRAL_FEW_DOTS ? kMinGroupedTokens - 1 : kMaxLanes;
+
+// Adds one tile of two parts of rows times kTokens tokens, 6 at most, to `out`, or begins with it.
 template <std::size_t kTokens, class Kind, class Part, class Tokens>
 HWY_NOINLINE void multiply_parts(Kind, const Part* parts, const Tokens tokens, bool begins,
                                  LaterTile& later, float* out) {
@@ -27,6 +46,7 @@ HWY_NOINLINE void multiply_parts(Kind, const Part* parts, const Tokens tokens, b
   };
   VF s00 = load_sum(0, 0), s01 = load_sum(0, 1), s10 = load_sum(1, 0), s11 = load_sum(1, 1);
   VF s20 = load_sum(2, 0), s21 = load_sum(2, 1), s30 = load_sum(3, 0), s31 = load_sum(3, 1);
+  VF s40 = load_sum(4, 0), s41 = load_sum(4, 1), s50 = load_sum(5, 0), s51 = load_sum(5, 1);
   constexpr std::size_t kStepBlocks = Part::kStepBlocks;
   // One half of a block, or all of it: block `in_step` of a step.
   const auto multiply = [&](std::size_t step, auto block_in_step,
@@ -41,6 +61,7 @@ HWY_NOINLINE void multiply_parts(Kind, const Part* parts, const Tokens tokens, b
     };
     VI32 d00 = begin(0), d01 = d00, d10 = begin(1), d11 = d10;
     VI32 d20 = begin(2), d21 = d20, d30 = begin(3), d31 = d30;
+    VI32 d40 = begin(4), d41 = d40, d50 = begin(5), d51 = d50;
     MIXTRAL_UNROLL
     for (std::size_t k = 0; k < kQuads; ++k) {
       const std::size_t i = kHalf * kQuads + k;
@@ -54,7 +75,11 @@ HWY_NOINLINE void multiply_parts(Kind, const Part* parts, const Tokens tokens, b
         dot1 = quad_dot_add<Kind::kSigned>(dot1, w1, x);
       };
       add(d00, d01, 0);
-      if (kTokens > 1) add(d10, d11, 1), add(d20, d21, 2), add(d30, d31, 3);
+      if (kTokens > 1) add(d10, d11, 1);
+      if (kTokens > 2) add(d20, d21, 2);
+      if (kTokens > 3) add(d30, d31, 3);
+      if (kTokens > 4) add(d40, d41, 4);
+      if (kTokens > 5) add(d50, d51, 5);
     }
     const auto add_one = [&](VF& sum, VI32 dot, std::size_t t, std::size_t p) MIXTRAL_LAMBDA {
       const auto number =
@@ -70,8 +95,11 @@ HWY_NOINLINE void multiply_parts(Kind, const Part* parts, const Tokens tokens, b
       add_one(sum1, dot1, t, 1);
     };
     add(s00, d00, s01, d01, 0);
-    if (kTokens == 1) return;
-    add(s10, d10, s11, d11, 1), add(s20, d20, s21, d21, 2), add(s30, d30, s31, d31, 3);
+    if (kTokens > 1) add(s10, d10, s11, d11, 1);
+    if (kTokens > 2) add(s20, d20, s21, d21, 2);
+    if (kTokens > 3) add(s30, d30, s31, d31, 3);
+    if (kTokens > 4) add(s40, d40, s41, d41, 4);
+    if (kTokens > 5) add(s50, d50, s51, d51, 5);
   };
   for (std::size_t step = 0; step < kBlocksPerTile / kStepBlocks; ++step) {
     for_constants<kStepBlocks>([&](auto block) MIXTRAL_LAMBDA {
@@ -84,7 +112,11 @@ HWY_NOINLINE void multiply_parts(Kind, const Part* parts, const Tokens tokens, b
     hn::Store(sum1, df, sum_at(t, 1));
   };
   store(s00, s01, 0);
-  if (kTokens > 1) store(s10, s11, 1), store(s20, s21, 2), store(s30, s31, 3);
+  if (kTokens > 1) store(s10, s11, 1);
+  if (kTokens > 2) store(s20, s21, 2);
+  if (kTokens > 3) store(s30, s31, 3);
+  if (kTokens > 4) store(s40, s41, 4);
+  if (kTokens > 5) store(s50, s51, 5);
 }
 
 // The same for any number of tokens, four at a time, of which tokens_from(t) gives those from t on; what
@@ -102,17 +134,17 @@ void multiply_tokens(Kind kind, const TilePart* parts, const TokensFrom& tokens_
   }
 }
 
-// The tile at column `col` of each token, and of as many more as make a multiple of four.
+// The tile at column `col` of each token, and of the last one again until there are n_prepared.
 template <class Kind>
-HWY_NOINLINE void prepare_tokens(const void* const* x, std::size_t n_tokens, std::size_t col,
-                                 int zero_bits, PreparedToken<Kind>* tokens) {
-  for (std::size_t t = 0; t < (n_tokens + 3) / 4 * 4; ++t) {
+HWY_NOINLINE void prepare_tokens(const void* const* x, std::size_t n_tokens, std::size_t n_prepared,
+                                 std::size_t col, int zero_bits, PreparedToken<Kind>* tokens) {
+  for (std::size_t t = 0; t < n_prepared; ++t) {
     const auto* token = static_cast<const std::uint8_t*>(x[HWY_MIN(t, n_tokens - 1)]);
     tokens[t].set(token + col / kTile * kTokenTileBytes, zero_bits);
   }
 }
 
-// As Kernels::matmul, for kMaxLanes tokens at most, which share what was unpacked; `out` holds the sums
+// As Kernels::matmul, for kMaxFewTokens tokens at most, which share what was unpacked; `out` holds the sums
 // as they grow.
 template <class Kind>
 void matmul_few(const Matrix& w, const Unpacker& unpacker, std::size_t first_row,
@@ -120,7 +152,7 @@ void matmul_few(const Matrix& w, const Unpacker& unpacker, std::size_t first_row
   const std::size_t n = hn::Lanes(DF());
   const std::size_t n_fetches = 2 * kFetchesPerPart + kBlocksPerTile * ((n_tokens + 3) / 4);
   TileRows rows;
-  PreparedToken<Kind> tokens[kMaxLanes];
+  PreparedToken<Kind> tokens[kMaxFewTokens];
   if (n_rows % (2 * n) != 0) std::memset(&rows, 0, sizeof rows);
   const TilePart parts[2] = {rows.part(0), rows.part(n)};
   for (std::size_t begin = 0; begin < n_rows; begin += 2 * n) {
@@ -128,29 +160,13 @@ void matmul_few(const Matrix& w, const Unpacker& unpacker, std::size_t first_row
     for (std::size_t col = 0; col < w.cols; col += kTile) {
       LaterTile later(w, unpacker.tile_bytes, first_row + begin, count, col, n_fetches);
       unpack_rows(w, unpacker, first_row + begin, count, col, later, rows);
-      prepare_tokens(x, n_tokens, col, unpacker.zero_bits, tokens);
+      prepare_tokens(x, n_tokens, (n_tokens + 3) / 4 * 4, col, unpacker.zero_bits, tokens);
       const auto from = [&](std::size_t t)
                             MIXTRAL_LAMBDA { return TokensAnywhere<Kind>(tokens + t); };
       multiply_tokens(Kind(), parts, from, n_tokens, col == 0, later, out + begin);
     }
   }
 }
-
-// Whether one token has code of its own, and a few: not where there are no arrays of vectors, nor for old
-// CPUs, which are not worth what it takes to compile; a few take 32 registers to gain from it. (Differ
-// between targets.)
-#undef MIXTRAL_TOKEN_DOTS
-#undef MIXTRAL_FEW_DOTS
-#if HWY_HAVE_SCALABLE || HWY_TARGET == HWY_SSSE3 || (HWY_ARCH_X86 && HWY_TARGET == HWY_AVX3)
-#define MIXTRAL_TOKEN_DOTS 0
-#else
-#define MIXTRAL_TOKEN_DOTS 1
-#endif
-#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3_DL
-#define MIXTRAL_FEW_DOTS 1
-#else
-#define MIXTRAL_FEW_DOTS 0
-#endif
 
 #if MIXTRAL_TOKEN_DOTS
 // Adds one tile of one part times one token to `sum`: all blocks of a step together, since they have bytes in
@@ -221,15 +237,24 @@ void matmul_one(const Matrix& w, std::size_t first_row, std::size_t n_rows, cons
 #endif
 
 #if MIXTRAL_FEW_DOTS
-// As matmul_few, but what is unpacked is multiplied at once and not stored, for each four tokens anew.
+// Formats that few files have are not worth the code that a few tokens take.
+template <class Format>
+constexpr bool kHasFewDots =
+    !(Format::kByRow || std::is_same_v<Format, Q4_1> || std::is_same_v<Format, Q5_0> ||
+      std::is_same_v<Format, Q5_1> || std::is_same_v<Format, Iq4_Nl>);
+
+// As matmul_few, but what is unpacked is multiplied at once and not stored: by six tokens, four or three,
+// of which two and five take one more, after the last. For others it is unpacked anew.
 template <class Format>
 void matmul_packed(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
                    std::size_t n_tokens, float* out) {
   using Kind = DotKindOf<Format>;
   const std::size_t n = hn::Lanes(DF());
-  const std::size_t n_fetches = kBlocksPerTile * ((n_tokens + 3) / 4);
-  PreparedToken<Kind> tokens[kMaxLanes];
-  PackedPart<Format> parts[2];
+  const std::size_t n_fetches = kBlocksPerTile * ((n_tokens + 5) / 6);
+  PreparedToken<Kind> tokens[kMaxFewTokens];
+  using Part =
+      std::conditional_t<(Format::kStepBlocks > 2), PackedBlocks<Format>, PackedPart<Format>>;
+  Part parts[2];
   for (std::size_t begin = 0; begin < n_rows; begin += 2 * n) {
     const std::size_t row = first_row + begin, count = HWY_MIN(2 * n, n_rows - begin);
     for (std::size_t col = 0; col < w.cols; col += kTile) {
@@ -237,10 +262,23 @@ void matmul_packed(const Matrix& w, std::size_t first_row, std::size_t n_rows, c
       parts[0].set(w, row, HWY_MIN(n, count), col);
       const std::size_t second = count > n ? n : 0;  // without others the same rows, of no use
       parts[1].set(w, row + second, HWY_MIN(n, count - second), col);
-      prepare_tokens(x, n_tokens, col, zero_bits_of(kZeroOf<Format>), tokens);
-      for (std::size_t t = 0; t < n_tokens; t += 4) {
-        multiply_parts<4>(Kind(), parts, TokensApart<Kind>{tokens + t}, col == 0, later,
-                          out + t * kMaxMatmulRows + begin);
+      prepare_tokens(x, n_tokens, HWY_MIN(n_tokens + 1, kMaxFewTokens), col,
+                     zero_bits_of(kZeroOf<Format>), tokens);
+      const auto multiply = [&](auto at_a_time, std::size_t t) MIXTRAL_LAMBDA {
+        constexpr std::size_t kTokens = decltype(at_a_time)::value;
+        multiply_parts<kTokens>(Kind(), parts, TokensApart<Kind>{tokens + t}, col == 0, later,
+                                out + t * kMaxMatmulRows + begin);
+        return kTokens;
+      };
+      for (std::size_t t = 0; t < n_tokens;) {
+        const std::size_t left = n_tokens - t;
+        if (left > 8 || left == 5 || left == 6) {
+          t += multiply(std::integral_constant<std::size_t, 6>(), t);
+        } else if (left > 3) {
+          t += multiply(std::integral_constant<std::size_t, 4>(), t);
+        } else {
+          t += multiply(std::integral_constant<std::size_t, 3>(), t);
+        }
       }
     }
   }
@@ -255,11 +293,11 @@ void matmul_rows(const Matrix& w, std::size_t first_row, std::size_t n_rows, con
     if (n_tokens == 1) return matmul_one<Format>(w, first_row, n_rows, x[0], out);
   }
 #endif
-  for (std::size_t t = 0; t < n_tokens; t += kMaxLanes) {
-    const std::size_t n = HWY_MIN(kMaxLanes, n_tokens - t);
+  for (std::size_t t = 0; t < n_tokens; t += kMaxFewTokens) {
+    const std::size_t n = HWY_MIN(kMaxFewTokens, n_tokens - t);
     float* sums = out + t * kMaxMatmulRows;
 #if MIXTRAL_FEW_DOTS
-    if constexpr (!Format::kByRow) {
+    if constexpr (kHasFewDots<Format>) {
       matmul_packed<Format>(w, first_row, n_rows, x + t, n, sums);
       continue;
     }

@@ -207,6 +207,11 @@ HWY_INLINE VU32 shifted_bits(VU32 v, std::uint32_t bits) {
   return and_bytes(kShift < 0 ? hn::ShiftLeft<kLeft>(v) : v, bits);
 }
 
+// (v >> shift) & bits in each byte, for code that several shifts share.
+HWY_INLINE VU32 bits_from(VU32 v, std::size_t shift, std::uint32_t bits) {
+  return and_bytes(hn::Shr(v, hn::Set(DU32(), static_cast<std::uint32_t>(shift))), bits);
+}
+
 // Calls body with 0 to kCount - 1 as constants.
 template <class Body, std::size_t... i>
 HWY_INLINE void for_constants(const Body& body, std::index_sequence<i...>) {

@@ -159,12 +159,14 @@ class PackedPart {
   HWY_INLINE void set(const Matrix& w, std::size_t first_row, std::size_t n_rows, std::size_t col) {
     words_ = PartBytes<Format>(w, first_row, n_rows, col).words(buffer_);
     const TileScales scales{{values_[0], values_[1]}, {values_[2], values_[3]}};
-    Format::unpack_scales(PackedRows{words_}, scales);
+    Format::unpack_scales(rows(), scales);
   }
+
+  HWY_INLINE PackedRows rows() const { return {words_}; }
 
   template <std::size_t block>
   HWY_INLINE VU32 quad(std::size_t step, std::size_t i) const {
-    return Format::template quad<block>(PackedRows{words_}, step, i);
+    return Format::template quad<block>(rows(), step, i);
   }
   HWY_INLINE VF scale(std::size_t half, std::size_t block) const {
     return hn::Load(DF(), values_[half] + block * hn::Lanes(DF()));
@@ -177,6 +179,18 @@ class PackedPart {
   const std::uint32_t* words_;
   HWY_ALIGN std::uint32_t buffer_[PartBytes<Format>::kWords * kMaxLanes];
   HWY_ALIGN float values_[4][kMaxLanes * kBlocksPerTile];  // scales, offsets: [half][block][row]
+};
+
+// The same for code that takes one block after the other, where a step of all its blocks is long.
+template <class Format>
+class PackedBlocks : public PackedPart<Format> {
+ public:
+  static constexpr std::size_t kStepBlocks = 1;
+
+  template <std::size_t>
+  HWY_INLINE VU32 quad(std::size_t block, std::size_t i) const {
+    return Format::quad_of_block(this->rows(), block, i);
+  }
 };
 
 // Unpacks the tile at column `col` of n_rows rows, as many as there are lanes at most; the rest becomes
