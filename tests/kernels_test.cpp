@@ -281,20 +281,36 @@ TEST_CASE("kernels: interleaved rows give the same bits") {
       }
       CHECK(row_bytes >= w.matrix.row_bytes);
       CHECK(row_bytes < w.matrix.row_bytes + kCols / 64);
-      Blob memory(kRows * row_bytes + 64, 0x55);
-      Matrix interleaved = w.matrix;
-      interleaved.row_bytes = row_bytes;
-      interleaved.interleaved = kernels->lanes();
+      // All together, and with 192 bytes of something else after 32 rows.
+      constexpr std::size_t kGap = 192, kBlock = mixtral::simd::kMaxMatmulRows;
+      Blob memory(2 * kRows * row_bytes + kGap + 64, 0x55);
       auto* data = memory.data() + (64 - reinterpret_cast<std::uintptr_t>(memory.data()) % 64) % 64;
-      interleaved.data = data;
+      Matrix together = w.matrix;
+      together.row_bytes = row_bytes;
+      together.interleaved = kernels->lanes();
+      together.data = data;
       kernels->interleave(w.matrix, data);
+      Matrix apart = together;
+      data += kRows * row_bytes;
+      apart.data = data;
+      apart.gap_bytes = kGap;
+      for (std::size_t row = 0; row < kRows; row += kBlock) {
+        Matrix block = w.matrix;
+        block.data += row * block.row_bytes;
+        block.rows = kBlock;
+        kernels->interleave(block, data);
+        data += kBlock * row_bytes + kGap;
+      }
 
       // Rows from anywhere as floats.
       for (const std::size_t first : {0u, 5u, 29u}) {
         const std::size_t n_rows = first == 0 ? kRows : 33;
         std::vector<float> plain(n_rows * kCols), other(n_rows * kCols, 1.0f);
         kernels->decode_rows(w.matrix, first, n_rows, plain.data());
-        kernels->decode_rows(interleaved, first, n_rows, other.data());
+        kernels->decode_rows(together, first, n_rows, other.data());
+        CHECK(plain == other);
+        std::fill(other.begin(), other.end(), 1.0f);
+        kernels->decode_rows(apart, first, n_rows, other.data());
         CHECK(plain == other);
       }
       const Quantized tokens(kMost, kCols);
@@ -317,12 +333,15 @@ TEST_CASE("kernels: interleaved rows give the same bits") {
       }
       const auto compare = [&](std::size_t n_tokens, std::size_t n_rows, const auto& multiply) {
         CAPTURE(n_tokens);
-        Results plain, other;
+        Results plain;
         multiply(w.matrix, plain);
-        multiply(interleaved, other);
         std::size_t different = 0;
-        for (std::size_t t = 0; t < n_tokens; ++t) {
-          for (std::size_t r = 0; r < n_rows; ++r) different += plain.at(t, r) != other.at(t, r);
+        for (const Matrix& m : {together, apart}) {
+          Results other;
+          multiply(m, other);
+          for (std::size_t t = 0; t < n_tokens; ++t) {
+            for (std::size_t r = 0; r < n_rows; ++r) different += plain.at(t, r) != other.at(t, r);
+          }
         }
         CHECK(different == 0);
       };

@@ -93,7 +93,7 @@ Result<Model> Model::from_checkpoint(Checkpoint checkpoint, const ModelOptions& 
     if (!weights) return weights.error();
     if (options.copy_weights) {
       const std::uint64_t bytes_in_file = weights->bytes;
-      Result<detail::Slab> copy = detail::copy_weights(checkpoint, *kernels, resource);
+      Result<detail::Slab> copy = detail::WeightsCopier(checkpoint, *kernels, resource).copy();
       if (!copy) return copy.error();
       data->weights_copy = *std::move(copy);
       checkpoint.files.clear();

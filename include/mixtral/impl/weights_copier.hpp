@@ -4,6 +4,7 @@
 
 #include <cstring>
 #include <limits>
+#include <vector>
 
 #include "mixtral/checkpoint.hpp"
 #include "mixtral/impl/slab.hpp"
@@ -12,42 +13,112 @@
 namespace mixtral::detail {
 
 // Copies what the tensors of a checkpoint point to, interleaved where `kernels` can, and lets them point to
-// the copy, which replaces the checkpoint's files. Errors: out_of_memory.
-inline Result<Slab> copy_weights(Checkpoint& checkpoint, const simd::Kernels& kernels,
-                                 std::pmr::memory_resource* resource) {
-  const auto copied = [&](simd::Matrix matrix) {
-    const std::size_t row_bytes = kernels.interleaved_row_bytes(matrix);
+// the copy, which replaces the checkpoint's files. An expert's w1 and w3, whose rows are multiplied in turns, lie
+// in turns, too: measured, memory is read a third faster as one stream. The checkpoint's tensors are those
+// of its configuration. Errors: out_of_memory, also thrown.
+class WeightsCopier {
+ public:
+  WeightsCopier(Checkpoint& checkpoint, const simd::Kernels& kernels,
+                std::pmr::memory_resource* resource)
+      : checkpoint_(checkpoint), kernels_(kernels), resource_(resource), w3_(resource) {
+    w3_.resize(std::size_t{checkpoint.config.n_layers} * checkpoint.config.n_experts);
+    for (NamedTensor& tensor : checkpoint.tensors) {
+      if (tensor.role == Role::w3) w3_[expert_of(tensor)] = &tensor;
+    }
+  }
+
+  Result<Slab> copy() {
+    std::uint64_t size = 0;
+    for (const NamedTensor& tensor : checkpoint_.tensors) {
+      size +=
+          (copied(tensor.matrix).bytes() + kSlabAlignment - 1) / kSlabAlignment * kSlabAlignment;
+    }
+    Slab slab;
+    if (size > std::numeric_limits<std::size_t>::max() ||
+        !slab.reserve(resource_, static_cast<std::size_t>(size))) {
+      return Error(ErrorCode::out_of_memory,
+                   "no memory for a copy of %llu bytes of weights; without "
+                   "ModelOptions::copy_weights they stay in the file",
+                   static_cast<unsigned long long>(size));
+    }
+    // Pairs first: all else does not belong to one or was not yet copied.
+    for (NamedTensor& tensor : checkpoint_.tensors) {
+      if (tensor.role != Role::w1) continue;
+      NamedTensor& other = *w3_[expert_of(tensor)];
+      if (can_pair(copied(tensor.matrix), copied(other.matrix))) {
+        copy_pair(slab, tensor.matrix, other.matrix);
+      }
+    }
+    for (NamedTensor& tensor : checkpoint_.tensors) {
+      if (tensor.matrix.gap_bytes == 0) copy_one(slab, tensor.matrix);
+    }
+    return slab;
+  }
+
+ private:
+  std::size_t expert_of(const NamedTensor& tensor) const noexcept {
+    return std::size_t{tensor.layer} * checkpoint_.config.n_experts + tensor.expert;
+  }
+
+  simd::Matrix copied(simd::Matrix matrix) const {
+    const std::size_t row_bytes = kernels_.interleaved_row_bytes(matrix);
     if (row_bytes == 0) return matrix;
     matrix.row_bytes = row_bytes;
-    matrix.interleaved = kernels.lanes();
+    matrix.interleaved = kernels_.lanes();
     return matrix;
-  };
-  std::uint64_t size = 0;
-  for (const NamedTensor& tensor : checkpoint.tensors) {
-    size += (copied(tensor.matrix).bytes() + kSlabAlignment - 1) / kSlabAlignment * kSlabAlignment;
   }
-  Slab slab;
-  if (size > std::numeric_limits<std::size_t>::max() ||
-      !slab.reserve(resource, static_cast<std::size_t>(size))) {
-    return Error(ErrorCode::out_of_memory,
-                 "no memory for a copy of %llu bytes of weights; without "
-                 "ModelOptions::copy_weights they stay in the file",
-                 static_cast<unsigned long long>(size));
+
+  static bool can_pair(const simd::Matrix& a, const simd::Matrix& b) noexcept {
+    return a.interleaved != 0 && b.interleaved != 0 && a.rows == b.rows &&
+           a.rows % simd::kMaxMatmulRows == 0;
   }
-  for (NamedTensor& tensor : checkpoint.tensors) {
-    simd::Matrix copy = copied(tensor.matrix);
-    const auto bytes = static_cast<std::size_t>(copy.bytes());
-    auto* data = slab.take<std::uint8_t>(bytes);
+
+  static std::uint8_t* take(Slab& slab, const simd::Matrix& matrix) noexcept {
+    return slab.take<std::uint8_t>(static_cast<std::size_t>(matrix.bytes()));
+  }
+
+  void copy_one(Slab& slab, simd::Matrix& matrix) const {
+    simd::Matrix copy = copied(matrix);
+    std::uint8_t* data = take(slab, copy);
     if (copy.interleaved != 0) {
-      kernels.interleave(tensor.matrix, data);
+      kernels_.interleave(matrix, data);
     } else {
-      std::memcpy(data, tensor.matrix.data, bytes);
+      std::memcpy(data, matrix.data, static_cast<std::size_t>(copy.bytes()));
     }
     copy.data = data;
-    tensor.matrix = copy;
+    matrix = copy;
   }
-  return slab;
-}
+
+  void copy_pair(Slab& slab, simd::Matrix& a, simd::Matrix& b) const {
+    simd::Matrix copy_a = copied(a), copy_b = copied(b);
+    const std::size_t bytes_a = simd::kMaxMatmulRows * copy_a.row_bytes;
+    const std::size_t bytes_b = simd::kMaxMatmulRows * copy_b.row_bytes;
+    std::uint8_t* data = take(slab, copy_a);
+    take(slab, copy_b);  // right after it: both are multiples of the alignment
+    copy_a.data = data;
+    copy_b.data = data + bytes_a;
+    copy_a.gap_bytes = bytes_b;
+    copy_b.gap_bytes = bytes_a;
+    const auto copy_rows = [&](simd::Matrix matrix, std::size_t first_row) {
+      matrix.data += first_row * matrix.row_bytes;
+      matrix.rows = simd::kMaxMatmulRows;
+      kernels_.interleave(matrix, data);
+    };
+    for (std::size_t row = 0; row < a.rows; row += simd::kMaxMatmulRows) {
+      copy_rows(a, row);
+      data += bytes_a;
+      copy_rows(b, row);
+      data += bytes_b;
+    }
+    a = copy_a;
+    b = copy_b;
+  }
+
+  Checkpoint& checkpoint_;
+  const simd::Kernels& kernels_;
+  std::pmr::memory_resource* resource_;
+  std::pmr::vector<NamedTensor*> w3_;  // of each layer's experts
+};
 
 }  // namespace mixtral::detail
 

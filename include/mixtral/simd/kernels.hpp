@@ -71,6 +71,8 @@ struct Matrix {
   // If not 0, rows are in another order than in files, by Kernels::interleave: so many lie together, tile
   // after tile, each as words of four bytes, [word][row], of which the last is filled up with zeros.
   std::size_t interleaved = 0;
+  // Interleaved ones only: after each kMaxMatmulRows rows there are so many bytes of another matrix.
+  std::size_t gap_bytes = 0;
 
   std::uint64_t bytes() const noexcept {
     return std::uint64_t{transposed ? cols : rows} * row_bytes;

@@ -57,7 +57,7 @@ constexpr std::size_t words_of_tile(std::size_t tile_bytes) { return (tile_bytes
 // The tile at column `col` of interleaved rows from first_row on.
 HWY_INLINE const std::uint8_t* interleaved_tile(const Matrix& w, std::size_t tile_bytes,
                                                 std::size_t first_row, std::size_t col) {
-  return w.data + first_row * w.row_bytes +
+  return w.data + first_row * w.row_bytes + first_row / kMaxMatmulRows * w.gap_bytes +
          col / kTile * (words_of_tile(tile_bytes) * 4 * w.interleaved);
 }
 
