@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <cstring>
 #include <mixtral/simd/half.hpp>
+#include <mixtral/simd/kernels.hpp>
 
 // As in mixtral/simd/one_target-inl.hpp.
 #if HWY_TARGET == HWY_AVX3_DL && HWY_MAJOR == 1 && HWY_MINOR == 0 && HWY_PATCH < 5
@@ -31,47 +32,49 @@ HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
-// Each gives the operations it did; what it computed goes to `sink`, so that it has to be done.
+// Each gives the operations it did; what it computed goes to `sink`, so that it has to be done. There are twelve
+// sums, so that none waits for the one before; all have other factors or begin otherwise, or the compiler
+// would do one for all.
 double multiply_int8(std::size_t n, float* sink) {
   const DI32 d;
   const DI8 d8;
+  const std::size_t lanes = hn::Lanes(d8);
+  constexpr std::size_t kSums = 12, kTurns = 4;
+  HWY_ALIGN std::int8_t factors[kTurns * kSums * kMaxLanes * 4];
+  for (std::int8_t& factor : factors) factor = static_cast<std::int8_t>(&factor - factors);
   const auto w = hn::Set(d8, 3);
-  auto x = hn::Iota(d8, 0);
-  VI32 a = hn::Zero(d), b = a, c = a, e = a, f = a, g = a, h = a, i = a;
-  for (std::size_t k = 0; k < n; ++k) {
-    a = quad_dot_add<false>(a, w, x);
-    b = quad_dot_add<false>(b, w, x);
-    c = quad_dot_add<false>(c, w, x);
-    e = quad_dot_add<false>(e, w, x);
-    f = quad_dot_add<false>(f, w, x);
-    g = quad_dot_add<false>(g, w, x);
-    h = quad_dot_add<false>(h, w, x);
-    i = quad_dot_add<false>(i, w, x);
-    x = hn::Xor(x, w);  // another factor each time, or the compiler would do it once
+  VI32 a = hn::Zero(d), b = a, c = a, e = a, f = a, g = a, h = a, i = a, j = a, k = a, l = a, m = a;
+  for (std::size_t turn = 0; turn < n; ++turn) {
+    const std::int8_t* x = factors + turn % kTurns * kSums * lanes;
+    const auto add = [&](VI32& sum, std::size_t factor) MIXTRAL_LAMBDA {
+      sum = quad_dot_add<false>(sum, w, hn::Load(d8, x + factor * lanes));
+    };
+    add(a, 0), add(b, 1), add(c, 2), add(e, 3), add(f, 4), add(g, 5);
+    add(h, 6), add(i, 7), add(j, 8), add(k, 9), add(l, 10), add(m, 11);
   }
-  a = hn::Add(hn::Add(hn::Add(a, b), hn::Add(c, e)), hn::Add(hn::Add(f, g), hn::Add(h, i)));
+  const auto sum_of = [](VI32 x, VI32 y, VI32 z)
+                          MIXTRAL_LAMBDA { return hn::Add(hn::Add(x, y), z); };
+  a = hn::Add(sum_of(sum_of(a, b, c), sum_of(e, f, g), sum_of(h, i, j)), sum_of(k, l, m));
   *sink = static_cast<float>(hn::GetLane(a));
-  return 8.0 * 8.0 * static_cast<double>(n * hn::Lanes(d));
+  return kSums * 8.0 * static_cast<double>(n * hn::Lanes(d));
 }
 
 double multiply_f32(std::size_t n, float* sink) {
   const DF d;
+  constexpr std::size_t kSums = 12;
   const auto w = hn::Set(d, 0.999f);
   const auto x = hn::Set(d, *sink);
-  VF a = hn::Zero(d), b = a, c = a, e = a, f = a, g = a, h = a, i = a;
-  for (std::size_t k = 0; k < n; ++k) {
-    a = hn::MulAdd(a, w, x);
-    b = hn::MulAdd(b, w, x);
-    c = hn::MulAdd(c, w, x);
-    e = hn::MulAdd(e, w, x);
-    f = hn::MulAdd(f, w, x);
-    g = hn::MulAdd(g, w, x);
-    h = hn::MulAdd(h, w, x);
-    i = hn::MulAdd(i, w, x);
+  const auto next = [&](VF sum) MIXTRAL_LAMBDA { return hn::MulAdd(sum, w, x); };
+  VF a = x, b = next(a), c = next(b), e = next(c), f = next(e), g = next(f);
+  VF h = next(g), i = next(h), j = next(i), k = next(j), l = next(k), m = next(l);
+  for (std::size_t turn = 0; turn < n; ++turn) {
+    a = next(a), b = next(b), c = next(c), e = next(e), f = next(f), g = next(g);
+    h = next(h), i = next(i), j = next(j), k = next(k), l = next(l), m = next(m);
   }
-  a = hn::Add(hn::Add(hn::Add(a, b), hn::Add(c, e)), hn::Add(hn::Add(f, g), hn::Add(h, i)));
+  const auto sum_of = [](VF u, VF v, VF y) MIXTRAL_LAMBDA { return hn::Add(hn::Add(u, v), y); };
+  a = hn::Add(sum_of(sum_of(a, b, c), sum_of(e, f, g), sum_of(h, i, j)), sum_of(k, l, m));
   *sink = hn::GetLane(a);
-  return 8.0 * 2.0 * static_cast<double>(n * hn::Lanes(d));
+  return kSums * 2.0 * static_cast<double>(n * hn::Lanes(d));
 }
 
 // Reads n bytes, a multiple of 256.
@@ -94,6 +97,8 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 #include <algorithm>
 #include <chrono>
+#include <mixtral/impl/slab.hpp>
+#include <new>
 #include <vector>
 
 #include "limits.hpp"
@@ -132,11 +137,16 @@ double best_rate(mixtral::Executor executor, const Work& work) {
 Limits measure_limits(mixtral::Executor executor) {
   using namespace mixtral::simd;  // HWY_DYNAMIC_DISPATCH wants plain names
   Limits limits;
-  const std::vector<std::uint8_t> memory(std::size_t{512} << 20, 1);
+  // Memory as copied weights have, with large pages.
+  constexpr std::size_t kBytes = std::size_t{512} << 20;
+  mixtral::detail::Slab slab;
+  if (!slab.reserve(std::pmr::new_delete_resource(), kBytes)) throw std::bad_alloc();
+  auto* memory = slab.take<std::uint8_t>(kBytes);
+  std::memset(memory, 1, kBytes);
   limits.read_bytes = best_rate(executor, [&](std::size_t chunk, std::size_t n_chunks) {
-    const std::size_t size = memory.size() / n_chunks / 256 * 256;
+    const std::size_t size = kBytes / n_chunks / 256 * 256;
     float sink;
-    HWY_DYNAMIC_DISPATCH(read)(memory.data() + chunk * size, size, &sink);
+    HWY_DYNAMIC_DISPATCH(read)(memory + chunk * size, size, &sink);
     volatile float kept = sink;
     static_cast<void>(kept);
     return static_cast<double>(size);
