@@ -1,5 +1,5 @@
-// The one file that holds mixtral's definitions and SIMD kernels, for all example programs.
-#define MIXTRAL_IMPLEMENTATION
+// The one file that holds mixtral's definitions, for all example programs; the kernels are in kernels.cpp.
+#define MIXTRAL_IMPLEMENTATION_REST
 #include <mixtral/checkpoints.hpp>
 #include <mixtral/json_schema.hpp>
 #include <mixtral/mixtral.hpp>

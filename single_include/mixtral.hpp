@@ -3221,17 +3221,21 @@ namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
 // How a row of keys or values is stored: load(d, row, i) loads a vector's columns from i on.
-template <class Format>
-struct KvFloats {
+struct KvHalves {
   template <class D>
-  static HWY_INLINE hn::Vec<D> load(D d, const std::uint8_t* row, std::size_t i) {
-    return Format::load(d, row + i * Format::kBytes);
+  HWY_INLINE hn::Vec<D> load(D d, const std::uint8_t* row, std::size_t i) const {
+    return F16::load(d, row + i * F16::kBytes);
   }
 };
 
-struct KvQ8_0 {
+// All others share their code, since attention takes long to compile: what is stored is asked at each load.
+struct KvOthers {
+  BlockFormat format;
+
   template <class D>
-  static HWY_INLINE hn::Vec<D> load(D d, const std::uint8_t* row, std::size_t i) {
+  HWY_INLINE hn::Vec<D> load(D d, const std::uint8_t* row, std::size_t i) const {
+    if (format == BlockFormat::f32) return F32::load(d, row + i * F32::kBytes);
+    if (format == BlockFormat::bf16) return Bf16::load(d, row + i * Bf16::kBytes);
     const hn::RebindToSigned<D> d32;
     const hn::Rebind<std::int8_t, D> d8;
     const std::uint8_t* block = row + i / 32 * Q8_0::kBlockBytes;
@@ -3353,9 +3357,9 @@ class Ahead {
 };
 
 // scores[h][p] = q[h] . keys[p] for n positions and kHeads (1 or 4) heads.
-template <class Kv, std::size_t kHeads>
-HWY_INLINE void score_block(const float* const* q, const std::uint8_t* keys, std::size_t stride,
-                            std::size_t n, std::size_t head_size, Ahead ahead,
+template <std::size_t kHeads, class Kv>
+HWY_INLINE void score_block(Kv kv, const float* const* q, const std::uint8_t* keys,
+                            std::size_t stride, std::size_t n, std::size_t head_size, Ahead ahead,
                             float (*scores)[kAttentionBlock]) {
   const std::size_t n_whole = head_size / kPartialSums * kPartialSums;
   constexpr std::size_t kPositions = 16 / kHeads;  // whose sums are made together
@@ -3369,7 +3373,7 @@ HWY_INLINE void score_block(const float* const* q, const std::uint8_t* keys, std
     for (std::size_t p = 0; p < kPositions; p += 4) {
       const std::uint8_t* rows[4] = {key(p), key(p + 1), key(p + 2), key(p + 3)};
       const auto load = [&](std::size_t r, std::size_t i)
-                            MIXTRAL_LAMBDA { return Kv::load(DF(), rows[r], i); };
+                            MIXTRAL_LAMBDA { return kv.load(DF(), rows[r], i); };
       if (kHeads == 4) {
         multiply_4_rows_4_tokens(load, q, n_whole, sums);
       } else {
@@ -3386,7 +3390,7 @@ HWY_INLINE void score_block(const float* const* q, const std::uint8_t* keys, std
       for (std::size_t p = 0; p < kPositions; ++p) {
         float& score = scores[h][begin + p];
         for (std::size_t i = n_whole; i < head_size; ++i) {
-          score = multiply_add(q[h][i], hn::GetLane(Kv::load(d1, key(p), i)), score);
+          score = multiply_add(q[h][i], hn::GetLane(kv.load(d1, key(p), i)), score);
         }
       }
     }
@@ -3395,10 +3399,11 @@ HWY_INLINE void score_block(const float* const* q, const std::uint8_t* keys, std
 
 // out[h] = out[h] * correction[h] + sum of weights[h][p] * values[p] over n positions, for kVectors (1 or
 // 2) vectors of columns from i on: with eight sums the multiplications do not wait for each other.
-template <class Kv, std::size_t kHeads, std::size_t kVectors, class D>
-HWY_INLINE void add_values(D d, const float (*weights)[kAttentionBlock], const float* correction,
-                           const std::uint8_t* values, std::size_t stride, std::size_t n,
-                           std::size_t i, std::size_t n_lines, Ahead& ahead, float* const* out) {
+template <std::size_t kHeads, std::size_t kVectors, class Kv, class D>
+HWY_INLINE void add_values(Kv kv, D d, const float (*weights)[kAttentionBlock],
+                           const float* correction, const std::uint8_t* values, std::size_t stride,
+                           std::size_t n, std::size_t i, std::size_t n_lines, Ahead& ahead,
+                           float* const* out) {
   constexpr bool kFour = kHeads == 4, kTwo = kVectors == 2;
   const std::size_t j = i + (kTwo ? hn::Lanes(d) : 0);
   const auto begin = [&](std::size_t h, std::size_t column) MIXTRAL_LAMBDA {
@@ -3410,8 +3415,8 @@ HWY_INLINE void add_values(D d, const float (*weights)[kAttentionBlock], const f
        e2 = kFour ? begin(3, j) : a2;
   for (std::size_t p = 0; p < n; ++p) {
     ahead.fetch(n_lines);
-    const auto value = Kv::load(d, values + p * stride, i);
-    const auto value2 = kTwo ? Kv::load(d, values + p * stride, j) : value;
+    const auto value = kv.load(d, values + p * stride, i);
+    const auto value2 = kTwo ? kv.load(d, values + p * stride, j) : value;
     const auto add = [&](std::size_t h, hn::Vec<D>& sum, hn::Vec<D>& sum2) MIXTRAL_LAMBDA {
       const auto weight = hn::Set(d, weights[h][p]);
       sum = mul_add(weight, value, sum);
@@ -3458,7 +3463,7 @@ struct HeadsState {
 // One block of positions for one query: n of them, whose keys and values are these; what is `ahead` is needed
 // next.
 template <class Kv, std::size_t kHeads>
-HWY_INLINE void attend_block(const std::uint8_t* keys, const std::uint8_t* values,
+HWY_INLINE void attend_block(Kv kv, const std::uint8_t* keys, const std::uint8_t* values,
                              std::size_t stride, std::size_t n, std::size_t head_size, float scale,
                              Ahead values_ahead, Ahead ahead, HeadsState<kHeads>& state) {
   const DF df;
@@ -3466,7 +3471,7 @@ HWY_INLINE void attend_block(const std::uint8_t* keys, const std::uint8_t* value
   const hn::CappedTag<float, 1> d1;
   HWY_ALIGN float scores[kHeads][kAttentionBlock];
   float correction[kHeads];
-  score_block<Kv, kHeads>(state.q, keys, stride, n, head_size, values_ahead, scores);
+  score_block<kHeads>(kv, state.q, keys, stride, n, head_size, values_ahead, scores);
   for (std::size_t h = 0; h < kHeads; ++h) {
     for (std::size_t p = n; p < kAttentionBlock; ++p) {
       scores[h][p] = -std::numeric_limits<float>::infinity();
@@ -3485,21 +3490,21 @@ HWY_INLINE void attend_block(const std::uint8_t* keys, const std::uint8_t* value
   std::size_t i = 0;
   const std::size_t n_lines = ahead.lines_for(n * HWY_MAX(1, head_size / (2 * lanes)));
   for (; i + 2 * lanes <= head_size; i += 2 * lanes) {
-    add_values<Kv, kHeads, 2>(df, scores, correction, values, stride, n, i, n_lines, ahead,
-                              state.out);
+    add_values<kHeads, 2>(kv, df, scores, correction, values, stride, n, i, n_lines, ahead,
+                          state.out);
   }
   for (; i + lanes <= head_size; i += lanes) {
-    add_values<Kv, kHeads, 1>(df, scores, correction, values, stride, n, i, 0, ahead, state.out);
+    add_values<kHeads, 1>(kv, df, scores, correction, values, stride, n, i, 0, ahead, state.out);
   }
   for (; i < head_size; ++i) {
-    add_values<Kv, kHeads, 1>(d1, scores, correction, values, stride, n, i, 0, ahead, state.out);
+    add_values<kHeads, 1>(kv, d1, scores, correction, values, stride, n, i, 0, ahead, state.out);
   }
 }
 
 // For kHeads (1 or 4) heads of each query, of which head h is heads[h]. The last ones may be the same:
 // they only fill up.
-template <class Kv, std::size_t kHeads>
-void attend_heads(const Query* queries, std::size_t n_queries, const std::size_t* heads,
+template <std::size_t kHeads, class Kv>
+void attend_heads(Kv kv, const Query* queries, std::size_t n_queries, const std::size_t* heads,
                   const KeysAndValues& past, std::size_t head_size, float scale) {
   HeadsState<kHeads> states[kMaxQueries];
   std::size_t first = queries[0].first, end = queries[0].end;
@@ -3530,8 +3535,8 @@ void attend_heads(const Query* queries, std::size_t n_queries, const std::size_t
       const std::size_t to = HWY_MIN(next, queries[t].end);
       if (from >= to) continue;
       const std::uint8_t* rows = row_at(from);
-      attend_block<Kv, kHeads>(rows + past.keys, rows + past.values, past.stride, to - from,
-                               head_size, scale, values_ahead, ahead, states[t]);
+      attend_block(kv, rows + past.keys, rows + past.values, past.stride, to - from, head_size,
+                   scale, values_ahead, ahead, states[t]);
       values_ahead = ahead = Ahead(nullptr, 0);  // by now they are there
     }
   }
@@ -3545,23 +3550,23 @@ void attend_heads(const Query* queries, std::size_t n_queries, const std::size_t
 }
 
 template <class Kv>
-void attend_kv(const Query* queries, std::size_t n_queries, std::size_t n_heads,
+void attend_kv(Kv kv, const Query* queries, std::size_t n_queries, std::size_t n_heads,
                const KeysAndValues& past, std::size_t head_size, float scale) {
   for (std::size_t h = 0; h < n_heads; h += 4) {
     std::size_t heads[4];
     for (std::size_t i = 0; i < 4; ++i) heads[i] = HWY_MIN(h + i, n_heads - 1);
-    const auto attend = n_heads == 1 ? attend_heads<Kv, 1> : attend_heads<Kv, 4>;
-    attend(queries, n_queries, heads, past, head_size, scale);
+    const auto attend = n_heads == 1 ? attend_heads<1, Kv> : attend_heads<4, Kv>;
+    attend(kv, queries, n_queries, heads, past, head_size, scale);
   }
 }
 
 void attend(const Query* queries, std::size_t n_queries, std::size_t n_heads,
             const KeysAndValues& past, std::size_t head_size, float scale) {
-  const auto attend_as = past.format == BlockFormat::f32    ? attend_kv<KvFloats<F32>>
-                         : past.format == BlockFormat::f16  ? attend_kv<KvFloats<F16>>
-                         : past.format == BlockFormat::bf16 ? attend_kv<KvFloats<Bf16>>
-                                                            : attend_kv<KvQ8_0>;
-  attend_as(queries, n_queries, n_heads, past, head_size, scale);
+  if (past.format == BlockFormat::f16) {
+    attend_kv(KvHalves(), queries, n_queries, n_heads, past, head_size, scale);
+  } else {
+    attend_kv(KvOthers{past.format}, queries, n_queries, n_heads, past, head_size, scale);
+  }
 }
 
 }  // namespace HWY_NAMESPACE
@@ -3612,7 +3617,9 @@ HWY_AFTER_NAMESPACE();
 // mixtral.hpp: Mixtral, Mistral and Llama 2 inference in any C++17 program.
 //
 // Include this wherever the API is used. In exactly one source file of the program, define
-// MIXTRAL_IMPLEMENTATION before the include: the definitions and SIMD kernels are compiled there.
+// MIXTRAL_IMPLEMENTATION before the include: the definitions and SIMD kernels are compiled there. Or have
+// the kernels, which take longest, in one file that defines MIXTRAL_IMPLEMENTATION_KERNELS, and all else in
+// another, that defines MIXTRAL_IMPLEMENTATION_REST: the two compile at the same time.
 // Needs Eigen, and Highway where the implementation is; see README.md for how to link.
 
 // file
@@ -4585,7 +4592,7 @@ struct ModelOptions {
   // For lock-step games and replays: only SIMD targets whose results are the same bits, so that the same
   // build gives the same tokens on other CPUs. Those are the ones that multiply and add in one step:
   // AVX2 and all later ones of x86, and those of aarch64 and RISC-V. Others (SSE, WebAssembly) are refused,
-  // unless MIXTRAL_STRICT_EVERYWHERE was defined where the implementation is: then they do it in software.
+  // unless MIXTRAL_STRICT_EVERYWHERE was defined where the kernels are: then they do it in software.
   bool strict = false;
   // Round what BF16 weights are multiplied with to BF16, as the reference does when it runs in BF16: CPUs
   // with instructions for it (Zen 4, Sapphire Rapids and later) take up to half the time in prompts.
@@ -5400,9 +5407,7 @@ class ThreadPool {
 #define MIXTRAL_VERSION_MINOR 1
 #define MIXTRAL_VERSION_PATCH 0
 
-#ifdef MIXTRAL_IMPLEMENTATION
-// All definitions; included by mixtral.hpp where MIXTRAL_IMPLEMENTATION is defined, once a program.
-
+#if defined(MIXTRAL_IMPLEMENTATION) || defined(MIXTRAL_IMPLEMENTATION_KERNELS)
 // Compiles one_target-inl.hpp for every SIMD target worth having here and picks one at run time.
 //
 // By default the choice is made at run time and libhwy is needed for CPU detection. With
@@ -6187,7 +6192,10 @@ const Kernels* select_kernels(std::int64_t allowed, bool fuses_only) {
 }
 
 }  // namespace mixtral::simd
-//
+#endif
+#if defined(MIXTRAL_IMPLEMENTATION) || defined(MIXTRAL_IMPLEMENTATION_REST)
+// All definitions but those of the kernels; included by mixtral.hpp where MIXTRAL_IMPLEMENTATION or
+// MIXTRAL_IMPLEMENTATION_REST is defined, once a program.
 
 #include <cerrno>
 #include <cstring>
@@ -8856,7 +8864,7 @@ Result<Model> Model::from_checkpoint(Checkpoint checkpoint, const ModelOptions& 
         static_cast<unsigned long long>(options.simd_targets),
         options.strict
             ? " and multiply and add in one step, as ModelOptions::strict wants; compile the "
-              "implementation with MIXTRAL_STRICT_EVERYWHERE"
+              "kernels with MIXTRAL_STRICT_EVERYWHERE"
             : "; allow more in ModelOptions::simd_targets");
   }
   return detail::guard_memory("opening the model", [&]() -> Result<Model> {

@@ -191,7 +191,7 @@ Status write_gguf(const Checkpoint& checkpoint, const QuantizeOptions& options, 
 
 }  // namespace mixtral
 
-#ifdef MIXTRAL_IMPLEMENTATION
+#if defined(MIXTRAL_IMPLEMENTATION) || defined(MIXTRAL_IMPLEMENTATION_REST)
 // All definitions of quantize.hpp and importance.hpp.
 
 //

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""What mixtral.hpp costs a program to build: the time to include it, the time to compile the file that
-holds the kernels, and the size of examples/embed_minimal.cpp. Prints the best of --repeat runs."""
+"""What mixtral.hpp costs a program to build: the time to include it, the time to compile the kernels and
+all else, in two files or in one, and the size of examples/embed_minimal.cpp. Prints the best of --repeat
+runs."""
 import argparse
 import pathlib
 import resource
@@ -23,7 +24,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--compiler", default="g++", help="and its options")
     parser.add_argument("--include", nargs="*", default=["/usr/include/eigen3"])
-    parser.add_argument("--repeat", type=int, default=5, help="for the time to include")
+    parser.add_argument("--repeat", type=int, default=5, help="for the time to include; a third as often for all else")
     arguments = parser.parse_args()
     compiler = shlex.split(arguments.compiler) + ["-std=c++17", "-O2", "-DNDEBUG",
                                                   f"-I{ROOT / 'single_include'}"]
@@ -34,18 +35,26 @@ def main():
         empty, api = folder / "empty.cpp", folder / "api.cpp"
         empty.write_text("")
         api.write_text("#include <mixtral.hpp>\n")
+        parts = []
+        for part in ["KERNELS", "REST"]:
+            parts.append(folder / f"{part}.cpp")
+            parts[-1].write_text(f"#define MIXTRAL_IMPLEMENTATION_{part}\n#include <mixtral.hpp>\n")
 
         def compile_time(source):
             return seconds([*compiler, "-c", source, "-o", folder / (source.stem + ".o")])
 
         including = min(compile_time(api) - compile_time(empty) for _ in range(arguments.repeat))
-        kernels = compile_time(ROOT / "examples" / "embed_minimal.cpp")
+        parts = [*parts, ROOT / "examples" / "embed_minimal.cpp"]
+        kernels, rest, both = (
+            min(compile_time(part) for _ in range((arguments.repeat + 2) // 3)) for part in parts)
         program = folder / "embed_minimal"
         subprocess.run([*compiler, folder / "embed_minimal.o", "-o", program, "-lhwy", "-pthread"],
                        check=True)
         subprocess.run(["strip", program], check=True)
         print(f"including mixtral.hpp            {including:6.2f} s over an empty file")
-        print(f"compiling all of it, all kernels {kernels:6.2f} s")
+        print(f"compiling the kernels            {kernels:6.2f} s")
+        print(f"compiling all else               {rest:6.2f} s")
+        print(f"compiling both in one file       {both:6.2f} s")
         print(f"embed_minimal, stripped          {program.stat().st_size / 1e6:6.2f} MB")
 
 

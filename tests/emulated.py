@@ -123,7 +123,8 @@ def check(target, folder, include):
                f"-I{ROOT / 'tests'}"]
     for path in include:  # after the cross-compiler's own headers
         command += ["-idirafter", path]
-    status, output = run([*command, *sources, ROOT / "examples" / "implementation.cpp", "-o", program])
+    sources += [ROOT / "examples" / name for name in ["implementation.cpp", "kernels.cpp"]]
+    status, output = run([*command, *sources, "-o", program])
     if status != 0:
         return output[-4000:]
     if target.cpu_flag and target.cpu_flag not in CPU_FLAGS:

@@ -45,7 +45,7 @@ foreach(header ${MIXTRAL_PUBLIC_HEADERS})
   list(APPEND MIXTRAL_HEADER_UNITS ${unit})
 endforeach()
 add_executable(embedding_host tests/embedding/host.cpp tests/embedding/host_other.cpp
-               examples/implementation.cpp ${MIXTRAL_HEADER_UNITS})
+               examples/implementation.cpp examples/kernels.cpp ${MIXTRAL_HEADER_UNITS})
 target_link_libraries(embedding_host PRIVATE mixtral::mixtral nlohmann_json::nlohmann_json
                       mixtral_options)
 if(NOT MSVC)

@@ -43,7 +43,7 @@ Result<Vocabulary> read_tokenizer_json(Span<const std::uint8_t> bytes,
 
 }  // namespace mixtral
 
-#ifdef MIXTRAL_IMPLEMENTATION
+#if defined(MIXTRAL_IMPLEMENTATION) || defined(MIXTRAL_IMPLEMENTATION_REST)
 #include "mixtral/impl/checkpoints.hpp"
 #endif
 

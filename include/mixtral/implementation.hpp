@@ -1,9 +1,8 @@
-// All definitions; included by mixtral.hpp where MIXTRAL_IMPLEMENTATION is defined, once a program.
+// All definitions but those of the kernels; included by mixtral.hpp where MIXTRAL_IMPLEMENTATION or
+// MIXTRAL_IMPLEMENTATION_REST is defined, once a program.
 #ifndef MIXTRAL_IMPLEMENTATION_HPP_
 #define MIXTRAL_IMPLEMENTATION_HPP_
 
-#include "mixtral/simd/all_targets.hpp"
-//
 #include "mixtral/impl/bytes.hpp"
 #include "mixtral/impl/chat.hpp"
 #include "mixtral/impl/checkpoint.hpp"

@@ -45,7 +45,7 @@ Result<Grammar> json_schema_grammar(std::string_view schema, std::pmr::memory_re
 
 }  // namespace mixtral
 
-#ifdef MIXTRAL_IMPLEMENTATION
+#if defined(MIXTRAL_IMPLEMENTATION) || defined(MIXTRAL_IMPLEMENTATION_REST)
 #include "mixtral/impl/json_schema.hpp"
 #endif
 

@@ -1,7 +1,9 @@
 // mixtral.hpp: Mixtral, Mistral and Llama 2 inference in any C++17 program.
 //
 // Include this wherever the API is used. In exactly one source file of the program, define
-// MIXTRAL_IMPLEMENTATION before the include: the definitions and SIMD kernels are compiled there.
+// MIXTRAL_IMPLEMENTATION before the include: the definitions and SIMD kernels are compiled there. Or have
+// the kernels, which take longest, in one file that defines MIXTRAL_IMPLEMENTATION_KERNELS, and all else in
+// another, that defines MIXTRAL_IMPLEMENTATION_REST: the two compile at the same time.
 // Needs Eigen, and Highway where the implementation is; see README.md for how to link.
 #ifndef MIXTRAL_MIXTRAL_HPP_
 #define MIXTRAL_MIXTRAL_HPP_
@@ -32,7 +34,10 @@
 #define MIXTRAL_VERSION_MINOR 1
 #define MIXTRAL_VERSION_PATCH 0
 
-#ifdef MIXTRAL_IMPLEMENTATION
+#if defined(MIXTRAL_IMPLEMENTATION) || defined(MIXTRAL_IMPLEMENTATION_KERNELS)
+#include "mixtral/simd/all_targets.hpp"
+#endif
+#if defined(MIXTRAL_IMPLEMENTATION) || defined(MIXTRAL_IMPLEMENTATION_REST)
 #include "mixtral/implementation.hpp"
 #endif
 

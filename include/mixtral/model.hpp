@@ -25,7 +25,7 @@ struct ModelOptions {
   // For lock-step games and replays: only SIMD targets whose results are the same bits, so that the same
   // build gives the same tokens on other CPUs. Those are the ones that multiply and add in one step:
   // AVX2 and all later ones of x86, and those of aarch64 and RISC-V. Others (SSE, WebAssembly) are refused,
-  // unless MIXTRAL_STRICT_EVERYWHERE was defined where the implementation is: then they do it in software.
+  // unless MIXTRAL_STRICT_EVERYWHERE was defined where the kernels are: then they do it in software.
   bool strict = false;
   // Round what BF16 weights are multiplied with to BF16, as the reference does when it runs in BF16: CPUs
   // with instructions for it (Zen 4, Sapphire Rapids and later) take up to half the time in prompts.

@@ -108,7 +108,7 @@ Status write_gguf(const Checkpoint& checkpoint, const QuantizeOptions& options, 
 
 }  // namespace mixtral
 
-#ifdef MIXTRAL_IMPLEMENTATION
+#if defined(MIXTRAL_IMPLEMENTATION) || defined(MIXTRAL_IMPLEMENTATION_REST)
 #include "mixtral/impl/quantize.hpp"
 #endif
 

@@ -78,7 +78,7 @@ Result<Model> Model::from_checkpoint(Checkpoint checkpoint, const ModelOptions& 
         static_cast<unsigned long long>(options.simd_targets),
         options.strict
             ? " and multiply and add in one step, as ModelOptions::strict wants; compile the "
-              "implementation with MIXTRAL_STRICT_EVERYWHERE"
+              "kernels with MIXTRAL_STRICT_EVERYWHERE"
             : "; allow more in ModelOptions::simd_targets");
   }
   return detail::guard_memory("opening the model", [&]() -> Result<Model> {

@@ -9,17 +9,21 @@ namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
 // How a row of keys or values is stored: load(d, row, i) loads a vector's columns from i on.
-template <class Format>
-struct KvFloats {
+struct KvHalves {
   template <class D>
-  static HWY_INLINE hn::Vec<D> load(D d, const std::uint8_t* row, std::size_t i) {
-    return Format::load(d, row + i * Format::kBytes);
+  HWY_INLINE hn::Vec<D> load(D d, const std::uint8_t* row, std::size_t i) const {
+    return F16::load(d, row + i * F16::kBytes);
   }
 };
 
-struct KvQ8_0 {
+// All others share their code, since attention takes long to compile: what is stored is asked at each load.
+struct KvOthers {
+  BlockFormat format;
+
   template <class D>
-  static HWY_INLINE hn::Vec<D> load(D d, const std::uint8_t* row, std::size_t i) {
+  HWY_INLINE hn::Vec<D> load(D d, const std::uint8_t* row, std::size_t i) const {
+    if (format == BlockFormat::f32) return F32::load(d, row + i * F32::kBytes);
+    if (format == BlockFormat::bf16) return Bf16::load(d, row + i * Bf16::kBytes);
     const hn::RebindToSigned<D> d32;
     const hn::Rebind<std::int8_t, D> d8;
     const std::uint8_t* block = row + i / 32 * Q8_0::kBlockBytes;
@@ -141,9 +145,9 @@ class Ahead {
 };
 
 // scores[h][p] = q[h] . keys[p] for n positions and kHeads (1 or 4) heads.
-template <class Kv, std::size_t kHeads>
-HWY_INLINE void score_block(const float* const* q, const std::uint8_t* keys, std::size_t stride,
-                            std::size_t n, std::size_t head_size, Ahead ahead,
+template <std::size_t kHeads, class Kv>
+HWY_INLINE void score_block(Kv kv, const float* const* q, const std::uint8_t* keys,
+                            std::size_t stride, std::size_t n, std::size_t head_size, Ahead ahead,
                             float (*scores)[kAttentionBlock]) {
   const std::size_t n_whole = head_size / kPartialSums * kPartialSums;
   constexpr std::size_t kPositions = 16 / kHeads;  // whose sums are made together
@@ -157,7 +161,7 @@ HWY_INLINE void score_block(const float* const* q, const std::uint8_t* keys, std
     for (std::size_t p = 0; p < kPositions; p += 4) {
       const std::uint8_t* rows[4] = {key(p), key(p + 1), key(p + 2), key(p + 3)};
       const auto load = [&](std::size_t r, std::size_t i)
-                            MIXTRAL_LAMBDA { return Kv::load(DF(), rows[r], i); };
+                            MIXTRAL_LAMBDA { return kv.load(DF(), rows[r], i); };
       if (kHeads == 4) {
         multiply_4_rows_4_tokens(load, q, n_whole, sums);
       } else {
@@ -174,7 +178,7 @@ HWY_INLINE void score_block(const float* const* q, const std::uint8_t* keys, std
       for (std::size_t p = 0; p < kPositions; ++p) {
         float& score = scores[h][begin + p];
         for (std::size_t i = n_whole; i < head_size; ++i) {
-          score = multiply_add(q[h][i], hn::GetLane(Kv::load(d1, key(p), i)), score);
+          score = multiply_add(q[h][i], hn::GetLane(kv.load(d1, key(p), i)), score);
         }
       }
     }
@@ -183,10 +187,11 @@ HWY_INLINE void score_block(const float* const* q, const std::uint8_t* keys, std
 
 // out[h] = out[h] * correction[h] + sum of weights[h][p] * values[p] over n positions, for kVectors (1 or
 // 2) vectors of columns from i on: with eight sums the multiplications do not wait for each other.
-template <class Kv, std::size_t kHeads, std::size_t kVectors, class D>
-HWY_INLINE void add_values(D d, const float (*weights)[kAttentionBlock], const float* correction,
-                           const std::uint8_t* values, std::size_t stride, std::size_t n,
-                           std::size_t i, std::size_t n_lines, Ahead& ahead, float* const* out) {
+template <std::size_t kHeads, std::size_t kVectors, class Kv, class D>
+HWY_INLINE void add_values(Kv kv, D d, const float (*weights)[kAttentionBlock],
+                           const float* correction, const std::uint8_t* values, std::size_t stride,
+                           std::size_t n, std::size_t i, std::size_t n_lines, Ahead& ahead,
+                           float* const* out) {
   constexpr bool kFour = kHeads == 4, kTwo = kVectors == 2;
   const std::size_t j = i + (kTwo ? hn::Lanes(d) : 0);
   const auto begin = [&](std::size_t h, std::size_t column) MIXTRAL_LAMBDA {
@@ -198,8 +203,8 @@ HWY_INLINE void add_values(D d, const float (*weights)[kAttentionBlock], const f
        e2 = kFour ? begin(3, j) : a2;
   for (std::size_t p = 0; p < n; ++p) {
     ahead.fetch(n_lines);
-    const auto value = Kv::load(d, values + p * stride, i);
-    const auto value2 = kTwo ? Kv::load(d, values + p * stride, j) : value;
+    const auto value = kv.load(d, values + p * stride, i);
+    const auto value2 = kTwo ? kv.load(d, values + p * stride, j) : value;
     const auto add = [&](std::size_t h, hn::Vec<D>& sum, hn::Vec<D>& sum2) MIXTRAL_LAMBDA {
       const auto weight = hn::Set(d, weights[h][p]);
       sum = mul_add(weight, value, sum);
@@ -246,7 +251,7 @@ struct HeadsState {
 // One block of positions for one query: n of them, whose keys and values are these; what is `ahead` is needed
 // next.
 template <class Kv, std::size_t kHeads>
-HWY_INLINE void attend_block(const std::uint8_t* keys, const std::uint8_t* values,
+HWY_INLINE void attend_block(Kv kv, const std::uint8_t* keys, const std::uint8_t* values,
                              std::size_t stride, std::size_t n, std::size_t head_size, float scale,
                              Ahead values_ahead, Ahead ahead, HeadsState<kHeads>& state) {
   const DF df;
@@ -254,7 +259,7 @@ HWY_INLINE void attend_block(const std::uint8_t* keys, const std::uint8_t* value
   const hn::CappedTag<float, 1> d1;
   HWY_ALIGN float scores[kHeads][kAttentionBlock];
   float correction[kHeads];
-  score_block<Kv, kHeads>(state.q, keys, stride, n, head_size, values_ahead, scores);
+  score_block<kHeads>(kv, state.q, keys, stride, n, head_size, values_ahead, scores);
   for (std::size_t h = 0; h < kHeads; ++h) {
     for (std::size_t p = n; p < kAttentionBlock; ++p) {
       scores[h][p] = -std::numeric_limits<float>::infinity();
@@ -273,21 +278,21 @@ HWY_INLINE void attend_block(const std::uint8_t* keys, const std::uint8_t* value
   std::size_t i = 0;
   const std::size_t n_lines = ahead.lines_for(n * HWY_MAX(1, head_size / (2 * lanes)));
   for (; i + 2 * lanes <= head_size; i += 2 * lanes) {
-    add_values<Kv, kHeads, 2>(df, scores, correction, values, stride, n, i, n_lines, ahead,
-                              state.out);
+    add_values<kHeads, 2>(kv, df, scores, correction, values, stride, n, i, n_lines, ahead,
+                          state.out);
   }
   for (; i + lanes <= head_size; i += lanes) {
-    add_values<Kv, kHeads, 1>(df, scores, correction, values, stride, n, i, 0, ahead, state.out);
+    add_values<kHeads, 1>(kv, df, scores, correction, values, stride, n, i, 0, ahead, state.out);
   }
   for (; i < head_size; ++i) {
-    add_values<Kv, kHeads, 1>(d1, scores, correction, values, stride, n, i, 0, ahead, state.out);
+    add_values<kHeads, 1>(kv, d1, scores, correction, values, stride, n, i, 0, ahead, state.out);
   }
 }
 
 // For kHeads (1 or 4) heads of each query, of which head h is heads[h]. The last ones may be the same:
 // they only fill up.
-template <class Kv, std::size_t kHeads>
-void attend_heads(const Query* queries, std::size_t n_queries, const std::size_t* heads,
+template <std::size_t kHeads, class Kv>
+void attend_heads(Kv kv, const Query* queries, std::size_t n_queries, const std::size_t* heads,
                   const KeysAndValues& past, std::size_t head_size, float scale) {
   HeadsState<kHeads> states[kMaxQueries];
   std::size_t first = queries[0].first, end = queries[0].end;
@@ -318,8 +323,8 @@ void attend_heads(const Query* queries, std::size_t n_queries, const std::size_t
       const std::size_t to = HWY_MIN(next, queries[t].end);
       if (from >= to) continue;
       const std::uint8_t* rows = row_at(from);
-      attend_block<Kv, kHeads>(rows + past.keys, rows + past.values, past.stride, to - from,
-                               head_size, scale, values_ahead, ahead, states[t]);
+      attend_block(kv, rows + past.keys, rows + past.values, past.stride, to - from, head_size,
+                   scale, values_ahead, ahead, states[t]);
       values_ahead = ahead = Ahead(nullptr, 0);  // by now they are there
     }
   }
@@ -333,23 +338,23 @@ void attend_heads(const Query* queries, std::size_t n_queries, const std::size_t
 }
 
 template <class Kv>
-void attend_kv(const Query* queries, std::size_t n_queries, std::size_t n_heads,
+void attend_kv(Kv kv, const Query* queries, std::size_t n_queries, std::size_t n_heads,
                const KeysAndValues& past, std::size_t head_size, float scale) {
   for (std::size_t h = 0; h < n_heads; h += 4) {
     std::size_t heads[4];
     for (std::size_t i = 0; i < 4; ++i) heads[i] = HWY_MIN(h + i, n_heads - 1);
-    const auto attend = n_heads == 1 ? attend_heads<Kv, 1> : attend_heads<Kv, 4>;
-    attend(queries, n_queries, heads, past, head_size, scale);
+    const auto attend = n_heads == 1 ? attend_heads<1, Kv> : attend_heads<4, Kv>;
+    attend(kv, queries, n_queries, heads, past, head_size, scale);
   }
 }
 
 void attend(const Query* queries, std::size_t n_queries, std::size_t n_heads,
             const KeysAndValues& past, std::size_t head_size, float scale) {
-  const auto attend_as = past.format == BlockFormat::f32    ? attend_kv<KvFloats<F32>>
-                         : past.format == BlockFormat::f16  ? attend_kv<KvFloats<F16>>
-                         : past.format == BlockFormat::bf16 ? attend_kv<KvFloats<Bf16>>
-                                                            : attend_kv<KvQ8_0>;
-  attend_as(queries, n_queries, n_heads, past, head_size, scale);
+  if (past.format == BlockFormat::f16) {
+    attend_kv(KvHalves(), queries, n_queries, n_heads, past, head_size, scale);
+  } else {
+    attend_kv(KvOthers{past.format}, queries, n_queries, n_heads, past, head_size, scale);
+  }
 }
 
 }  // namespace HWY_NAMESPACE
