@@ -87,6 +87,7 @@ using DI8 = hn::Repartition<std::int8_t, DI32>;
 using DU8 = hn::Repartition<std::uint8_t, DI32>;
 using VF = hn::Vec<DF>;
 using VI32 = hn::Vec<DI32>;
+using VI16 = hn::Vec<DI16>;
 using VI8 = hn::Vec<DI8>;
 
 // Sums along float rows are made of so many, in an order that does not depend on the lanes.
@@ -106,6 +107,16 @@ constexpr bool kUnsignedDot = true;
 constexpr bool kUnsignedDot = false;
 #endif
 
+// v, as a sum that compilers do not put together in another order, for which they would need more registers
+// than 16.
+template <class V>
+HWY_INLINE V in_this_order(V v) {
+#if HWY_ARCH_X86 && HWY_TARGET > HWY_AVX3 && (HWY_COMPILER_GCC || HWY_COMPILER_CLANG)
+  asm("" : "+x"(v.raw));
+#endif
+  return v;
+}
+
 // v, loaded from memory once, and not again by each instruction that uses it.
 HWY_INLINE VI8 in_register(VI8 v) {
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3 && (HWY_COMPILER_GCC || HWY_COMPILER_CLANG)
@@ -114,10 +125,25 @@ HWY_INLINE VI8 in_register(VI8 v) {
   return v;
 }
 
-// Lane i of the result is the sum of w[4i + j] * x[4i + j] over j < 4. Exact. `x` is in [-127, 127];
-// with kSigned false, `w` is in [0, 127], or in [0, 255] with kUnsignedDot.
+// Whether there is an instruction that sums the products of four columns; else two at a time are summed in
+// lanes of 16 bits first.
+#if (HWY_TARGET <= HWY_AVX3_DL && HWY_ARCH_X86) || MIXTRAL_AVX_VNNI || \
+    (HWY_TARGET == HWY_NEON && defined(__ARM_FEATURE_DOTPROD))
+constexpr bool kSumsQuads = true;
+#else
+constexpr bool kSumsQuads = false;
+#endif
+
+// In lanes of 16 bits.
+HWY_INLINE VI16 even_bytes(VI8 v) {
+  return hn::ShiftRight<8>(hn::ShiftLeft<8>(hn::BitCast(DI16(), v)));
+}
+HWY_INLINE VI16 odd_bytes(VI8 v) { return hn::ShiftRight<8>(hn::BitCast(DI16(), v)); }
+
+// The products of w and x, exact, summed in pairs such that sum_pairs() of them has w[4i + j] * x[4i + j]
+// over j < 4 in lane i. `x` is in [-127, 127]; with kSigned false, `w` is in [0, 127].
 template <bool kSigned>
-HWY_INLINE VI32 quad_dot(VI8 w, VI8 x) {
+HWY_INLINE VI16 pair_dot(VI8 w, VI8 x) {
 #if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
   __m512i uw = w.raw;
   __m512i sx = x.raw;
@@ -125,11 +151,7 @@ HWY_INLINE VI32 quad_dot(VI8 w, VI8 x) {
     sx = _mm512_mask_sub_epi8(sx, _mm512_movepi8_mask(uw), _mm512_setzero_si512(), sx);
     uw = _mm512_abs_epi8(uw);
   }
-#if HWY_TARGET <= HWY_AVX3_DL
-  return VI32{_mm512_dpbusd_epi32(_mm512_setzero_si512(), uw, sx)};
-#else
-  return VI32{_mm512_madd_epi16(_mm512_maddubs_epi16(uw, sx), _mm512_set1_epi16(1))};
-#endif
+  return VI16{_mm512_maddubs_epi16(uw, sx)};
 #elif HWY_TARGET == HWY_AVX2
   __m256i uw = w.raw;
   __m256i sx = x.raw;
@@ -137,11 +159,7 @@ HWY_INLINE VI32 quad_dot(VI8 w, VI8 x) {
     sx = _mm256_sign_epi8(sx, uw);
     uw = _mm256_abs_epi8(uw);
   }
-#if MIXTRAL_AVX_VNNI
-  return VI32{_mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), uw, sx)};
-#else
-  return VI32{_mm256_madd_epi16(_mm256_maddubs_epi16(uw, sx), _mm256_set1_epi16(1))};
-#endif
+  return VI16{_mm256_maddubs_epi16(uw, sx)};
 #elif HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_SSSE3
   __m128i uw = w.raw;
   __m128i sx = x.raw;
@@ -149,35 +167,62 @@ HWY_INLINE VI32 quad_dot(VI8 w, VI8 x) {
     sx = _mm_sign_epi8(sx, uw);
     uw = _mm_abs_epi8(uw);
   }
-  return VI32{_mm_madd_epi16(_mm_maddubs_epi16(uw, sx), _mm_set1_epi16(1))};
-#elif HWY_TARGET == HWY_NEON && defined(__ARM_FEATURE_DOTPROD)
-  return VI32{vdotq_s32(vdupq_n_s32(0), w.raw, x.raw)};
+  return VI16{_mm_maddubs_epi16(uw, sx)};
 #else
-  // Even and odd bytes as 16-bit lanes; two products of 127 * 128 still fit one.
-  const DI16 d16;
-  const DI32 d32;
-  const auto w16 = hn::BitCast(d16, w);
-  const auto x16 = hn::BitCast(d16, x);
-  const auto w_even = hn::ShiftRight<8>(hn::ShiftLeft<8>(w16));
-  const auto x_even = hn::ShiftRight<8>(hn::ShiftLeft<8>(x16));
-  const auto pairs =
-      hn::Add(hn::Mul(w_even, x_even), hn::Mul(hn::ShiftRight<8>(w16), hn::ShiftRight<8>(x16)));
-  const auto pairs32 = hn::BitCast(d32, pairs);
-  return hn::Add(hn::ShiftRight<16>(hn::ShiftLeft<16>(pairs32)), hn::ShiftRight<16>(pairs32));
+  // Two products of 127 * 128 still fit a lane.
+  return hn::Add(hn::Mul(even_bytes(w), even_bytes(x)), hn::Mul(odd_bytes(w), odd_bytes(x)));
 #endif
 }
 
-// sum + quad_dot(w, x), in one instruction where there is one.
+// Lane i of the result is the sum of lanes 2i and 2i + 1.
+HWY_INLINE VI32 sum_pairs(VI16 v) {
+#if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
+  return VI32{_mm512_madd_epi16(v.raw, _mm512_set1_epi16(1))};
+#elif HWY_TARGET == HWY_AVX2
+  return VI32{_mm256_madd_epi16(v.raw, _mm256_set1_epi16(1))};
+#elif HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_SSSE3
+  return VI32{_mm_madd_epi16(v.raw, _mm_set1_epi16(1))};
+#elif HWY_TARGET == HWY_NEON
+  return VI32{vpaddlq_s16(v.raw)};
+#else
+  const auto pairs = hn::BitCast(DI32(), v);
+  return hn::Add(hn::ShiftRight<16>(hn::ShiftLeft<16>(pairs)), hn::ShiftRight<16>(pairs));
+#endif
+}
+
+// sum + the products of w and x, four in a lane, as above; where kUnsignedDot, `w` is in [0, 255].
 template <bool kSigned>
 HWY_INLINE VI32 quad_dot_add(VI32 sum, VI8 w, VI8 x) {
 #if HWY_TARGET <= HWY_AVX3_DL && HWY_ARCH_X86
-  if (!kSigned) return VI32{_mm512_dpbusd_epi32(sum.raw, w.raw, x.raw)};
+  static_assert(!kSigned, "");
+  return VI32{_mm512_dpbusd_epi32(sum.raw, w.raw, x.raw)};
 #elif MIXTRAL_AVX_VNNI
-  if (!kSigned) return VI32{_mm256_dpbusd_avx_epi32(sum.raw, w.raw, x.raw)};
+  static_assert(!kSigned, "");
+  return VI32{_mm256_dpbusd_avx_epi32(sum.raw, w.raw, x.raw)};
 #elif HWY_TARGET == HWY_NEON && defined(__ARM_FEATURE_DOTPROD)
   return VI32{vdotq_s32(sum.raw, w.raw, x.raw)};
+#else
+  return in_this_order(hn::Add(sum, sum_pairs(pair_dot<kSigned>(w, x))));
 #endif
-  return hn::Add(sum, quad_dot<kSigned>(w, x));
+}
+
+// The same for even and odd bytes, widened before because both are multiplied many times.
+HWY_INLINE VI32 wide_dot_add(VI32 sum, VI16 w_even, VI16 w_odd, VI16 x_even, VI16 x_odd) {
+#if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
+  const VI32 even{_mm512_madd_epi16(w_even.raw, x_even.raw)};
+  const VI32 odd{_mm512_madd_epi16(w_odd.raw, x_odd.raw)};
+#elif HWY_TARGET == HWY_AVX2
+  const VI32 even{_mm256_madd_epi16(w_even.raw, x_even.raw)};
+  const VI32 odd{_mm256_madd_epi16(w_odd.raw, x_odd.raw)};
+#elif HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_SSSE3
+  const VI32 even{_mm_madd_epi16(w_even.raw, x_even.raw)};
+  const VI32 odd{_mm_madd_epi16(w_odd.raw, x_odd.raw)};
+#else
+  return hn::Add(sum, sum_pairs(hn::Add(hn::Mul(w_even, x_even), hn::Mul(w_odd, x_odd))));
+#endif
+#if HWY_ARCH_X86
+  return in_this_order(hn::Add(hn::Add(sum, even), odd));
+#endif
 }
 
 // IEEE half precision to float32.
@@ -977,6 +1022,7 @@ namespace HWY_NAMESPACE {
 struct Q2_K {
   static constexpr std::size_t kBlockBytes = 84;
   static constexpr bool kSigned = false;
+  static constexpr int kMaxQuant = 3 * 15;
   static constexpr std::size_t kOffsetColumns = 16;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
@@ -1044,6 +1090,7 @@ namespace HWY_NAMESPACE {
 struct Q3_K {
   static constexpr std::size_t kBlockBytes = 110;
   static constexpr bool kSigned = false;
+  static constexpr int kMaxQuant = 7;
   static constexpr std::size_t kOffsetColumns = 0;
   static constexpr int kZero = 4;
   static constexpr std::size_t kScaleColumns = 16;
@@ -1096,6 +1143,7 @@ namespace HWY_NAMESPACE {
 struct Q4_0 {
   static constexpr std::size_t kBlockBytes = 18;
   static constexpr bool kSigned = false;
+  static constexpr int kMaxQuant = 15;
   static constexpr std::size_t kOffsetColumns = 0;
   static constexpr int kZero = 8;
   static constexpr std::size_t kScaleColumns = 32;
@@ -1125,6 +1173,7 @@ namespace HWY_NAMESPACE {
 struct Q4_1 {
   static constexpr std::size_t kBlockBytes = 20;
   static constexpr bool kSigned = false;
+  static constexpr int kMaxQuant = 15;
   static constexpr std::size_t kOffsetColumns = 32;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
@@ -1173,6 +1222,7 @@ HWY_INLINE void unpack_scales_and_mins(const PackedRows& rows, const TileScales&
 struct Q4_K {
   static constexpr std::size_t kBlockBytes = 144;
   static constexpr bool kSigned = false;
+  static constexpr int kMaxQuant = 15;
   static constexpr std::size_t kOffsetColumns = 32;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
@@ -1202,6 +1252,7 @@ namespace HWY_NAMESPACE {
 struct Q5_0 {
   static constexpr std::size_t kBlockBytes = 22;
   static constexpr bool kSigned = false;
+  static constexpr int kMaxQuant = 31;
   static constexpr std::size_t kOffsetColumns = 0;
   static constexpr int kZero = 16;
   static constexpr std::size_t kScaleColumns = 32;
@@ -1233,6 +1284,7 @@ namespace HWY_NAMESPACE {
 struct Q5_1 {
   static constexpr std::size_t kBlockBytes = 24;
   static constexpr bool kSigned = false;
+  static constexpr int kMaxQuant = 31;
   static constexpr std::size_t kOffsetColumns = 32;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
@@ -1265,6 +1317,7 @@ namespace HWY_NAMESPACE {
 struct Q5_K {
   static constexpr std::size_t kBlockBytes = 176;
   static constexpr bool kSigned = false;
+  static constexpr int kMaxQuant = 31;
   static constexpr std::size_t kOffsetColumns = 32;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
@@ -1300,6 +1353,7 @@ namespace HWY_NAMESPACE {
 struct Q6_K {
   static constexpr std::size_t kBlockBytes = 210;
   static constexpr bool kSigned = false;
+  static constexpr int kMaxQuant = 63;
   static constexpr std::size_t kOffsetColumns = 0;
   static constexpr int kZero = 32;
   static constexpr std::size_t kScaleColumns = 16;
@@ -1825,11 +1879,45 @@ struct DotKind {
   static constexpr std::size_t kOffsets = kNOffsets;           // of a block: 0, 1 or 2
   static constexpr bool kSigned = kIsSigned;                   // the stored quants are
   static constexpr bool kZero = kNOffsets == 0 && !kIsSigned;  // there is a zero to subtract
+  // The quads whose products are summed in lanes of 16 bits before these are summed in pairs.
+  static constexpr std::size_t kNarrowQuads = kSumsQuads || kIsSigned        ? 1
+                                              : kHasHalves || kNOffsets == 2 ? 2
+                                                                             : 4;
+  // Whether they are multiplied as numbers of 16 bits where that is prepared for many products.
+  static constexpr bool kWide = kIsSigned && !kSumsQuads;
 };
 template <class Format>
-using DotKindOf = DotKind<Format::kScaleColumns == 16,
-                          Format::kOffsetColumns == 0 ? 0 : kBlock / Format::kOffsetColumns,
-                          Format::kSigned && !kUnsignedDot>;
+struct DotKindFor {
+  using Kind = DotKind<Format::kScaleColumns == 16,
+                       Format::kOffsetColumns == 0 ? 0 : kBlock / Format::kOffsetColumns,
+                       Format::kSigned && !kUnsignedDot>;
+  static constexpr bool fits() {
+    if constexpr (Kind::kNarrowQuads == 1) {
+      return true;  // two products fit, whatever the weights
+    } else {
+      return Kind::kNarrowQuads * 2 * 127 * Format::kMaxQuant < (1 << 15);
+    }
+  }
+  static_assert(fits(), "sums of products do not fit 16 bits");
+};
+template <class Format>
+using DotKindOf = typename DotKindFor<Format>::Kind;
+
+// Products of kNarrowQuads quads are added to what begin_quads() gives; end_quads() adds them to a dot.
+template <class Kind>
+HWY_INLINE VI32 begin_quads(VI32 dot) {
+  return Kind::kNarrowQuads == 1 ? dot : hn::Zero(DI32());
+}
+template <class Kind>
+HWY_INLINE VI32 add_quad(VI32 sum, VI8 w, VI8 x) {
+  if (Kind::kNarrowQuads == 1) return quad_dot_add<Kind::kSigned>(sum, w, x);
+  const auto more = hn::Add(hn::BitCast(DI16(), sum), pair_dot<Kind::kSigned>(w, x));
+  return hn::BitCast(DI32(), in_this_order(more));
+}
+template <class Kind>
+HWY_INLINE VI32 end_quads(VI32 dot, VI32 sum) {
+  return Kind::kNarrowQuads == 1 ? sum : hn::Add(dot, sum_pairs(hn::BitCast(DI16(), sum)));
+}
 
 HWY_INLINE VI8 broadcast_quad(const void* q) {
   std::int32_t four;
@@ -2448,23 +2536,42 @@ HWY_NOINLINE void multiply_parts(Kind, const Part* parts, const Tokens tokens, b
     VI32 d20 = begin(2), d21 = d20, d30 = begin(3), d31 = d30;
     VI32 d40 = begin(4), d41 = d40, d50 = begin(5), d51 = d50;
     MIXTRAL_UNROLL
-    for (std::size_t k = 0; k < kQuads; ++k) {
-      const std::size_t i = kHalf * kQuads + k;
-      const auto weights = [&](std::size_t p) MIXTRAL_LAMBDA {
-        return in_register(hn::BitCast(d8, parts[p].template quad<kInStep>(step, i)));
+    for (std::size_t first = 0; first < kQuads; first += Kind::kNarrowQuads) {
+      VI32 q00 = begin_quads<Kind>(d00), q01 = begin_quads<Kind>(d01);
+      VI32 q10 = begin_quads<Kind>(d10), q11 = begin_quads<Kind>(d11);
+      VI32 q20 = begin_quads<Kind>(d20), q21 = begin_quads<Kind>(d21);
+      VI32 q30 = begin_quads<Kind>(d30), q31 = begin_quads<Kind>(d31);
+      VI32 q40 = begin_quads<Kind>(d40), q41 = begin_quads<Kind>(d41);
+      VI32 q50 = begin_quads<Kind>(d50), q51 = begin_quads<Kind>(d51);
+      MIXTRAL_UNROLL
+      for (std::size_t k = 0; k < Kind::kNarrowQuads; ++k) {
+        const std::size_t i = kHalf * kQuads + first + k;
+        const auto weights = [&](std::size_t p) MIXTRAL_LAMBDA {
+          return in_register(hn::BitCast(d8, parts[p].template quad<kInStep>(step, i)));
+        };
+        const auto w0 = weights(0), w1 = weights(1);
+        const auto add = [&](VI32& sum0, VI32& sum1, std::size_t t) MIXTRAL_LAMBDA {
+          const auto x = in_register(broadcast_quad(tokens.at(t).quad(block * 8 + i, n_in_tile)));
+          sum0 = add_quad<Kind>(sum0, w0, x);
+          sum1 = add_quad<Kind>(sum1, w1, x);
+        };
+        add(q00, q01, 0);
+        if (kTokens > 1) add(q10, q11, 1);
+        if (kTokens > 2) add(q20, q21, 2);
+        if (kTokens > 3) add(q30, q31, 3);
+        if (kTokens > 4) add(q40, q41, 4);
+        if (kTokens > 5) add(q50, q51, 5);
+      }
+      const auto end = [](VI32& dot0, VI32 sum0, VI32& dot1, VI32 sum1) MIXTRAL_LAMBDA {
+        dot0 = end_quads<Kind>(dot0, sum0);
+        dot1 = end_quads<Kind>(dot1, sum1);
       };
-      const auto w0 = weights(0), w1 = weights(1);
-      const auto add = [&](VI32& dot0, VI32& dot1, std::size_t t) MIXTRAL_LAMBDA {
-        const auto x = in_register(broadcast_quad(tokens.at(t).quad(block * 8 + i, n_in_tile)));
-        dot0 = quad_dot_add<Kind::kSigned>(dot0, w0, x);
-        dot1 = quad_dot_add<Kind::kSigned>(dot1, w1, x);
-      };
-      add(d00, d01, 0);
-      if (kTokens > 1) add(d10, d11, 1);
-      if (kTokens > 2) add(d20, d21, 2);
-      if (kTokens > 3) add(d30, d31, 3);
-      if (kTokens > 4) add(d40, d41, 4);
-      if (kTokens > 5) add(d50, d51, 5);
+      end(d00, q00, d01, q01);
+      if (kTokens > 1) end(d10, q10, d11, q11);
+      if (kTokens > 2) end(d20, q20, d21, q21);
+      if (kTokens > 3) end(d30, q30, d31, q31);
+      if (kTokens > 4) end(d40, q40, d41, q41);
+      if (kTokens > 5) end(d50, q50, d51, q51);
     }
     const auto add_one = [&](VF& sum, VI32 dot, std::size_t t, std::size_t p) MIXTRAL_LAMBDA {
       const auto number =
@@ -2572,15 +2679,28 @@ HWY_INLINE VF multiply_one(VF sum, const PackedPart<Format>& part,
       dots[i] = hn::BitCast(DI32(), hn::Set(df, *bits));
     }
     MIXTRAL_UNROLL
-    for (std::size_t k = 0; k < 8; ++k) {
-      const std::size_t i = kHalves == 1 ? k % 2 * 4 + k / 2 : k;  // nibbles of a byte together
-      for_constants<kStepBlocks>([&](auto block) MIXTRAL_LAMBDA {
-        constexpr std::size_t b = decltype(block)::value;
-        const auto w = hn::BitCast(DI8(), part.template quad<b>(step, i));
-        const auto x = broadcast_quad(token.quad((first + b) * 8 + i, 1));
-        VI32& dot = dots[b * kHalves + i * kHalves / 8];
-        dot = quad_dot_add<Kind::kSigned>(dot, w, x);
-      });
+    for (std::size_t begin = 0; begin < 8; begin += Kind::kNarrowQuads) {
+      VI32* dots_of_half = dots + begin * kHalves / 8;
+      VI32 sums[kStepBlocks];
+      MIXTRAL_UNROLL
+      for (std::size_t b = 0; b < kStepBlocks; ++b) {
+        sums[b] = begin_quads<Kind>(dots_of_half[b * kHalves]);
+      }
+      MIXTRAL_UNROLL
+      for (std::size_t k = begin; k < begin + Kind::kNarrowQuads; ++k) {
+        const std::size_t i = kHalves == 1 ? k % 2 * 4 + k / 2 : k;  // nibbles of a byte together
+        for_constants<kStepBlocks>([&](auto block) MIXTRAL_LAMBDA {
+          constexpr std::size_t b = decltype(block)::value;
+          const auto w = hn::BitCast(DI8(), part.template quad<b>(step, i));
+          const auto x = broadcast_quad(token.quad((first + b) * 8 + i, 1));
+          sums[b] = add_quad<Kind>(sums[b], w, x);
+        });
+      }
+      MIXTRAL_UNROLL
+      for (std::size_t b = 0; b < kStepBlocks; ++b) {
+        VI32& dot = dots_of_half[b * kHalves];
+        dot = end_quads<Kind>(dot, sums[b]);
+      }
     }
     MIXTRAL_UNROLL
     for (std::size_t i = 0; i < kStepBlocks * kHalves; ++i) {
@@ -2712,33 +2832,69 @@ constexpr bool kThreeGroups = false;
 constexpr bool kThreeGroups = true;
 #endif
 
+// Quads as two words, of their even and odd bytes, for what is multiplied as numbers of 16 bits.
 template <class Kind>
-using GroupTile = PreparedTile<Kind, kMaxLanes>;
+constexpr std::size_t kWordsOfQuad = Kind::kWide ? 2 : 1;
+
+// The same for n_quads of each lane.
+HWY_INLINE void widen_quads(const void* quads, std::size_t n_quads, std::uint32_t* out) {
+  const DI8 d;
+  const std::size_t n = hn::Lanes(d);
+  const auto* q = static_cast<const std::int8_t*>(quads);
+  auto* to = reinterpret_cast<std::int8_t*>(out);
+  for (std::size_t i = 0; i < n_quads; ++i, q += n, to += 2 * n) {
+    const auto v = hn::Load(d, q);
+    hn::Store(hn::BitCast(d, even_bytes(v)), d, to);
+    hn::Store(hn::BitCast(d, odd_bytes(v)), d, to + n);
+  }
+}
+
+// A tile's quads, [part][quad][word][row] or [quad][word][token].
+template <class Kind>
+class GroupTile {
+ public:
+  HWY_INLINE void set(const std::uint8_t* tile, std::size_t n, int zero_bits) {
+    tokens_.set(tile, n, zero_bits);
+    if (Kind::kWide) widen_quads(tokens().q, kQuadsPerTile, wide_);
+  }
+  HWY_INLINE TileTokens<Kind> tokens() const { return tokens_.from(0); }
+  HWY_INLINE TokensAnywhere<Kind> tokens_from(std::size_t t) const { return {tokens_, t}; }
+  // [quad][word][token]
+  HWY_INLINE const std::int8_t* words() const {
+    return Kind::kWide ? reinterpret_cast<const std::int8_t*>(wide_) : tokens().q;
+  }
+
+ private:
+  PreparedTile<Kind, kMaxLanes> tokens_;
+  HWY_ALIGN std::uint32_t wide_[Kind::kWide ? 2 * kQuadsPerTile * kMaxLanes : 1];
+};
 
 // Adds one tile of 4 rows times two or three groups, or of 8 rows times one, to the sums: there is a
-// vector for each row; those of the next group are sums_stride further.
+// vector for each row; those of the next group are sums_stride further. `words` are the rows' quads,
+// [part][quad][word][row].
 template <class Kind, std::size_t kGroups>
-HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row,
-                                    const GroupTile<Kind>* groups, float* sums,
-                                    std::size_t sums_stride) {
+HWY_INLINE void multiply_tile_block(const TileRows& rows, const std::uint32_t* words,
+                                    std::size_t first_row, const GroupTile<Kind>* groups,
+                                    float* sums, std::size_t sums_stride) {
   const DF df;
   const DI8 d8;
   const DI32 d32;
   const std::size_t n = hn::Lanes(df);
   // With 4 lanes, the last 4 of 8 rows are in the next part.
   const std::size_t part = first_row / n, in_part = first_row % n;
-  const std::uint32_t* q = rows.q + part * n * kQuadsPerTile + in_part;
+  constexpr std::size_t kWords = kWordsOfQuad<Kind>;
+  const std::uint32_t* q = words + part * n * kQuadsPerTile * kWords + in_part;
   const auto row_quad = [&](std::size_t r) MIXTRAL_LAMBDA {
-    return r + (r >= 4 && n == 4 ? (kQuadsPerTile - 1) * n : 0);
+    return r + (r >= 4 && n == 4 ? (kQuadsPerTile * kWords - 1) * n : 0);
   };
   const auto row_block = [&](std::size_t r, std::size_t block) MIXTRAL_LAMBDA {
     return part * n * kBlocksPerTile + in_part + r +
            (r >= 4 && n == 4 ? (kBlocksPerTile - 1) * n : 0) + block * n;
   };
   using Tokens = TileTokens<Kind>;
-  const Tokens ga = groups[0].from(0);
-  const Tokens gb = groups[kGroups > 1 ? 1 : 0].from(0);
-  const Tokens gc = groups[kGroups > 2 ? 2 : 0].from(0);
+  const GroupTile<Kind>&tile_a = groups[0], &tile_b = groups[kGroups > 1 ? 1 : 0],
+        &tile_c = groups[kGroups > 2 ? 2 : 0];
+  const Tokens ga = tile_a.tokens(), gb = tile_b.tokens(), gc = tile_c.tokens();
   // Of dot i: its row, its group.
   const auto row = [](std::size_t i) { return i / kGroups; };
   const auto of_group = [](std::size_t i, auto a, auto b, auto c) MIXTRAL_LAMBDA {
@@ -2768,21 +2924,48 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row,
     VI32 d8_ = begin_of(8), d9 = begin_of(9), d10 = begin_of(10), d11 = begin_of(11);
     constexpr std::size_t kQuads = 8 / Kind::kHalves;
     MIXTRAL_UNROLL
-    for (std::size_t i = 0; i < kQuads; ++i) {
-      const std::size_t quad = step * kQuads + i;
-      const auto load = [&](const Tokens& group) MIXTRAL_LAMBDA {
-        return in_register(hn::Load(d8, group.quad(quad, n)));
-      };
-      const auto xa = load(ga);
-      const auto xb = kGroups > 1 ? load(gb) : xa;
-      const auto xc = kGroups > 2 ? load(gc) : xa;
-      const auto add = [&](VI32& dot, std::size_t j) MIXTRAL_LAMBDA {
-        const auto w = broadcast_quad(q + row_quad(row(j)) + quad * n);
-        dot = quad_dot_add<Kind::kSigned>(dot, w, of_group(j, xa, xb, xc));
-      };
-      add(d0, 0), add(d1, 1), add(d2, 2), add(d3, 3);
-      add(d4, 4), add(d5, 5), add(d6, 6), add(d7, 7);
-      if (kTwelve) add(d8_, 8), add(d9, 9), add(d10, 10), add(d11, 11);
+    for (std::size_t first = 0; first < kQuads; first += Kind::kNarrowQuads) {
+      VI32 q0 = begin_quads<Kind>(d0), q1 = begin_quads<Kind>(d1);
+      VI32 q2 = begin_quads<Kind>(d2), q3 = begin_quads<Kind>(d3);
+      VI32 q4 = begin_quads<Kind>(d4), q5 = begin_quads<Kind>(d5);
+      VI32 q6 = begin_quads<Kind>(d6), q7 = begin_quads<Kind>(d7);
+      VI32 q8 = begin_quads<Kind>(d8_), q9 = begin_quads<Kind>(d9);
+      VI32 q10 = begin_quads<Kind>(d10), q11 = begin_quads<Kind>(d11);
+      MIXTRAL_UNROLL
+      for (std::size_t i = 0; i < Kind::kNarrowQuads; ++i) {
+        const std::size_t quad = step * kQuads + first + i;
+        const auto load = [&](const GroupTile<Kind>& tile, std::size_t word) MIXTRAL_LAMBDA {
+          return in_register(hn::Load(d8, tile.words() + (quad * kWords + word) * n * kQuad));
+        };
+        const auto xa = load(tile_a, 0), last_xa = load(tile_a, kWords - 1);
+        const auto xb = load(tile_b, 0), last_xb = load(tile_b, kWords - 1);
+        const auto xc = load(tile_c, 0), last_xc = load(tile_c, kWords - 1);
+        const auto add = [&](VI32& sum, std::size_t j) MIXTRAL_LAMBDA {
+          const auto w = [&](std::size_t word) MIXTRAL_LAMBDA {
+            return broadcast_quad(q + row_quad(row(j)) + (quad * kWords + word) * n);
+          };
+          const auto x = of_group(j, xa, xb, xc);
+          if constexpr (Kind::kWide) {
+            const DI16 d16;
+            const auto last_x = of_group(j, last_xa, last_xb, last_xc);
+            sum = wide_dot_add(sum, hn::BitCast(d16, w(0)), hn::BitCast(d16, w(1)),
+                               hn::BitCast(d16, x), hn::BitCast(d16, last_x));
+          } else {
+            sum = add_quad<Kind>(sum, w(0), x);
+          }
+        };
+        add(q0, 0), add(q1, 1), add(q2, 2), add(q3, 3);
+        add(q4, 4), add(q5, 5), add(q6, 6), add(q7, 7);
+        if (kTwelve) add(q8, 8), add(q9, 9), add(q10, 10), add(q11, 11);
+      }
+      d0 = end_quads<Kind>(d0, q0), d1 = end_quads<Kind>(d1, q1);
+      d2 = end_quads<Kind>(d2, q2), d3 = end_quads<Kind>(d3, q3);
+      d4 = end_quads<Kind>(d4, q4), d5 = end_quads<Kind>(d5, q5);
+      d6 = end_quads<Kind>(d6, q6), d7 = end_quads<Kind>(d7, q7);
+      if (kTwelve) {
+        d8_ = end_quads<Kind>(d8_, q8), d9 = end_quads<Kind>(d9, q9);
+        d10 = end_quads<Kind>(d10, q10), d11 = end_quads<Kind>(d11, q11);
+      }
     }
     const auto base = [&](const Tokens& group)
                           MIXTRAL_LAMBDA { return hn::Load(df, group.base(block, n)); };
@@ -2830,11 +3013,14 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
       kMaxMatmulRows / n * kFetchesPerPart + kMaxMatmulRows * n_groups / (8 + n_groups);
   TileRows rows;
   GroupTile<Kind> tiles[3];
+  HWY_ALIGN std::uint32_t wide[Kind::kWide ? 2 * kMaxMatmulRows * kQuadsPerTile : 1];
+  const std::uint32_t* words = Kind::kWide ? wide : rows.q;
   if (n_rows < kMaxMatmulRows) std::memset(&rows, 0, sizeof rows);
   std::memset(out, 0, n_groups * group_sums * sizeof(float));
   for (std::size_t col = 0; col < w.cols; col += kTile) {
     LaterTile later(w, unpacker.tile_bytes, first_row, n_rows, col, n_fetches);
     unpack_rows(w, unpacker, first_row, n_rows, col, later, rows);
+    if (Kind::kWide) widen_quads(rows.q, kMaxMatmulRows / n * kQuadsPerTile, wide);
     const auto prepare = [&](std::size_t g, GroupTile<Kind>& tile) MIXTRAL_LAMBDA {
       tile.set(groups + g * group_bytes + col / kTile * kTokenTileBytes * n, n, unpacker.zero_bits);
     };
@@ -2843,7 +3029,7 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
       for (std::size_t i = 0; i < kGroups; ++i) prepare(g + i, tiles[i]);
       for (std::size_t row = 0; row < n_padded; row += kGroups == 1 ? 8 : 4) {
         later.fetch();
-        multiply_tile_block<Kind, kGroups>(rows, row, tiles, out + g * group_sums + row * n,
+        multiply_tile_block<Kind, kGroups>(rows, words, row, tiles, out + g * group_sums + row * n,
                                            group_sums);
       }
     };
@@ -2862,8 +3048,7 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
     }
     if (n_over == 0) continue;
     prepare(n_groups, tiles[0]);
-    const auto over = [&](std::size_t t)
-                          MIXTRAL_LAMBDA { return TokensAnywhere<Kind>(tiles[0], t); };
+    const auto over = [&](std::size_t t) MIXTRAL_LAMBDA { return tiles[0].tokens_from(t); };
     for (std::size_t row = 0; row < n_rows; row += 2 * n) {
       const TilePart parts[2] = {rows.part(row), rows.part(row + n)};
       multiply_tokens(Kind(), parts, over, n_over, col == 0, later,

@@ -471,6 +471,63 @@ TEST_CASE("kernels: extreme 8-bit values do not overflow") {
   }
 }
 
+TEST_CASE("kernels: sums of the largest weights and activations fit, whatever they are summed in") {
+  constexpr std::size_t kRows = 32, kCols = 512, kMost = 37;
+  for (const auto& entry : mixtral::detail::kBlockFormats) {
+    if (!entry.info.quantized) continue;
+    CAPTURE(std::string(entry.info.name));
+    RandomMatrix w(entry.format, kRows, kCols, 17);
+    std::fill(w.data.begin(), w.data.end(), 0xff);
+    double expected = 0.0, magnitude = 0.0;
+    for (std::size_t i = 0; i < kRows * w.matrix.row_bytes; i += entry.info.block_bytes) {
+      std::uint8_t* block = w.data.data() + 1 + i;
+      for (const std::size_t offset : half_offsets(entry.format)) {
+        block[offset] = 0x00;
+        block[offset + 1] = 0x3c;  // 1.0
+      }
+      if (i >= w.matrix.row_bytes) continue;  // rows are equal
+      for (const double v : decode_block(entry.format, block)) {
+        expected += v * 127.0;
+        magnitude += std::abs(v) * 127.0;
+      }
+    }
+    for (const float x_value : {127.0f, -127.0f}) {
+      const std::vector<float> x(kCols, x_value);
+      for (const Kernels* kernels : all_kernels()) {
+        CAPTURE(std::string(kernels->target));
+        const std::size_t lanes = kernels->lanes();
+        const Quantized token(1, kCols);
+        const Quantized groups((kMost + lanes - 1) / lanes * lanes, kCols);
+        kernels->quantize(x.data(), 0, kCols, kCols, token.data, 1, 0);
+        const void* inputs[kMost];
+        for (std::size_t t = 0; t < kMost; ++t) {
+          inputs[t] = token.data;
+          std::uint8_t* group = groups.data + t / lanes * lanes * mixtral::simd::token_bytes(kCols);
+          kernels->quantize(x.data(), 0, kCols, kCols, group, lanes, t % lanes);
+        }
+        const auto check = [&](const Results& out, std::size_t n) {
+          double worst = 0.0;
+          for (std::size_t t = 0; t < n; ++t) {
+            for (std::size_t r = 0; r < kRows; ++r) {
+              const double sum = x_value < 0.0f ? -expected : expected;
+              worst = std::max(worst, std::abs(static_cast<double>(out.at(t, r)) - sum));
+            }
+          }
+          CHECK(worst <= 1e-5 * magnitude);
+        };
+        for (const std::size_t n : {std::size_t{1}, std::size_t{6}, kMost}) {
+          CAPTURE(n);
+          Results few, grouped;
+          kernels->matmul(w.matrix, 0, kRows, inputs, n, few.values);
+          check(few, n);
+          kernels->matmul_groups(w.matrix, 0, kRows, groups.data, n, grouped.values);
+          check(grouped, n);
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("kernels: vector operations equal their formulas for any length") {
   std::mt19937 random(9);
   std::normal_distribution<float> normal(0.0f, 2.0f);

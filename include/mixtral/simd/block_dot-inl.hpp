@@ -15,11 +15,45 @@ struct DotKind {
   static constexpr std::size_t kOffsets = kNOffsets;           // of a block: 0, 1 or 2
   static constexpr bool kSigned = kIsSigned;                   // the stored quants are
   static constexpr bool kZero = kNOffsets == 0 && !kIsSigned;  // there is a zero to subtract
+  // The quads whose products are summed in lanes of 16 bits before these are summed in pairs.
+  static constexpr std::size_t kNarrowQuads = kSumsQuads || kIsSigned        ? 1
+                                              : kHasHalves || kNOffsets == 2 ? 2
+                                                                             : 4;
+  // Whether they are multiplied as numbers of 16 bits where that is prepared for many products.
+  static constexpr bool kWide = kIsSigned && !kSumsQuads;
 };
 template <class Format>
-using DotKindOf = DotKind<Format::kScaleColumns == 16,
-                          Format::kOffsetColumns == 0 ? 0 : kBlock / Format::kOffsetColumns,
-                          Format::kSigned && !kUnsignedDot>;
+struct DotKindFor {
+  using Kind = DotKind<Format::kScaleColumns == 16,
+                       Format::kOffsetColumns == 0 ? 0 : kBlock / Format::kOffsetColumns,
+                       Format::kSigned && !kUnsignedDot>;
+  static constexpr bool fits() {
+    if constexpr (Kind::kNarrowQuads == 1) {
+      return true;  // two products fit, whatever the weights
+    } else {
+      return Kind::kNarrowQuads * 2 * 127 * Format::kMaxQuant < (1 << 15);
+    }
+  }
+  static_assert(fits(), "sums of products do not fit 16 bits");
+};
+template <class Format>
+using DotKindOf = typename DotKindFor<Format>::Kind;
+
+// Products of kNarrowQuads quads are added to what begin_quads() gives; end_quads() adds them to a dot.
+template <class Kind>
+HWY_INLINE VI32 begin_quads(VI32 dot) {
+  return Kind::kNarrowQuads == 1 ? dot : hn::Zero(DI32());
+}
+template <class Kind>
+HWY_INLINE VI32 add_quad(VI32 sum, VI8 w, VI8 x) {
+  if (Kind::kNarrowQuads == 1) return quad_dot_add<Kind::kSigned>(sum, w, x);
+  const auto more = hn::Add(hn::BitCast(DI16(), sum), pair_dot<Kind::kSigned>(w, x));
+  return hn::BitCast(DI32(), in_this_order(more));
+}
+template <class Kind>
+HWY_INLINE VI32 end_quads(VI32 dot, VI32 sum) {
+  return Kind::kNarrowQuads == 1 ? sum : hn::Add(dot, sum_pairs(hn::BitCast(DI16(), sum)));
+}
 
 HWY_INLINE VI8 broadcast_quad(const void* q) {
   std::int32_t four;

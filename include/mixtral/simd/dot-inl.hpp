@@ -35,6 +35,7 @@ using DI8 = hn::Repartition<std::int8_t, DI32>;
 using DU8 = hn::Repartition<std::uint8_t, DI32>;
 using VF = hn::Vec<DF>;
 using VI32 = hn::Vec<DI32>;
+using VI16 = hn::Vec<DI16>;
 using VI8 = hn::Vec<DI8>;
 
 // Sums along float rows are made of so many, in an order that does not depend on the lanes.
@@ -54,6 +55,16 @@ constexpr bool kUnsignedDot = true;
 constexpr bool kUnsignedDot = false;
 #endif
 
+// v, as a sum that compilers do not put together in another order, for which they would need more registers
+// than 16.
+template <class V>
+HWY_INLINE V in_this_order(V v) {
+#if HWY_ARCH_X86 && HWY_TARGET > HWY_AVX3 && (HWY_COMPILER_GCC || HWY_COMPILER_CLANG)
+  asm("" : "+x"(v.raw));
+#endif
+  return v;
+}
+
 // v, loaded from memory once, and not again by each instruction that uses it.
 HWY_INLINE VI8 in_register(VI8 v) {
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3 && (HWY_COMPILER_GCC || HWY_COMPILER_CLANG)
@@ -62,10 +73,25 @@ HWY_INLINE VI8 in_register(VI8 v) {
   return v;
 }
 
-// Lane i of the result is the sum of w[4i + j] * x[4i + j] over j < 4. Exact. `x` is in [-127, 127];
-// with kSigned false, `w` is in [0, 127], or in [0, 255] with kUnsignedDot.
+// Whether there is an instruction that sums the products of four columns; else two at a time are summed in
+// lanes of 16 bits first.
+#if (HWY_TARGET <= HWY_AVX3_DL && HWY_ARCH_X86) || MIXTRAL_AVX_VNNI || \
+    (HWY_TARGET == HWY_NEON && defined(__ARM_FEATURE_DOTPROD))
+constexpr bool kSumsQuads = true;
+#else
+constexpr bool kSumsQuads = false;
+#endif
+
+// In lanes of 16 bits.
+HWY_INLINE VI16 even_bytes(VI8 v) {
+  return hn::ShiftRight<8>(hn::ShiftLeft<8>(hn::BitCast(DI16(), v)));
+}
+HWY_INLINE VI16 odd_bytes(VI8 v) { return hn::ShiftRight<8>(hn::BitCast(DI16(), v)); }
+
+// The products of w and x, exact, summed in pairs such that sum_pairs() of them has w[4i + j] * x[4i + j]
+// over j < 4 in lane i. `x` is in [-127, 127]; with kSigned false, `w` is in [0, 127].
 template <bool kSigned>
-HWY_INLINE VI32 quad_dot(VI8 w, VI8 x) {
+HWY_INLINE VI16 pair_dot(VI8 w, VI8 x) {
 #if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
   __m512i uw = w.raw;
   __m512i sx = x.raw;
@@ -73,11 +99,7 @@ HWY_INLINE VI32 quad_dot(VI8 w, VI8 x) {
     sx = _mm512_mask_sub_epi8(sx, _mm512_movepi8_mask(uw), _mm512_setzero_si512(), sx);
     uw = _mm512_abs_epi8(uw);
   }
-#if HWY_TARGET <= HWY_AVX3_DL
-  return VI32{_mm512_dpbusd_epi32(_mm512_setzero_si512(), uw, sx)};
-#else
-  return VI32{_mm512_madd_epi16(_mm512_maddubs_epi16(uw, sx), _mm512_set1_epi16(1))};
-#endif
+  return VI16{_mm512_maddubs_epi16(uw, sx)};
 #elif HWY_TARGET == HWY_AVX2
   __m256i uw = w.raw;
   __m256i sx = x.raw;
@@ -85,11 +107,7 @@ HWY_INLINE VI32 quad_dot(VI8 w, VI8 x) {
     sx = _mm256_sign_epi8(sx, uw);
     uw = _mm256_abs_epi8(uw);
   }
-#if MIXTRAL_AVX_VNNI
-  return VI32{_mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), uw, sx)};
-#else
-  return VI32{_mm256_madd_epi16(_mm256_maddubs_epi16(uw, sx), _mm256_set1_epi16(1))};
-#endif
+  return VI16{_mm256_maddubs_epi16(uw, sx)};
 #elif HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_SSSE3
   __m128i uw = w.raw;
   __m128i sx = x.raw;
@@ -97,35 +115,62 @@ HWY_INLINE VI32 quad_dot(VI8 w, VI8 x) {
     sx = _mm_sign_epi8(sx, uw);
     uw = _mm_abs_epi8(uw);
   }
-  return VI32{_mm_madd_epi16(_mm_maddubs_epi16(uw, sx), _mm_set1_epi16(1))};
-#elif HWY_TARGET == HWY_NEON && defined(__ARM_FEATURE_DOTPROD)
-  return VI32{vdotq_s32(vdupq_n_s32(0), w.raw, x.raw)};
+  return VI16{_mm_maddubs_epi16(uw, sx)};
 #else
-  // Even and odd bytes as 16-bit lanes; two products of 127 * 128 still fit one.
-  const DI16 d16;
-  const DI32 d32;
-  const auto w16 = hn::BitCast(d16, w);
-  const auto x16 = hn::BitCast(d16, x);
-  const auto w_even = hn::ShiftRight<8>(hn::ShiftLeft<8>(w16));
-  const auto x_even = hn::ShiftRight<8>(hn::ShiftLeft<8>(x16));
-  const auto pairs =
-      hn::Add(hn::Mul(w_even, x_even), hn::Mul(hn::ShiftRight<8>(w16), hn::ShiftRight<8>(x16)));
-  const auto pairs32 = hn::BitCast(d32, pairs);
-  return hn::Add(hn::ShiftRight<16>(hn::ShiftLeft<16>(pairs32)), hn::ShiftRight<16>(pairs32));
+  // Two products of 127 * 128 still fit a lane.
+  return hn::Add(hn::Mul(even_bytes(w), even_bytes(x)), hn::Mul(odd_bytes(w), odd_bytes(x)));
 #endif
 }
 
-// sum + quad_dot(w, x), in one instruction where there is one.
+// Lane i of the result is the sum of lanes 2i and 2i + 1.
+HWY_INLINE VI32 sum_pairs(VI16 v) {
+#if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
+  return VI32{_mm512_madd_epi16(v.raw, _mm512_set1_epi16(1))};
+#elif HWY_TARGET == HWY_AVX2
+  return VI32{_mm256_madd_epi16(v.raw, _mm256_set1_epi16(1))};
+#elif HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_SSSE3
+  return VI32{_mm_madd_epi16(v.raw, _mm_set1_epi16(1))};
+#elif HWY_TARGET == HWY_NEON
+  return VI32{vpaddlq_s16(v.raw)};
+#else
+  const auto pairs = hn::BitCast(DI32(), v);
+  return hn::Add(hn::ShiftRight<16>(hn::ShiftLeft<16>(pairs)), hn::ShiftRight<16>(pairs));
+#endif
+}
+
+// sum + the products of w and x, four in a lane, as above; where kUnsignedDot, `w` is in [0, 255].
 template <bool kSigned>
 HWY_INLINE VI32 quad_dot_add(VI32 sum, VI8 w, VI8 x) {
 #if HWY_TARGET <= HWY_AVX3_DL && HWY_ARCH_X86
-  if (!kSigned) return VI32{_mm512_dpbusd_epi32(sum.raw, w.raw, x.raw)};
+  static_assert(!kSigned, "");
+  return VI32{_mm512_dpbusd_epi32(sum.raw, w.raw, x.raw)};
 #elif MIXTRAL_AVX_VNNI
-  if (!kSigned) return VI32{_mm256_dpbusd_avx_epi32(sum.raw, w.raw, x.raw)};
+  static_assert(!kSigned, "");
+  return VI32{_mm256_dpbusd_avx_epi32(sum.raw, w.raw, x.raw)};
 #elif HWY_TARGET == HWY_NEON && defined(__ARM_FEATURE_DOTPROD)
   return VI32{vdotq_s32(sum.raw, w.raw, x.raw)};
+#else
+  return in_this_order(hn::Add(sum, sum_pairs(pair_dot<kSigned>(w, x))));
 #endif
-  return hn::Add(sum, quad_dot<kSigned>(w, x));
+}
+
+// The same for even and odd bytes, widened before because both are multiplied many times.
+HWY_INLINE VI32 wide_dot_add(VI32 sum, VI16 w_even, VI16 w_odd, VI16 x_even, VI16 x_odd) {
+#if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
+  const VI32 even{_mm512_madd_epi16(w_even.raw, x_even.raw)};
+  const VI32 odd{_mm512_madd_epi16(w_odd.raw, x_odd.raw)};
+#elif HWY_TARGET == HWY_AVX2
+  const VI32 even{_mm256_madd_epi16(w_even.raw, x_even.raw)};
+  const VI32 odd{_mm256_madd_epi16(w_odd.raw, x_odd.raw)};
+#elif HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_SSSE3
+  const VI32 even{_mm_madd_epi16(w_even.raw, x_even.raw)};
+  const VI32 odd{_mm_madd_epi16(w_odd.raw, x_odd.raw)};
+#else
+  return hn::Add(sum, sum_pairs(hn::Add(hn::Mul(w_even, x_even), hn::Mul(w_odd, x_odd))));
+#endif
+#if HWY_ARCH_X86
+  return in_this_order(hn::Add(hn::Add(sum, even), odd));
+#endif
 }
 
 // IEEE half precision to float32.

@@ -15,33 +15,69 @@ constexpr bool kThreeGroups = false;
 constexpr bool kThreeGroups = true;
 #endif
 
+// Quads as two words, of their even and odd bytes, for what is multiplied as numbers of 16 bits.
 template <class Kind>
-using GroupTile = PreparedTile<Kind, kMaxLanes>;
+constexpr std::size_t kWordsOfQuad = Kind::kWide ? 2 : 1;
+
+// The same for n_quads of each lane.
+HWY_INLINE void widen_quads(const void* quads, std::size_t n_quads, std::uint32_t* out) {
+  const DI8 d;
+  const std::size_t n = hn::Lanes(d);
+  const auto* q = static_cast<const std::int8_t*>(quads);
+  auto* to = reinterpret_cast<std::int8_t*>(out);
+  for (std::size_t i = 0; i < n_quads; ++i, q += n, to += 2 * n) {
+    const auto v = hn::Load(d, q);
+    hn::Store(hn::BitCast(d, even_bytes(v)), d, to);
+    hn::Store(hn::BitCast(d, odd_bytes(v)), d, to + n);
+  }
+}
+
+// A tile's quads, [part][quad][word][row] or [quad][word][token].
+template <class Kind>
+class GroupTile {
+ public:
+  HWY_INLINE void set(const std::uint8_t* tile, std::size_t n, int zero_bits) {
+    tokens_.set(tile, n, zero_bits);
+    if (Kind::kWide) widen_quads(tokens().q, kQuadsPerTile, wide_);
+  }
+  HWY_INLINE TileTokens<Kind> tokens() const { return tokens_.from(0); }
+  HWY_INLINE TokensAnywhere<Kind> tokens_from(std::size_t t) const { return {tokens_, t}; }
+  // [quad][word][token]
+  HWY_INLINE const std::int8_t* words() const {
+    return Kind::kWide ? reinterpret_cast<const std::int8_t*>(wide_) : tokens().q;
+  }
+
+ private:
+  PreparedTile<Kind, kMaxLanes> tokens_;
+  HWY_ALIGN std::uint32_t wide_[Kind::kWide ? 2 * kQuadsPerTile * kMaxLanes : 1];
+};
 
 // Adds one tile of 4 rows times two or three groups, or of 8 rows times one, to the sums: there is a
-// vector for each row; those of the next group are sums_stride further.
+// vector for each row; those of the next group are sums_stride further. `words` are the rows' quads,
+// [part][quad][word][row].
 template <class Kind, std::size_t kGroups>
-HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row,
-                                    const GroupTile<Kind>* groups, float* sums,
-                                    std::size_t sums_stride) {
+HWY_INLINE void multiply_tile_block(const TileRows& rows, const std::uint32_t* words,
+                                    std::size_t first_row, const GroupTile<Kind>* groups,
+                                    float* sums, std::size_t sums_stride) {
   const DF df;
   const DI8 d8;
   const DI32 d32;
   const std::size_t n = hn::Lanes(df);
   // With 4 lanes, the last 4 of 8 rows are in the next part.
   const std::size_t part = first_row / n, in_part = first_row % n;
-  const std::uint32_t* q = rows.q + part * n * kQuadsPerTile + in_part;
+  constexpr std::size_t kWords = kWordsOfQuad<Kind>;
+  const std::uint32_t* q = words + part * n * kQuadsPerTile * kWords + in_part;
   const auto row_quad = [&](std::size_t r) MIXTRAL_LAMBDA {
-    return r + (r >= 4 && n == 4 ? (kQuadsPerTile - 1) * n : 0);
+    return r + (r >= 4 && n == 4 ? (kQuadsPerTile * kWords - 1) * n : 0);
   };
   const auto row_block = [&](std::size_t r, std::size_t block) MIXTRAL_LAMBDA {
     return part * n * kBlocksPerTile + in_part + r +
            (r >= 4 && n == 4 ? (kBlocksPerTile - 1) * n : 0) + block * n;
   };
   using Tokens = TileTokens<Kind>;
-  const Tokens ga = groups[0].from(0);
-  const Tokens gb = groups[kGroups > 1 ? 1 : 0].from(0);
-  const Tokens gc = groups[kGroups > 2 ? 2 : 0].from(0);
+  const GroupTile<Kind>&tile_a = groups[0], &tile_b = groups[kGroups > 1 ? 1 : 0],
+        &tile_c = groups[kGroups > 2 ? 2 : 0];
+  const Tokens ga = tile_a.tokens(), gb = tile_b.tokens(), gc = tile_c.tokens();
   // Of dot i: its row, its group.
   const auto row = [](std::size_t i) { return i / kGroups; };
   const auto of_group = [](std::size_t i, auto a, auto b, auto c) MIXTRAL_LAMBDA {
@@ -71,21 +107,48 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, std::size_t first_row,
     VI32 d8_ = begin_of(8), d9 = begin_of(9), d10 = begin_of(10), d11 = begin_of(11);
     constexpr std::size_t kQuads = 8 / Kind::kHalves;
     MIXTRAL_UNROLL
-    for (std::size_t i = 0; i < kQuads; ++i) {
-      const std::size_t quad = step * kQuads + i;
-      const auto load = [&](const Tokens& group) MIXTRAL_LAMBDA {
-        return in_register(hn::Load(d8, group.quad(quad, n)));
-      };
-      const auto xa = load(ga);
-      const auto xb = kGroups > 1 ? load(gb) : xa;
-      const auto xc = kGroups > 2 ? load(gc) : xa;
-      const auto add = [&](VI32& dot, std::size_t j) MIXTRAL_LAMBDA {
-        const auto w = broadcast_quad(q + row_quad(row(j)) + quad * n);
-        dot = quad_dot_add<Kind::kSigned>(dot, w, of_group(j, xa, xb, xc));
-      };
-      add(d0, 0), add(d1, 1), add(d2, 2), add(d3, 3);
-      add(d4, 4), add(d5, 5), add(d6, 6), add(d7, 7);
-      if (kTwelve) add(d8_, 8), add(d9, 9), add(d10, 10), add(d11, 11);
+    for (std::size_t first = 0; first < kQuads; first += Kind::kNarrowQuads) {
+      VI32 q0 = begin_quads<Kind>(d0), q1 = begin_quads<Kind>(d1);
+      VI32 q2 = begin_quads<Kind>(d2), q3 = begin_quads<Kind>(d3);
+      VI32 q4 = begin_quads<Kind>(d4), q5 = begin_quads<Kind>(d5);
+      VI32 q6 = begin_quads<Kind>(d6), q7 = begin_quads<Kind>(d7);
+      VI32 q8 = begin_quads<Kind>(d8_), q9 = begin_quads<Kind>(d9);
+      VI32 q10 = begin_quads<Kind>(d10), q11 = begin_quads<Kind>(d11);
+      MIXTRAL_UNROLL
+      for (std::size_t i = 0; i < Kind::kNarrowQuads; ++i) {
+        const std::size_t quad = step * kQuads + first + i;
+        const auto load = [&](const GroupTile<Kind>& tile, std::size_t word) MIXTRAL_LAMBDA {
+          return in_register(hn::Load(d8, tile.words() + (quad * kWords + word) * n * kQuad));
+        };
+        const auto xa = load(tile_a, 0), last_xa = load(tile_a, kWords - 1);
+        const auto xb = load(tile_b, 0), last_xb = load(tile_b, kWords - 1);
+        const auto xc = load(tile_c, 0), last_xc = load(tile_c, kWords - 1);
+        const auto add = [&](VI32& sum, std::size_t j) MIXTRAL_LAMBDA {
+          const auto w = [&](std::size_t word) MIXTRAL_LAMBDA {
+            return broadcast_quad(q + row_quad(row(j)) + (quad * kWords + word) * n);
+          };
+          const auto x = of_group(j, xa, xb, xc);
+          if constexpr (Kind::kWide) {
+            const DI16 d16;
+            const auto last_x = of_group(j, last_xa, last_xb, last_xc);
+            sum = wide_dot_add(sum, hn::BitCast(d16, w(0)), hn::BitCast(d16, w(1)),
+                               hn::BitCast(d16, x), hn::BitCast(d16, last_x));
+          } else {
+            sum = add_quad<Kind>(sum, w(0), x);
+          }
+        };
+        add(q0, 0), add(q1, 1), add(q2, 2), add(q3, 3);
+        add(q4, 4), add(q5, 5), add(q6, 6), add(q7, 7);
+        if (kTwelve) add(q8, 8), add(q9, 9), add(q10, 10), add(q11, 11);
+      }
+      d0 = end_quads<Kind>(d0, q0), d1 = end_quads<Kind>(d1, q1);
+      d2 = end_quads<Kind>(d2, q2), d3 = end_quads<Kind>(d3, q3);
+      d4 = end_quads<Kind>(d4, q4), d5 = end_quads<Kind>(d5, q5);
+      d6 = end_quads<Kind>(d6, q6), d7 = end_quads<Kind>(d7, q7);
+      if (kTwelve) {
+        d8_ = end_quads<Kind>(d8_, q8), d9 = end_quads<Kind>(d9, q9);
+        d10 = end_quads<Kind>(d10, q10), d11 = end_quads<Kind>(d11, q11);
+      }
     }
     const auto base = [&](const Tokens& group)
                           MIXTRAL_LAMBDA { return hn::Load(df, group.base(block, n)); };
@@ -133,11 +196,14 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
       kMaxMatmulRows / n * kFetchesPerPart + kMaxMatmulRows * n_groups / (8 + n_groups);
   TileRows rows;
   GroupTile<Kind> tiles[3];
+  HWY_ALIGN std::uint32_t wide[Kind::kWide ? 2 * kMaxMatmulRows * kQuadsPerTile : 1];
+  const std::uint32_t* words = Kind::kWide ? wide : rows.q;
   if (n_rows < kMaxMatmulRows) std::memset(&rows, 0, sizeof rows);
   std::memset(out, 0, n_groups * group_sums * sizeof(float));
   for (std::size_t col = 0; col < w.cols; col += kTile) {
     LaterTile later(w, unpacker.tile_bytes, first_row, n_rows, col, n_fetches);
     unpack_rows(w, unpacker, first_row, n_rows, col, later, rows);
+    if (Kind::kWide) widen_quads(rows.q, kMaxMatmulRows / n * kQuadsPerTile, wide);
     const auto prepare = [&](std::size_t g, GroupTile<Kind>& tile) MIXTRAL_LAMBDA {
       tile.set(groups + g * group_bytes + col / kTile * kTokenTileBytes * n, n, unpacker.zero_bits);
     };
@@ -146,7 +212,7 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
       for (std::size_t i = 0; i < kGroups; ++i) prepare(g + i, tiles[i]);
       for (std::size_t row = 0; row < n_padded; row += kGroups == 1 ? 8 : 4) {
         later.fetch();
-        multiply_tile_block<Kind, kGroups>(rows, row, tiles, out + g * group_sums + row * n,
+        multiply_tile_block<Kind, kGroups>(rows, words, row, tiles, out + g * group_sums + row * n,
                                            group_sums);
       }
     };
@@ -165,8 +231,7 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
     }
     if (n_over == 0) continue;
     prepare(n_groups, tiles[0]);
-    const auto over = [&](std::size_t t)
-                          MIXTRAL_LAMBDA { return TokensAnywhere<Kind>(tiles[0], t); };
+    const auto over = [&](std::size_t t) MIXTRAL_LAMBDA { return tiles[0].tokens_from(t); };
     for (std::size_t row = 0; row < n_rows; row += 2 * n) {
       const TilePart parts[2] = {rows.part(row), rows.part(row + n)};
       multiply_tokens(Kind(), parts, over, n_over, col == 0, later,

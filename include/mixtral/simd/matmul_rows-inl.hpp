@@ -63,23 +63,42 @@ HWY_NOINLINE void multiply_parts(Kind, const Part* parts, const Tokens tokens, b
     VI32 d20 = begin(2), d21 = d20, d30 = begin(3), d31 = d30;
     VI32 d40 = begin(4), d41 = d40, d50 = begin(5), d51 = d50;
     MIXTRAL_UNROLL
-    for (std::size_t k = 0; k < kQuads; ++k) {
-      const std::size_t i = kHalf * kQuads + k;
-      const auto weights = [&](std::size_t p) MIXTRAL_LAMBDA {
-        return in_register(hn::BitCast(d8, parts[p].template quad<kInStep>(step, i)));
+    for (std::size_t first = 0; first < kQuads; first += Kind::kNarrowQuads) {
+      VI32 q00 = begin_quads<Kind>(d00), q01 = begin_quads<Kind>(d01);
+      VI32 q10 = begin_quads<Kind>(d10), q11 = begin_quads<Kind>(d11);
+      VI32 q20 = begin_quads<Kind>(d20), q21 = begin_quads<Kind>(d21);
+      VI32 q30 = begin_quads<Kind>(d30), q31 = begin_quads<Kind>(d31);
+      VI32 q40 = begin_quads<Kind>(d40), q41 = begin_quads<Kind>(d41);
+      VI32 q50 = begin_quads<Kind>(d50), q51 = begin_quads<Kind>(d51);
+      MIXTRAL_UNROLL
+      for (std::size_t k = 0; k < Kind::kNarrowQuads; ++k) {
+        const std::size_t i = kHalf * kQuads + first + k;
+        const auto weights = [&](std::size_t p) MIXTRAL_LAMBDA {
+          return in_register(hn::BitCast(d8, parts[p].template quad<kInStep>(step, i)));
+        };
+        const auto w0 = weights(0), w1 = weights(1);
+        const auto add = [&](VI32& sum0, VI32& sum1, std::size_t t) MIXTRAL_LAMBDA {
+          const auto x = in_register(broadcast_quad(tokens.at(t).quad(block * 8 + i, n_in_tile)));
+          sum0 = add_quad<Kind>(sum0, w0, x);
+          sum1 = add_quad<Kind>(sum1, w1, x);
+        };
+        add(q00, q01, 0);
+        if (kTokens > 1) add(q10, q11, 1);
+        if (kTokens > 2) add(q20, q21, 2);
+        if (kTokens > 3) add(q30, q31, 3);
+        if (kTokens > 4) add(q40, q41, 4);
+        if (kTokens > 5) add(q50, q51, 5);
+      }
+      const auto end = [](VI32& dot0, VI32 sum0, VI32& dot1, VI32 sum1) MIXTRAL_LAMBDA {
+        dot0 = end_quads<Kind>(dot0, sum0);
+        dot1 = end_quads<Kind>(dot1, sum1);
       };
-      const auto w0 = weights(0), w1 = weights(1);
-      const auto add = [&](VI32& dot0, VI32& dot1, std::size_t t) MIXTRAL_LAMBDA {
-        const auto x = in_register(broadcast_quad(tokens.at(t).quad(block * 8 + i, n_in_tile)));
-        dot0 = quad_dot_add<Kind::kSigned>(dot0, w0, x);
-        dot1 = quad_dot_add<Kind::kSigned>(dot1, w1, x);
-      };
-      add(d00, d01, 0);
-      if (kTokens > 1) add(d10, d11, 1);
-      if (kTokens > 2) add(d20, d21, 2);
-      if (kTokens > 3) add(d30, d31, 3);
-      if (kTokens > 4) add(d40, d41, 4);
-      if (kTokens > 5) add(d50, d51, 5);
+      end(d00, q00, d01, q01);
+      if (kTokens > 1) end(d10, q10, d11, q11);
+      if (kTokens > 2) end(d20, q20, d21, q21);
+      if (kTokens > 3) end(d30, q30, d31, q31);
+      if (kTokens > 4) end(d40, q40, d41, q41);
+      if (kTokens > 5) end(d50, q50, d51, q51);
     }
     const auto add_one = [&](VF& sum, VI32 dot, std::size_t t, std::size_t p) MIXTRAL_LAMBDA {
       const auto number =
@@ -187,15 +206,28 @@ HWY_INLINE VF multiply_one(VF sum, const PackedPart<Format>& part,
       dots[i] = hn::BitCast(DI32(), hn::Set(df, *bits));
     }
     MIXTRAL_UNROLL
-    for (std::size_t k = 0; k < 8; ++k) {
-      const std::size_t i = kHalves == 1 ? k % 2 * 4 + k / 2 : k;  // nibbles of a byte together
-      for_constants<kStepBlocks>([&](auto block) MIXTRAL_LAMBDA {
-        constexpr std::size_t b = decltype(block)::value;
-        const auto w = hn::BitCast(DI8(), part.template quad<b>(step, i));
-        const auto x = broadcast_quad(token.quad((first + b) * 8 + i, 1));
-        VI32& dot = dots[b * kHalves + i * kHalves / 8];
-        dot = quad_dot_add<Kind::kSigned>(dot, w, x);
-      });
+    for (std::size_t begin = 0; begin < 8; begin += Kind::kNarrowQuads) {
+      VI32* dots_of_half = dots + begin * kHalves / 8;
+      VI32 sums[kStepBlocks];
+      MIXTRAL_UNROLL
+      for (std::size_t b = 0; b < kStepBlocks; ++b) {
+        sums[b] = begin_quads<Kind>(dots_of_half[b * kHalves]);
+      }
+      MIXTRAL_UNROLL
+      for (std::size_t k = begin; k < begin + Kind::kNarrowQuads; ++k) {
+        const std::size_t i = kHalves == 1 ? k % 2 * 4 + k / 2 : k;  // nibbles of a byte together
+        for_constants<kStepBlocks>([&](auto block) MIXTRAL_LAMBDA {
+          constexpr std::size_t b = decltype(block)::value;
+          const auto w = hn::BitCast(DI8(), part.template quad<b>(step, i));
+          const auto x = broadcast_quad(token.quad((first + b) * 8 + i, 1));
+          sums[b] = add_quad<Kind>(sums[b], w, x);
+        });
+      }
+      MIXTRAL_UNROLL
+      for (std::size_t b = 0; b < kStepBlocks; ++b) {
+        VI32& dot = dots_of_half[b * kHalves];
+        dot = end_quads<Kind>(dot, sums[b]);
+      }
     }
     MIXTRAL_UNROLL
     for (std::size_t i = 0; i < kStepBlocks * kHalves; ++i) {
