@@ -47,7 +47,13 @@ double multiply_int8(std::size_t n, float* sink) {
   for (std::size_t turn = 0; turn < n; ++turn) {
     const std::int8_t* x = factors + turn % kTurns * kSums * lanes;
     const auto add = [&](VI32& sum, std::size_t factor) MIXTRAL_LAMBDA {
-      sum = quad_dot_add<false>(sum, w, hn::Load(d8, x + factor * lanes));
+      const auto v = hn::Load(d8, x + factor * lanes);
+      if (kSumsQuads) {
+        sum = quad_dot_add<false>(sum, w, v);
+      } else {  // as far as sums of 16 bits go
+        const auto pairs = hn::Add(hn::BitCast(DI16(), sum), pair_dot<false>(w, v));
+        sum = hn::BitCast(d, in_this_order(pairs));
+      }
     };
     add(a, 0), add(b, 1), add(c, 2), add(e, 3), add(f, 4), add(g, 5);
     add(h, 6), add(i, 7), add(j, 8), add(k, 9), add(l, 10), add(m, 11);
