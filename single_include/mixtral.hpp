@@ -1022,7 +1022,7 @@ namespace HWY_NAMESPACE {
 struct Q2_K {
   static constexpr std::size_t kBlockBytes = 84;
   static constexpr bool kSigned = false;
-  static constexpr int kMaxQuant = 3 * 15;
+  static constexpr std::size_t kMaxQuant = 3 * 15;
   static constexpr std::size_t kOffsetColumns = 16;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
@@ -1090,7 +1090,7 @@ namespace HWY_NAMESPACE {
 struct Q3_K {
   static constexpr std::size_t kBlockBytes = 110;
   static constexpr bool kSigned = false;
-  static constexpr int kMaxQuant = 7;
+  static constexpr std::size_t kMaxQuant = 7;
   static constexpr std::size_t kOffsetColumns = 0;
   static constexpr int kZero = 4;
   static constexpr std::size_t kScaleColumns = 16;
@@ -1143,7 +1143,7 @@ namespace HWY_NAMESPACE {
 struct Q4_0 {
   static constexpr std::size_t kBlockBytes = 18;
   static constexpr bool kSigned = false;
-  static constexpr int kMaxQuant = 15;
+  static constexpr std::size_t kMaxQuant = 15;
   static constexpr std::size_t kOffsetColumns = 0;
   static constexpr int kZero = 8;
   static constexpr std::size_t kScaleColumns = 32;
@@ -1173,7 +1173,7 @@ namespace HWY_NAMESPACE {
 struct Q4_1 {
   static constexpr std::size_t kBlockBytes = 20;
   static constexpr bool kSigned = false;
-  static constexpr int kMaxQuant = 15;
+  static constexpr std::size_t kMaxQuant = 15;
   static constexpr std::size_t kOffsetColumns = 32;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
@@ -1222,7 +1222,7 @@ HWY_INLINE void unpack_scales_and_mins(const PackedRows& rows, const TileScales&
 struct Q4_K {
   static constexpr std::size_t kBlockBytes = 144;
   static constexpr bool kSigned = false;
-  static constexpr int kMaxQuant = 15;
+  static constexpr std::size_t kMaxQuant = 15;
   static constexpr std::size_t kOffsetColumns = 32;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
@@ -1252,7 +1252,7 @@ namespace HWY_NAMESPACE {
 struct Q5_0 {
   static constexpr std::size_t kBlockBytes = 22;
   static constexpr bool kSigned = false;
-  static constexpr int kMaxQuant = 31;
+  static constexpr std::size_t kMaxQuant = 31;
   static constexpr std::size_t kOffsetColumns = 0;
   static constexpr int kZero = 16;
   static constexpr std::size_t kScaleColumns = 32;
@@ -1284,7 +1284,7 @@ namespace HWY_NAMESPACE {
 struct Q5_1 {
   static constexpr std::size_t kBlockBytes = 24;
   static constexpr bool kSigned = false;
-  static constexpr int kMaxQuant = 31;
+  static constexpr std::size_t kMaxQuant = 31;
   static constexpr std::size_t kOffsetColumns = 32;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
@@ -1317,7 +1317,7 @@ namespace HWY_NAMESPACE {
 struct Q5_K {
   static constexpr std::size_t kBlockBytes = 176;
   static constexpr bool kSigned = false;
-  static constexpr int kMaxQuant = 31;
+  static constexpr std::size_t kMaxQuant = 31;
   static constexpr std::size_t kOffsetColumns = 32;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;
@@ -1353,7 +1353,7 @@ namespace HWY_NAMESPACE {
 struct Q6_K {
   static constexpr std::size_t kBlockBytes = 210;
   static constexpr bool kSigned = false;
-  static constexpr int kMaxQuant = 63;
+  static constexpr std::size_t kMaxQuant = 63;
   static constexpr std::size_t kOffsetColumns = 0;
   static constexpr int kZero = 32;
   static constexpr std::size_t kScaleColumns = 16;
@@ -1872,36 +1872,38 @@ HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
+// How many quads' products fit in lanes of 16 bits, two of each quad in a lane, for weights up to max_quant:
+// `most`, or a half of it, and so on.
+constexpr std::size_t narrow_quads(std::size_t max_quant, std::size_t most) {
+  return most * 2 * 127 * max_quant < (1 << 15) ? most : narrow_quads(max_quant, most / 2);
+}
+
 // Formats that are multiplied by the same code.
-template <bool kHasHalves, std::size_t kNOffsets, bool kIsSigned>
+template <bool kHasHalves, std::size_t kNOffsets, bool kIsSigned, std::size_t kNarrow>
 struct DotKind {
   static constexpr std::size_t kHalves = kHasHalves ? 2 : 1;   // of a block, with their own scales
   static constexpr std::size_t kOffsets = kNOffsets;           // of a block: 0, 1 or 2
   static constexpr bool kSigned = kIsSigned;                   // the stored quants are
   static constexpr bool kZero = kNOffsets == 0 && !kIsSigned;  // there is a zero to subtract
   // The quads whose products are summed in lanes of 16 bits before these are summed in pairs.
-  static constexpr std::size_t kNarrowQuads = kSumsQuads || kIsSigned        ? 1
-                                              : kHasHalves || kNOffsets == 2 ? 2
-                                                                             : 4;
+  static constexpr std::size_t kNarrowQuads = kNarrow;
   // Whether they are multiplied as numbers of 16 bits where that is prepared for many products.
   static constexpr bool kWide = kIsSigned && !kSumsQuads;
 };
 template <class Format>
-struct DotKindFor {
-  using Kind = DotKind<Format::kScaleColumns == 16,
-                       Format::kOffsetColumns == 0 ? 0 : kBlock / Format::kOffsetColumns,
-                       Format::kSigned && !kUnsignedDot>;
-  static constexpr bool fits() {
-    if constexpr (Kind::kNarrowQuads == 1) {
-      return true;  // two products fit, whatever the weights
-    } else {
-      return Kind::kNarrowQuads * 2 * 127 * Format::kMaxQuant < (1 << 15);
-    }
+constexpr auto dot_kind() {
+  constexpr bool kHasHalves = Format::kScaleColumns == 16;
+  constexpr std::size_t kNOffsets =
+      Format::kOffsetColumns == 0 ? 0 : kBlock / Format::kOffsetColumns;
+  if constexpr (kSumsQuads || Format::kSigned) {
+    return DotKind < kHasHalves, kNOffsets, Format::kSigned && !kUnsignedDot, 1 > ();
+  } else {
+    return DotKind<kHasHalves, kNOffsets, false,
+                   narrow_quads(Format::kMaxQuant, kHasHalves ? 4 : 8)>();
   }
-  static_assert(fits(), "sums of products do not fit 16 bits");
-};
+}
 template <class Format>
-using DotKindOf = typename DotKindFor<Format>::Kind;
+using DotKindOf = decltype(dot_kind<Format>());
 
 // Products of kNarrowQuads quads are added to what begin_quads() gives; end_quads() adds them to a dot.
 template <class Kind>
@@ -2836,7 +2838,7 @@ constexpr bool kThreeGroups = true;
 template <class Kind>
 constexpr std::size_t kWordsOfQuad = Kind::kWide ? 2 : 1;
 
-// The same for n_quads of each lane.
+// Makes two such words of n_quads vectors of quads each.
 HWY_INLINE void widen_quads(const void* quads, std::size_t n_quads, std::uint32_t* out) {
   const DI8 d;
   const std::size_t n = hn::Lanes(d);
@@ -2849,7 +2851,7 @@ HWY_INLINE void widen_quads(const void* quads, std::size_t n_quads, std::uint32_
   }
 }
 
-// A tile's quads, [part][quad][word][row] or [quad][word][token].
+// The tile of a group of tokens, with its quads as words.
 template <class Kind>
 class GroupTile {
  public:

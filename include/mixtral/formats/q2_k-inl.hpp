@@ -12,7 +12,7 @@ namespace HWY_NAMESPACE {
 struct Q2_K {
   static constexpr std::size_t kBlockBytes = 84;
   static constexpr bool kSigned = false;
-  static constexpr int kMaxQuant = 3 * 15;
+  static constexpr std::size_t kMaxQuant = 3 * 15;
   static constexpr std::size_t kOffsetColumns = 16;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;

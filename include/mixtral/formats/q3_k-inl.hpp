@@ -11,7 +11,7 @@ namespace HWY_NAMESPACE {
 struct Q3_K {
   static constexpr std::size_t kBlockBytes = 110;
   static constexpr bool kSigned = false;
-  static constexpr int kMaxQuant = 7;
+  static constexpr std::size_t kMaxQuant = 7;
   static constexpr std::size_t kOffsetColumns = 0;
   static constexpr int kZero = 4;
   static constexpr std::size_t kScaleColumns = 16;

@@ -8,7 +8,7 @@ namespace HWY_NAMESPACE {
 struct Q4_0 {
   static constexpr std::size_t kBlockBytes = 18;
   static constexpr bool kSigned = false;
-  static constexpr int kMaxQuant = 15;
+  static constexpr std::size_t kMaxQuant = 15;
   static constexpr std::size_t kOffsetColumns = 0;
   static constexpr int kZero = 8;
   static constexpr std::size_t kScaleColumns = 32;

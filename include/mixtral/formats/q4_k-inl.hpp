@@ -27,7 +27,7 @@ HWY_INLINE void unpack_scales_and_mins(const PackedRows& rows, const TileScales&
 struct Q4_K {
   static constexpr std::size_t kBlockBytes = 144;
   static constexpr bool kSigned = false;
-  static constexpr int kMaxQuant = 15;
+  static constexpr std::size_t kMaxQuant = 15;
   static constexpr std::size_t kOffsetColumns = 32;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;

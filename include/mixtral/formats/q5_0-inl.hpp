@@ -8,7 +8,7 @@ namespace HWY_NAMESPACE {
 struct Q5_0 {
   static constexpr std::size_t kBlockBytes = 22;
   static constexpr bool kSigned = false;
-  static constexpr int kMaxQuant = 31;
+  static constexpr std::size_t kMaxQuant = 31;
   static constexpr std::size_t kOffsetColumns = 0;
   static constexpr int kZero = 16;
   static constexpr std::size_t kScaleColumns = 32;

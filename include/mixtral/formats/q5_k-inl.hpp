@@ -9,7 +9,7 @@ namespace HWY_NAMESPACE {
 struct Q5_K {
   static constexpr std::size_t kBlockBytes = 176;
   static constexpr bool kSigned = false;
-  static constexpr int kMaxQuant = 31;
+  static constexpr std::size_t kMaxQuant = 31;
   static constexpr std::size_t kOffsetColumns = 32;
   static constexpr int kZero = 0;
   static constexpr std::size_t kScaleColumns = 32;

@@ -11,7 +11,7 @@ namespace HWY_NAMESPACE {
 struct Q6_K {
   static constexpr std::size_t kBlockBytes = 210;
   static constexpr bool kSigned = false;
-  static constexpr int kMaxQuant = 63;
+  static constexpr std::size_t kMaxQuant = 63;
   static constexpr std::size_t kOffsetColumns = 0;
   static constexpr int kZero = 32;
   static constexpr std::size_t kScaleColumns = 16;

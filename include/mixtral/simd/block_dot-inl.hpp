@@ -8,36 +8,38 @@ HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
+// How many quads' products fit in lanes of 16 bits, two of each quad in a lane, for weights up to max_quant:
+// `most`, or a half of it, and so on.
+constexpr std::size_t narrow_quads(std::size_t max_quant, std::size_t most) {
+  return most * 2 * 127 * max_quant < (1 << 15) ? most : narrow_quads(max_quant, most / 2);
+}
+
 // Formats that are multiplied by the same code.
-template <bool kHasHalves, std::size_t kNOffsets, bool kIsSigned>
+template <bool kHasHalves, std::size_t kNOffsets, bool kIsSigned, std::size_t kNarrow>
 struct DotKind {
   static constexpr std::size_t kHalves = kHasHalves ? 2 : 1;   // of a block, with their own scales
   static constexpr std::size_t kOffsets = kNOffsets;           // of a block: 0, 1 or 2
   static constexpr bool kSigned = kIsSigned;                   // the stored quants are
   static constexpr bool kZero = kNOffsets == 0 && !kIsSigned;  // there is a zero to subtract
   // The quads whose products are summed in lanes of 16 bits before these are summed in pairs.
-  static constexpr std::size_t kNarrowQuads = kSumsQuads || kIsSigned        ? 1
-                                              : kHasHalves || kNOffsets == 2 ? 2
-                                                                             : 4;
+  static constexpr std::size_t kNarrowQuads = kNarrow;
   // Whether they are multiplied as numbers of 16 bits where that is prepared for many products.
   static constexpr bool kWide = kIsSigned && !kSumsQuads;
 };
 template <class Format>
-struct DotKindFor {
-  using Kind = DotKind<Format::kScaleColumns == 16,
-                       Format::kOffsetColumns == 0 ? 0 : kBlock / Format::kOffsetColumns,
-                       Format::kSigned && !kUnsignedDot>;
-  static constexpr bool fits() {
-    if constexpr (Kind::kNarrowQuads == 1) {
-      return true;  // two products fit, whatever the weights
-    } else {
-      return Kind::kNarrowQuads * 2 * 127 * Format::kMaxQuant < (1 << 15);
-    }
+constexpr auto dot_kind() {
+  constexpr bool kHasHalves = Format::kScaleColumns == 16;
+  constexpr std::size_t kNOffsets =
+      Format::kOffsetColumns == 0 ? 0 : kBlock / Format::kOffsetColumns;
+  if constexpr (kSumsQuads || Format::kSigned) {
+    return DotKind < kHasHalves, kNOffsets, Format::kSigned && !kUnsignedDot, 1 > ();
+  } else {
+    return DotKind<kHasHalves, kNOffsets, false,
+                   narrow_quads(Format::kMaxQuant, kHasHalves ? 4 : 8)>();
   }
-  static_assert(fits(), "sums of products do not fit 16 bits");
-};
+}
 template <class Format>
-using DotKindOf = typename DotKindFor<Format>::Kind;
+using DotKindOf = decltype(dot_kind<Format>());
 
 // Products of kNarrowQuads quads are added to what begin_quads() gives; end_quads() adds them to a dot.
 template <class Kind>

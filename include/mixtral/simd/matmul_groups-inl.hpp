@@ -19,7 +19,7 @@ constexpr bool kThreeGroups = true;
 template <class Kind>
 constexpr std::size_t kWordsOfQuad = Kind::kWide ? 2 : 1;
 
-// The same for n_quads of each lane.
+// Makes two such words of n_quads vectors of quads each.
 HWY_INLINE void widen_quads(const void* quads, std::size_t n_quads, std::uint32_t* out) {
   const DI8 d;
   const std::size_t n = hn::Lanes(d);
@@ -32,7 +32,7 @@ HWY_INLINE void widen_quads(const void* quads, std::size_t n_quads, std::uint32_
   }
 }
 
-// A tile's quads, [part][quad][word][row] or [quad][word][token].
+// The tile of a group of tokens, with its quads as words.
 template <class Kind>
 class GroupTile {
  public:
