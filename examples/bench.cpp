@@ -17,6 +17,7 @@ using nlohmann::json;
 class Profile : public mixtral::Observer {
  public:
   bool wants_times() const override { return true; }
+  bool wants_all_tokens() const override { return false; }  // as in the runs without a profile
   void on_time(mixtral::Part part, std::uint32_t, double seconds) override {
     seconds_[static_cast<std::size_t>(part)] += seconds;
   }
@@ -53,7 +54,9 @@ Work work_of(const mixtral::Checkpoint& checkpoint) {
     work.decode_bytes += tensor.matrix.bytes();
     const bool is_output =
         tensor.role == mixtral::Role::output || tensor.role == mixtral::Role::token_embedding;
-    if (!is_output && tensor.matrix.rows > 1) {
+    // The last layer has to give keys and values.
+    const bool is_needed = tensor.role < mixtral::Role::wo || tensor.layer + 1 < config.n_layers;
+    if (!is_output && is_needed && tensor.matrix.rows > 1) {
       work.prompt_parameters += std::uint64_t{tensor.matrix.rows} * tensor.matrix.cols;
     }
     if (tensor.role == mixtral::Role::w1) {

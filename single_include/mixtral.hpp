@@ -4969,6 +4969,10 @@ class Observer {
   // If true, logits are computed for every token and not only for the last.
   virtual bool wants_all_logits() const { return false; }
 
+  // If false, the last layer is computed, as without an observer, for tokens whose logits are wanted:
+  // of others it needs the keys and values alone. Then on_router() and on_input() tell of the same ones.
+  virtual bool wants_all_tokens() const { return true; }
+
   // The logits (vocab_size of them) that follow the token at `position`.
   virtual void on_logits(std::uint32_t position, Span<const float> logits) {
     static_cast<void>(position);
@@ -10563,6 +10567,7 @@ class ForwardPass {
   void begin(std::size_t n_rows, bool all_logits) {
     n_rows_ = n_rows;
     all_logits_ = all_logits;
+    shortened_ = false;
     std::size_t depth = 1;
     for (std::size_t row = 0; row < n_rows; ++row) {
       depth = std::max(depth, std::size_t{rows_[row].position} + 1);
@@ -10626,6 +10631,12 @@ class ForwardPass {
     observer_ = observer;
     if (observer_ != nullptr && observer_->wants_inputs()) show_inputs();
     switch (stage_) {
+      case Stage::cache:
+        if (layer_ + 1 < model_->config.n_layers) break;
+        if (observer_ == nullptr || !observer_->wants_all_tokens()) leave_rows_with_logits();
+        if (n_rows_ != 0) break;
+        stage_ = Stage::done;
+        return;
       case Stage::router: finish_router(); break;
       case Stage::experts_down:
         if (++down_ < assignment_.n_active()) return;
@@ -10665,7 +10676,9 @@ class ForwardPass {
   std::uint32_t layer_number() const noexcept { return static_cast<std::uint32_t>(layer_); }
 
   // The kind of the current stage, below kStageKinds: chunks of the same kind take about as long.
-  std::size_t stage_kind() const noexcept { return static_cast<std::size_t>(stage_); }
+  std::size_t stage_kind() const noexcept {
+    return static_cast<std::size_t>(stage_) + (shortened_ ? kStages : 0);
+  }
 
  private:
   enum class Stage {
@@ -10686,7 +10699,8 @@ class ForwardPass {
   };
 
  public:
-  static constexpr std::size_t kStageKinds = static_cast<std::size_t>(Stage::done) + 1;
+  static constexpr std::size_t kStages = static_cast<std::size_t>(Stage::done) + 1;
+  static constexpr std::size_t kStageKinds = 2 * kStages;
 
  private:
   // Logits are computed for this many rows at a time, one group of tokens, or half as many.
@@ -10772,6 +10786,25 @@ class ForwardPass {
       kernels().store_kv(format, k + h * size, size, info.past->key(layer_, h, info.position));
       kernels().store_kv(format, v + h * size, size, info.past->value(layer_, h, info.position));
     }
+  }
+
+  // In the last layer, once keys and values are there, nothing reads what becomes of a token but its logits:
+  // the rows that want some move together, and the others are left out of the rest of the pass.
+  void leave_rows_with_logits() {
+    const Config& config = model_->config;
+    if (all_logits_) return;
+    std::size_t n = 0;
+    for (std::size_t row = 0; row < n_rows_; ++row) {
+      if (rows_[row].logits == nullptr) continue;
+      if (row != n) {
+        rows_[n] = rows_[row];
+        std::memcpy(x(n), x(row), config.dim * sizeof(float));
+        std::memcpy(qkv_row(n), qkv_row(row), config.q_dim() * sizeof(float));
+      }
+      ++n;
+    }
+    shortened_ = n != n_rows_;
+    n_rows_ = n;
   }
 
   // One chunk is one key/value head, with the query heads that share it, and a few tokens.
@@ -11012,6 +11045,7 @@ class ForwardPass {
   Stage stage_ = Stage::done;
   std::size_t layer_ = 0;
   std::size_t n_rows_ = 0;
+  bool shortened_ = false;          // n_rows_ are fewer than there were
   std::size_t attention_rows_ = 1;  // of a chunk
   bool all_logits_ = false;
   std::size_t down_ = 0;                     // which active expert experts_down is at

@@ -134,6 +134,73 @@ TEST_CASE("workspace: slices of time give what one evaluation gives, to the bit"
   CHECK(logits_of(s) == expected);
 }
 
+TEST_CASE("workspace: the last layer is computed for what is asked for, with the same logits") {
+  // Which tokens go through each layer to its end.
+  struct Counts : mixtral::Observer {
+    explicit Counts(bool all) : all_tokens(all) {}
+    bool wants_all_tokens() const override { return all_tokens; }
+    void on_router(std::uint32_t layer, std::uint32_t position, mixtral::Span<const std::uint32_t>,
+                   mixtral::Span<const float>) override {
+      positions[layer].push_back(position);
+    }
+    void on_logits(std::uint32_t position, mixtral::Span<const float>) override {
+      with_logits.push_back(position);
+    }
+    bool all_tokens;
+    std::map<std::uint32_t, std::vector<std::uint32_t>> positions;
+    std::vector<std::uint32_t> with_logits;
+  };
+  const mixtral::Model model = open(bundled_model());
+  const std::uint32_t last_layer = model.config().n_layers - 1;
+  const std::vector<Token> tokens = some_tokens(75, 6);  // in batches of 32
+  std::vector<std::uint32_t> every(tokens.size());
+  for (std::uint32_t i = 0; i < every.size(); ++i) every[i] = i;
+  const auto expected = evaluate(model, tokens).logits;
+
+  SUBCASE("one session") {
+    for (const bool all : {false, true}) {
+      Counts counts(all);
+      Session s = value(Session::open(model, options_for(128)));
+      REQUIRE(s.append(span(tokens)));
+      REQUIRE(s.evaluate(&counts));
+      CHECK(logits_of(s) == expected.back());
+      CHECK(counts.with_logits == std::vector<std::uint32_t>{74});
+      for (std::uint32_t layer = 0; layer < last_layer; ++layer) {
+        CHECK(counts.positions[layer] == every);
+      }
+      CHECK(counts.positions[last_layer] == (all ? every : counts.with_logits));
+    }
+  }
+  SUBCASE("several, of which two end in one pass, in slices or not") {
+    for (const bool sliced : {false, true}) {
+      Counts counts(false);
+      std::vector<Session> sessions;
+      sessions.push_back(value(Session::open(model, options_for(128, 4))));
+      while (sessions.size() < 4) sessions.push_back(value(sessions[0].fork()));
+      const std::uint32_t lengths[] = {9, 17, 75, 1};
+      Session* all[4];
+      for (std::size_t i = 0; i < 4; ++i) {
+        all[i] = &sessions[i];
+        REQUIRE(sessions[i].append(mixtral::Span<const Token>(tokens.data(), lengths[i])));
+      }
+      if (sliced) {
+        while (value(Session::advance_all({all, 4}, 1us, &counts)) == Progress::working) continue;
+      } else {
+        REQUIRE(Session::evaluate_all({all, 4}, &counts));
+      }
+      for (std::size_t i = 0; i < 4; ++i) CHECK(logits_of(sessions[i]) == expected[lengths[i] - 1]);
+      CHECK(counts.positions[last_layer] == std::vector<std::uint32_t>{8, 16, 74, 0});
+      CHECK(counts.positions[0].size() == 9 + 17 + 75 + 1);
+      // What was left out of the last layer is in the past all the same.
+      for (Session& s : sessions) {
+        REQUIRE(s.append(5));
+        REQUIRE(s.evaluate());
+        CHECK(logits_of(s) == logits_after(model, tokens_of(s)));
+      }
+    }
+  }
+}
+
 TEST_CASE("workspace: a generation in slices gives the same text") {
   const mixtral::Model model = open(bundled_model());
   Session whole = value(Session::open(model, options_for(512)));

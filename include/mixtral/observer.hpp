@@ -30,6 +30,10 @@ class Observer {
   // If true, logits are computed for every token and not only for the last.
   virtual bool wants_all_logits() const { return false; }
 
+  // If false, the last layer is computed, as without an observer, for tokens whose logits are wanted:
+  // of others it needs the keys and values alone. Then on_router() and on_input() tell of the same ones.
+  virtual bool wants_all_tokens() const { return true; }
+
   // The logits (vocab_size of them) that follow the token at `position`.
   virtual void on_logits(std::uint32_t position, Span<const float> logits) {
     static_cast<void>(position);
