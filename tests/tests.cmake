@@ -20,6 +20,9 @@ foreach(file ${MIXTRAL_TEST_FILES})
   add_test(NAME ${name} COMMAND mixtral_tests --source-file=*/${name}.cpp)
   # Were nothing chosen, doctest would call that success.
   set_tests_properties(${name} PROPERTIES FAIL_REGULAR_EXPRESSION "test cases: +0 ")
+  if(name MATCHES "workspace|quantize")  # begin early, since they take longest
+    set_tests_properties(${name} PROPERTIES COST 100)
+  endif()
 endforeach()
 
 # What the block formats lose, in a table, and a full context beside its formulas: programs, not tests.
@@ -49,8 +52,7 @@ add_executable(embedding_host tests/embedding/host.cpp tests/embedding/host_othe
 target_link_libraries(embedding_host PRIVATE mixtral::mixtral nlohmann_json::nlohmann_json
                       mixtral_options)
 if(NOT MSVC)
-  # What it says does not depend on optimising all the kernels once more, which takes longest.
-  target_compile_options(embedding_host PRIVATE -fno-exceptions -fno-rtti -O0)
+  target_compile_options(embedding_host PRIVATE -fno-exceptions -fno-rtti -O0 ${MIXTRAL_OLDEST_TARGET})
 endif()
 
 # What only a look from outside can tell: output, exit codes, the README's snippets, staleness.
@@ -67,6 +69,7 @@ if(Python3_FOUND)
   if(MIXTRAL_BUILD_EXAMPLES)
     add_test(NAME programs COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/tests/programs.py
              --bin $<TARGET_FILE_DIR:embedding_host>)
+    set_tests_properties(programs PROPERTIES COST 1000)
   endif()
 else()
   message(WARNING "mixtral: without Python 3, the tests of programs, embedding and README are left out")

@@ -1,6 +1,6 @@
 // The fuzz targets, one for each parser of files: every input gives an error or something that can be
-// used. Compiled once; entry.cpp makes a program of each.
-#define MIXTRAL_IMPLEMENTATION
+// used. Compiled once, beside the kernels; entry.cpp makes a program of each.
+#define MIXTRAL_IMPLEMENTATION_REST
 #include <mixtral/checkpoints.hpp>
 #include <mixtral/json_schema.hpp>
 #include <mixtral/mixtral.hpp>
