@@ -2495,8 +2495,7 @@ namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
 // Whether one token has code of its own, and a few: not where there are no arrays of vectors, nor for old
-// CPUs, which are not worth what it takes to compile; a few take 32 registers to gain from it. (Differ
-// between targets.)
+// CPUs, which are not worth what it takes to compile. (Differ between targets.)
 #undef MIXTRAL_TOKEN_DOTS
 #undef MIXTRAL_FEW_DOTS
 #if HWY_HAVE_SCALABLE || HWY_TARGET == HWY_SSSE3 || (HWY_ARCH_X86 && HWY_TARGET == HWY_AVX3)
@@ -2504,17 +2503,20 @@ namespace HWY_NAMESPACE {
 #else
 #define MIXTRAL_TOKEN_DOTS 1
 #endif
-#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3_DL
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2 && HWY_TARGET != HWY_AVX3
 #define MIXTRAL_FEW_DOTS 1
 #else
 #define MIXTRAL_FEW_DOTS 0
 #endif
 
+// With 32 registers, six tokens at a time share what was unpacked, with 16 four.
+constexpr bool kSixTokens = HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3_DL;
+
 // Measured: groups cost the same if there are fewer tokens than lanes, and as much as code for a few
 // tokens for nearly twice as many.
-constexpr std::size_t kMinGroupedTokens = MIXTRAL_FEW_DOTS ? 29 : hn::MaxLanes(DF()) > 4 ? 14 : 6;
-// So many share what was unpacked.
-constexpr std::size_t kMaxFewTokens = MIXTRAL_FEW_DOTS ? kMinGroupedTokens - 1 : kMaxLanes;
+constexpr std::size_t kMinGroupedTokens = kSixTokens ? 29 : hn::MaxLanes(DF()) > 4 ? 14 : 6;
+// So many share what was unpacked, or come one after the other while it is in the first caches.
+constexpr std::size_t kMaxFewTokens = kSixTokens ? kMinGroupedTokens - 1 : kMaxLanes;
 
 // Adds one tile of two parts of rows times kTokens tokens, 6 at most, to `out`, or begins with it.
 template <std::size_t kTokens, class Kind, class Part, class Tokens>
@@ -2761,14 +2763,17 @@ constexpr bool kHasFewDots =
     !(Format::kByRow || std::is_same_v<Format, Q4_1> || std::is_same_v<Format, Q5_0> ||
       std::is_same_v<Format, Q5_1> || std::is_same_v<Format, Iq4_Nl>);
 
-// As matmul_few, but what is unpacked is multiplied at once and not stored: by six tokens, four or three,
-// of which two and five take one more, after the last. For others it is unpacked anew.
+// As matmul_few, but what is unpacked is multiplied at once and not stored: by six tokens, four or three, or
+// by four, with more after the last if need be. For others it is unpacked anew.
 template <class Format>
 void matmul_packed(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
                    std::size_t n_tokens, float* out) {
   using Kind = DotKindOf<Format>;
   const std::size_t n = hn::Lanes(DF());
-  const std::size_t n_fetches = kBlocksPerTile * ((n_tokens + 5) / 6);
+  constexpr std::size_t kMost = kSixTokens ? 6 : 4, kFewest = kSixTokens ? 3 : 4;
+  const std::size_t n_fours = (n_tokens + 3) / 4;
+  const std::size_t n_fetches = kBlocksPerTile * (kSixTokens ? (n_tokens + 5) / 6 : n_fours);
+  const std::size_t n_prepared = kSixTokens ? HWY_MIN(n_tokens + 1, kMaxFewTokens) : 4 * n_fours;
   PreparedToken<Kind> tokens[kMaxFewTokens];
   using Part =
       std::conditional_t<(Format::kStepBlocks > 2), PackedBlocks<Format>, PackedPart<Format>>;
@@ -2780,8 +2785,7 @@ void matmul_packed(const Matrix& w, std::size_t first_row, std::size_t n_rows, c
       parts[0].set(w, row, HWY_MIN(n, count), col);
       const std::size_t second = count > n ? n : 0;  // without others the same rows, of no use
       parts[1].set(w, row + second, HWY_MIN(n, count - second), col);
-      prepare_tokens(x, n_tokens, HWY_MIN(n_tokens + 1, kMaxFewTokens), col,
-                     zero_bits_of(kZeroOf<Format>), tokens);
+      prepare_tokens(x, n_tokens, n_prepared, col, zero_bits_of(kZeroOf<Format>), tokens);
       const auto multiply = [&](auto at_a_time, std::size_t t) MIXTRAL_LAMBDA {
         constexpr std::size_t kTokens = decltype(at_a_time)::value;
         multiply_parts<kTokens>(Kind(), parts, TokensApart<Kind>{tokens + t}, col == 0, later,
@@ -2790,12 +2794,12 @@ void matmul_packed(const Matrix& w, std::size_t first_row, std::size_t n_rows, c
       };
       for (std::size_t t = 0; t < n_tokens;) {
         const std::size_t left = n_tokens - t;
-        if (left > 8 || left == 5 || left == 6) {
-          t += multiply(std::integral_constant<std::size_t, 6>(), t);
+        if (kSixTokens && (left > 8 || left == 5 || left == 6)) {
+          t += multiply(std::integral_constant<std::size_t, kMost>(), t);
         } else if (left > 3) {
           t += multiply(std::integral_constant<std::size_t, 4>(), t);
         } else {
-          t += multiply(std::integral_constant<std::size_t, 3>(), t);
+          t += multiply(std::integral_constant<std::size_t, kFewest>(), t);
         }
       }
     }
