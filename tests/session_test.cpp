@@ -11,6 +11,7 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 #endif
 
@@ -79,7 +80,6 @@ struct PageResource : std::pmr::memory_resource {
     }
     void* pages = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (pages == MAP_FAILED) throw std::bad_alloc();
-    madvise(pages, size, MADV_NOHUGEPAGE);  // else one byte may bring two megabytes
     taken.push_back({pages, size});
     return pages;
   }
@@ -103,7 +103,14 @@ struct PageResource : std::pmr::memory_resource {
   }
 };
 
+// Without large pages, of which one byte would bring two megabytes, if two lie in a row where they may.
+struct SmallPages {
+  SmallPages() { prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0); }
+  ~SmallPages() { prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0); }
+};
+
 TEST_CASE("session: resident memory grows with the past, to what memory_needed() states") {
+  const SmallPages small_pages;
   PageResource resource;
   const mixtral::Model model = open_with(resource);
   const std::size_t of_model = resource.resident_bytes();
