@@ -26,7 +26,7 @@ foreach(file ${MIXTRAL_TEST_FILES})
 endforeach()
 
 # What the block formats lose, in a table, and a full context beside its formulas: programs, not tests.
-if(MIXTRAL_BUILD_EXAMPLES)
+if(MIXTRAL_BUILD_EXAMPLES AND NOT MIXTRAL_SANITIZE)
   add_executable(long_context tests/long_context.cpp)
   target_include_directories(long_context PRIVATE examples)
   target_link_libraries(long_context PRIVATE mixtral_program CLI11::CLI11)
