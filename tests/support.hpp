@@ -65,8 +65,8 @@ using Blob = std::vector<std::uint8_t>;
 inline Blob read_file(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
   REQUIRE_MESSAGE(in.good(), "cannot read ", path);
-  Blob bytes(
-      std::filesystem::file_size(path));  // at once: one by one takes seconds with sanitizers
+  // At once: one by one takes seconds with sanitizers.
+  Blob bytes(std::filesystem::file_size(path));
   in.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
   REQUIRE(in.good());
   return bytes;
