@@ -45,7 +45,9 @@ class Embedding(unittest.TestCase):
             env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"})  # leaks are not looked for here
         if "Operation not permitted" in log.stderr:
             self.skipTest("strace is not allowed here")
-        self.assertEqual((log.returncode, log.stderr), (0, ""))
+        # The undefined-behaviour sanitizer writes to pipes of its own.
+        calls = [call for call in log.stderr.splitlines() if not re.match(r"write\((?![12],)", call)]
+        self.assertEqual((log.returncode, calls), (0, []))
 
     def tool(self, name, *options):
         """What a binary utility says of the library's object file."""

@@ -297,19 +297,26 @@ struct Synthetic {
   std::vector<Layer> layers;
 
   void randomize(unsigned seed) {
+    // The same numbers with every compiler and its flags: no product of those here is rounded before it is
+    // added to something.
     std::mt19937 random(seed);
+    const auto bits = [&] { return static_cast<std::int32_t>(random() >> 8); };  // 24
     const auto matrix = [&](std::uint32_t rows, std::uint32_t cols) {
-      std::normal_distribution<float> normal(0.0f, 1.0f / std::sqrt(static_cast<float>(cols)));
+      // Four uniform numbers together are nearly normal; their variance is a third of 2^48.
+      const float scale = std::sqrt(3.0f / static_cast<float>(cols)) * 0x1p-24f;
       Matrix m(rows, std::vector<float>(cols));
       for (auto& row : m) {
-        for (float& v : row) v = normal(random);
+        for (float& v : row) {
+          std::int32_t sum = -(1 << 25);
+          for (int i = 0; i < 4; ++i) sum += bits();
+          v = static_cast<float>(sum) * scale;
+        }
       }
       return m;
     };
     const auto vector = [&](std::uint32_t n) {
-      std::uniform_real_distribution<float> uniform(0.5f, 1.5f);
       std::vector<float> v(n);
-      for (float& x : v) x = uniform(random);
+      for (float& x : v) x = 0.5f + static_cast<float>(bits()) * 0x1p-24f;
       return v;
     };
     embedding = matrix(vocab_size, dim);

@@ -35,22 +35,25 @@ if(MIXTRAL_BUILD_EXAMPLES AND NOT MIXTRAL_SANITIZE)
 endif()
 
 # Embedding: a host without exceptions and RTTI, of many translation units, among them each public
-# header included alone, twice.
-file(GLOB MIXTRAL_PUBLIC_HEADERS CONFIGURE_DEPENDS RELATIVE ${CMAKE_CURRENT_SOURCE_DIR}/include
-     ${CMAKE_CURRENT_SOURCE_DIR}/include/mixtral/*.hpp)
-list(REMOVE_ITEM MIXTRAL_PUBLIC_HEADERS mixtral/implementation.hpp)
-set(MIXTRAL_HEADER_UNITS)
-foreach(header ${MIXTRAL_PUBLIC_HEADERS})
-  string(MAKE_C_IDENTIFIER ${header} unit)
-  set(unit ${CMAKE_CURRENT_BINARY_DIR}/headers/${unit}.cpp)
-  file(WRITE ${unit}.new "#include <${header}>\n#include <${header}>\n")
-  configure_file(${unit}.new ${unit} COPYONLY)
-  list(APPEND MIXTRAL_HEADER_UNITS ${unit})
-endforeach()
-add_executable(embedding_host tests/embedding/host.cpp tests/embedding/host_other.cpp
-               examples/implementation.cpp examples/kernels.cpp ${MIXTRAL_HEADER_UNITS})
+# header included alone, twice. With sanitizers it links what the programs do.
+add_executable(embedding_host tests/embedding/host.cpp tests/embedding/host_other.cpp)
 target_link_libraries(embedding_host PRIVATE mixtral::mixtral nlohmann_json::nlohmann_json
                       mixtral_options)
+if(MIXTRAL_SANITIZE)
+  target_link_libraries(embedding_host PRIVATE mixtral_implementation)
+else()
+  target_sources(embedding_host PRIVATE examples/implementation.cpp examples/kernels.cpp)
+  file(GLOB MIXTRAL_PUBLIC_HEADERS CONFIGURE_DEPENDS RELATIVE ${CMAKE_CURRENT_SOURCE_DIR}/include
+       ${CMAKE_CURRENT_SOURCE_DIR}/include/mixtral/*.hpp)
+  list(REMOVE_ITEM MIXTRAL_PUBLIC_HEADERS mixtral/implementation.hpp)
+  foreach(header ${MIXTRAL_PUBLIC_HEADERS})
+    string(MAKE_C_IDENTIFIER ${header} unit)
+    set(unit ${CMAKE_CURRENT_BINARY_DIR}/headers/${unit}.cpp)
+    file(WRITE ${unit}.new "#include <${header}>\n#include <${header}>\n")
+    configure_file(${unit}.new ${unit} COPYONLY)
+    target_sources(embedding_host PRIVATE ${unit})
+  endforeach()
+endif()
 if(NOT MSVC)
   target_compile_options(embedding_host PRIVATE -fno-exceptions -fno-rtti -O0 ${MIXTRAL_OLDEST_TARGET})
 endif()
@@ -67,8 +70,11 @@ if(Python3_FOUND)
   add_test(NAME readme COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/tests/readme.py
            --compiler ${CMAKE_CXX_COMPILER} --include ${MIXTRAL_EIGEN_DIRS} ${MIXTRAL_HWY_DIRS})
   if(MIXTRAL_BUILD_EXAMPLES)
+    if(NOT TARGET embed_minimal)
+      set(MIXTRAL_WITHOUT --without embed_minimal)
+    endif()
     add_test(NAME programs COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/tests/programs.py
-             --bin $<TARGET_FILE_DIR:embedding_host>)
+             --bin $<TARGET_FILE_DIR:embedding_host> ${MIXTRAL_WITHOUT})
     set_tests_properties(programs PROPERTIES COST 1000)
   endif()
 else()
