@@ -278,13 +278,13 @@ constexpr bool kHasFewDots =
       std::is_same_v<Format, Q5_1> || std::is_same_v<Format, Iq4_Nl>);
 
 // As matmul_few, but what is unpacked is multiplied at once and not stored: by six tokens, four or three, or
-// by four, with more after the last if need be. For others it is unpacked anew.
+// by four or two, with one more after the last if need be. For others it is unpacked anew.
 template <class Format>
 void matmul_packed(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
                    std::size_t n_tokens, float* out) {
   using Kind = DotKindOf<Format>;
   const std::size_t n = hn::Lanes(DF());
-  constexpr std::size_t kMost = kSixTokens ? 6 : 4, kFewest = kSixTokens ? 3 : 4;
+  constexpr std::size_t kMost = kSixTokens ? 6 : 4, kFewest = kSixTokens ? 3 : 2;
   const std::size_t n_fours = (n_tokens + 3) / 4;
   const std::size_t n_fetches = kBlocksPerTile * (kSixTokens ? (n_tokens + 5) / 6 : n_fours);
   const std::size_t n_prepared = kSixTokens ? HWY_MIN(n_tokens + 1, kMaxFewTokens) : 4 * n_fours;
@@ -310,7 +310,7 @@ void matmul_packed(const Matrix& w, std::size_t first_row, std::size_t n_rows, c
         const std::size_t left = n_tokens - t;
         if (kSixTokens && (left > 8 || left == 5 || left == 6)) {
           t += multiply(std::integral_constant<std::size_t, kMost>(), t);
-        } else if (left > 3) {
+        } else if (left > kFewest) {
           t += multiply(std::integral_constant<std::size_t, 4>(), t);
         } else {
           t += multiply(std::integral_constant<std::size_t, kFewest>(), t);
