@@ -118,11 +118,21 @@ HWY_INLINE V in_this_order(V v) {
 }
 
 // v, loaded from memory once, and not again by each instruction that uses it.
-HWY_INLINE VI8 in_register(VI8 v) {
-#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3 && (HWY_COMPILER_GCC || HWY_COMPILER_CLANG)
+template <class V>
+HWY_INLINE V loaded_once(V v) {
+#if HWY_ARCH_X86 && (HWY_COMPILER_GCC || HWY_COMPILER_CLANG)
   asm("" : "+v"(v.raw));
 #endif
   return v;
+}
+
+// The same in code that needs more registers than 16 for it.
+HWY_INLINE VI8 in_register(VI8 v) {
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+  return loaded_once(v);
+#else
+  return v;
+#endif
 }
 
 // Whether there is an instruction that sums the products of four columns; else two at a time are summed in
@@ -2097,9 +2107,18 @@ HWY_INLINE void unpack_floats(const std::uint8_t* data, std::size_t n_cols, std:
 HWY_INLINE VU32 first_of_pair(VU32 v) { return hn::ShiftLeft<16>(v); }
 HWY_INLINE VU32 second_of_pair(VU32 v) { return hn::And(v, hn::Set(DU32(), 0xffff0000u)); }
 
-// Of the float formats only BF16 is interleaved, as pairs: the others are rare, or small matrices.
+// Of the float formats only BF16 is interleaved, as pairs: the others are rare, or small matrices. A tile's
+// pairs lie in the order in which sums are made, so that memory is read from front to back: those 8 apart
+// together.
 template <class Format>
 constexpr bool kInterleaves = std::is_same<Format, Bf16>::value;
+constexpr std::size_t kPairClasses = 8, kPairsOfClass = kTile / 2 / kPairClasses;
+constexpr std::size_t place_of_pair(std::size_t pair) {
+  return pair % kPairClasses * kPairsOfClass + pair / kPairClasses;
+}
+constexpr std::size_t pair_at(std::size_t place) {
+  return place % kPairsOfClass * kPairClasses + place / kPairsOfClass;
+}
 
 // Units are columns, as float32.
 struct Columns {
@@ -2213,11 +2232,12 @@ HWY_NOINLINE void unpack_units(const Matrix& w, std::size_t first_row, std::size
     for (std::size_t i = 0; i < kTile / 2; ++i) {
       if (i % (kTile / 2 / kFetchesPerInterleaved) == 0) later.fetch();
       const auto v = hn::Load(d32, words + i * n);
+      std::uint32_t* to = out + pair_at(i) * 2 / Units::kColumns * n;
       if (kPairs) {
-        hn::Store(clear_tiny_pairs(v), d32, out + i * n);
+        hn::Store(clear_tiny_pairs(v), d32, to);
       } else {
-        hn::Store(first_of_pair(v), d32, out + 2 * i * n);
-        hn::Store(second_of_pair(v), d32, out + (2 * i + 1) * n);
+        hn::Store(first_of_pair(v), d32, to);
+        hn::Store(second_of_pair(v), d32, to + n);
       }
     }
     return;
@@ -2247,6 +2267,14 @@ HWY_NOINLINE void unpack_units(const Matrix& w, std::size_t first_row, std::size
 
 // So many sums are made of a tile's units.
 constexpr std::size_t kUnitSums = 16;
+// The words of interleaved BF16 that are so many apart go into the same.
+template <class Units>
+constexpr std::size_t kWordSums = kUnitSums / (2 / Units::kColumns);
+
+// Up to so many tokens are multiplied with interleaved rows as these are read. Measured: for more it is as fast
+// to unpack them before, the sooner the more there is to do for each of a word.
+template <class Units>
+constexpr std::size_t kMaxInterleavedTokens = Units::kColumns == 2 ? 3 : 16;
 
 // So many tokens are multiplied together, as registers have room for.
 constexpr std::size_t kTokensTogether =
@@ -2409,45 +2437,83 @@ void matmul_one(const Matrix& w, std::size_t first_row, std::size_t n_rows, cons
   }
 }
 
-// The same for interleaved rows, of BF16: a vector goes along the rows.
-template <class Units>
-void matmul_one_interleaved(const Matrix& w, std::size_t first_row, std::size_t n_rows,
-                            const void* x, float* out) {
-  constexpr std::size_t kWords = kTile / 2;
-  constexpr std::size_t kSums = kUnitSums / (2 / Units::kColumns);  // of words that make sums
+// Adds one tile of two parts of interleaved rows of BF16, as many as there are lanes each, times kTokens (1 or
+// 2) tokens to `out`, or begins with it: a vector goes along the rows.
+template <class Units, std::size_t kTokens>
+HWY_NOINLINE void multiply_interleaved(const std::uint8_t* const* parts,
+                                       const std::uint8_t* const* x, bool begins, LaterTile& later,
+                                       float* out) {
   const DF df;
   const DU32 d32;
   const std::size_t n = hn::Lanes(df);
-  for (std::size_t begin = 0; begin < n_rows; begin += n) {
-    VF sum = hn::Zero(df);
-    for (std::size_t col = 0; col < w.cols; col += kTile) {
-      LaterTile later(w, kTile * 2, first_row + begin, n, col, kSums);
-      const std::uint8_t* tile = interleaved_tile(w, kTile * 2, first_row + begin, col);
-      const auto* words = reinterpret_cast<const std::uint32_t*>(tile);
-      const auto* units =
-          static_cast<const std::uint8_t*>(x) + col / Units::kColumns * sizeof(float);
-      const auto unit = [&](std::size_t i) MIXTRAL_LAMBDA {
-        std::uint32_t bits;
-        std::memcpy(&bits, units + 4 * i, 4);
-        return hn::Set(d32, bits);
+  for (std::size_t s = 0; s < kWordSums<Units>; ++s) {
+    later.fetch();
+    // Of a token and a part: a, the sum of the first units of words, b of the second.
+    VF a00 = hn::Zero(df), b00 = a00, a01 = a00, b01 = a00;
+    VF a10 = a00, b10 = a00, a11 = a00, b11 = a00;
+    for (std::size_t k = 0; k < kTile / 2 / kWordSums<Units>; ++k) {
+      const std::size_t pair = s + k * kWordSums<Units>;
+      const std::size_t place = place_of_pair(s) + k * Units::kColumns;
+      const auto word = [&](std::size_t part) MIXTRAL_LAMBDA {
+        const auto* words = reinterpret_cast<const std::uint32_t*>(parts[part]);
+        return loaded_once(hn::Load(d32, words + place * n));
       };
-      for (std::size_t s = 0; s < kSums; ++s) {
-        later.fetch();
-        VF a = hn::Zero(df), b = a;
-        for (std::size_t i = s; i < kWords; i += kSums) {
-          const auto word = hn::Load(d32, words + i * n);
-          if (Units::kColumns == 2) {
-            a = Units::add_product(a, clear_tiny_pairs(word), unit(i));
-          } else {
-            a = Units::add_product(a, first_of_pair(word), unit(2 * i));
-            b = Units::add_product(b, second_of_pair(word), unit(2 * i + 1));
-          }
+      const auto w0 = word(0), w1 = word(1);
+      const auto add = [&](VF& a0, VF& b0, VF& a1, VF& b1, std::size_t t) MIXTRAL_LAMBDA {
+        const auto unit = [&](std::size_t i) MIXTRAL_LAMBDA {
+          std::uint32_t bits;
+          std::memcpy(&bits, x[t] + (pair * 2 / Units::kColumns + i) * 4, 4);
+          return hn::Set(d32, bits);
+        };
+        const auto first = unit(0);
+        if (Units::kColumns == 2) {
+          a0 = Units::add_product(a0, clear_tiny_pairs(w0), first);
+          a1 = Units::add_product(a1, clear_tiny_pairs(w1), first);
+          return;
         }
-        sum = col == 0 && s == 0 ? a : hn::Add(sum, a);
-        if (Units::kColumns == 1) sum = hn::Add(sum, b);
+        const auto second = unit(1);
+        a0 = Units::add_product(a0, first_of_pair(w0), first);
+        b0 = Units::add_product(b0, second_of_pair(w0), second);
+        a1 = Units::add_product(a1, first_of_pair(w1), first);
+        b1 = Units::add_product(b1, second_of_pair(w1), second);
+      };
+      add(a00, b00, a01, b01, 0);
+      if (kTokens > 1) add(a10, b10, a11, b11, 1);
+    }
+    const auto store = [&](VF a, VF b, std::size_t t, std::size_t part) MIXTRAL_LAMBDA {
+      float* to = out + t * kMaxMatmulRows + part * n;
+      const auto sum = begins && s == 0 ? a : hn::Add(hn::Load(df, to), a);
+      hn::Store(Units::kColumns == 1 ? hn::Add(sum, b) : sum, df, to);
+    };
+    store(a00, b00, 0, 0), store(a01, b01, 0, 1);
+    if (kTokens > 1) store(a10, b10, 1, 0), store(a11, b11, 1, 1);
+  }
+}
+
+// As Kernels::matmul, for interleaved rows of BF16 and few tokens, multiplied as they are read.
+template <class Units>
+void matmul_interleaved(const Matrix& w, std::size_t first_row, std::size_t n_rows,
+                        const void* const* x, std::size_t n_tokens, float* out) {
+  const std::size_t n = hn::Lanes(DF());
+  const std::size_t n_fetches = kWordSums<Units> * ((n_tokens + 1) / 2);
+  for (std::size_t begin = 0; begin < n_rows; begin += 2 * n) {
+    const std::size_t row = first_row + begin, count = HWY_MIN(2 * n, n_rows - begin);
+    for (std::size_t col = 0; col < w.cols; col += kTile) {
+      LaterTile later(w, kTile * 2, row, count, col, n_fetches);
+      const std::size_t second = count > n ? n : 0;  // without others the same rows, of no use
+      const std::uint8_t* parts[2] = {interleaved_tile(w, kTile * 2, row, col),
+                                      interleaved_tile(w, kTile * 2, row + second, col)};
+      const auto units = [&](std::size_t t) MIXTRAL_LAMBDA {
+        return static_cast<const std::uint8_t*>(x[t]) + col / Units::kColumns * 4;
+      };
+      float* sums = out + begin;
+      for (std::size_t t = 0; t < n_tokens; t += 2, sums += 2 * kMaxMatmulRows) {
+        const std::uint8_t* xt[2] = {units(t), units(HWY_MIN(t + 1, n_tokens - 1))};
+        const auto multiply =
+            t + 1 < n_tokens ? multiply_interleaved<Units, 2> : multiply_interleaved<Units, 1>;
+        multiply(parts, xt, col == 0, later, sums);
       }
     }
-    hn::Store(sum, df, out + begin);
   }
 }
 
@@ -2455,8 +2521,8 @@ template <class Format, class Units>
 void matmul_units(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
                   std::size_t n_tokens, float* out) {
   if constexpr (kInterleaves<Format>) {
-    if (n_tokens == 1 && w.interleaved != 0) {
-      return matmul_one_interleaved<Units>(w, first_row, n_rows, x[0], out);
+    if (n_tokens <= kMaxInterleavedTokens<Units> && w.interleaved != 0) {
+      return matmul_interleaved<Units>(w, first_row, n_rows, x, n_tokens, out);
     }
   }
   if (n_tokens == 1 && !w.transposed) {
@@ -3236,12 +3302,12 @@ void decode_quantized_rows(const Matrix& w, const Unpacker& unpacker, const Deco
 template <class Format>
 void decode_float_row(const Matrix& w, std::size_t row, float* out) {
   if (kInterleaves<Format> && w.interleaved != 0) {
-    constexpr std::size_t kBytes = kTile * Format::kBytes, kInWord = 4 / Format::kBytes;
     const std::size_t n = w.interleaved, lane = row % n;
     for (std::size_t c = 0; c < w.cols; ++c) {
-      const std::uint8_t* word =
-          interleaved_tile(w, kBytes, row - lane, c) + (c % kTile / kInWord * n + lane) * 4;
-      out[c] = Format::load_one(word + c % kInWord * Format::kBytes);
+      const std::size_t place = place_of_pair(c % kTile / 2) * n + lane;
+      const std::uint8_t* pair =
+          interleaved_tile(w, kTile * Format::kBytes, row - lane, c) + place * 2 * Format::kBytes;
+      out[c] = Format::load_one(pair + c % 2 * Format::kBytes);
     }
     return;
   }
@@ -3388,6 +3454,19 @@ std::size_t interleaved_row_bytes(const Matrix& w) {
   return w.cols / kTile * words_of_tile(interleaved_tile_bytes(w.format)) * 4;
 }
 
+// Brings the pairs of an interleaved tile of BF16 into their order.
+inline void order_pairs(std::uint32_t* words) {
+  const DU32 d;
+  const std::size_t n = hn::Lanes(d);
+  HWY_ALIGN std::uint32_t before[kTile / 2 * kMaxLanes];
+  for (std::size_t i = 0; i < kTile / 2; ++i) {
+    hn::Store(hn::Load(d, words + i * n), d, before + i * n);
+  }
+  for (std::size_t i = 0; i < kTile / 2; ++i) {
+    hn::Store(hn::Load(d, before + pair_at(i) * n), d, words + i * n);
+  }
+}
+
 void interleave(const Matrix& w, std::uint8_t* out) {
   const std::size_t n = hn::Lanes(DU32()), tile_bytes = interleaved_tile_bytes(w.format);
   const std::size_t n_words = words_of_tile(tile_bytes), n_whole = tile_bytes / 4;
@@ -3403,6 +3482,7 @@ void interleave(const Matrix& w, std::uint8_t* out) {
         words[n_whole * n + r] = 0;
         std::memcpy(words + n_whole * n + r, data + r * w.row_bytes + n_whole * 4, tile_bytes % 4);
       }
+      if (w.format == BlockFormat::bf16) order_pairs(words);
       out += n_words * 4 * n;
     }
   }

@@ -345,7 +345,7 @@ TEST_CASE("kernels: interleaved rows give the same bits") {
         }
         CHECK(different == 0);
       };
-      for (const std::size_t n : {1u, 2u, 5u, 13u, 37u}) {
+      for (const std::size_t n : {1u, 2u, 3u, 5u, 13u, 37u}) {
         compare(n, 32, [&](const Matrix& m, Results& out) {
           kernels->matmul(m, 32, 32, inputs, n, out.values);
         });
@@ -358,6 +358,9 @@ TEST_CASE("kernels: interleaved rows give the same bits") {
         });
         compare(n, 16, [&](const Matrix& m, Results& out) {  // the last rows of all
           kernels->matmul(m, 48, 16, inputs, n, out.values);
+        });
+        compare(n, lanes, [&](const Matrix& m, Results& out) {  // one group
+          kernels->matmul(m, kRows - lanes, lanes, inputs, n, out.values);
         });
       }
     }

@@ -66,11 +66,21 @@ HWY_INLINE V in_this_order(V v) {
 }
 
 // v, loaded from memory once, and not again by each instruction that uses it.
-HWY_INLINE VI8 in_register(VI8 v) {
-#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3 && (HWY_COMPILER_GCC || HWY_COMPILER_CLANG)
+template <class V>
+HWY_INLINE V loaded_once(V v) {
+#if HWY_ARCH_X86 && (HWY_COMPILER_GCC || HWY_COMPILER_CLANG)
   asm("" : "+v"(v.raw));
 #endif
   return v;
+}
+
+// The same in code that needs more registers than 16 for it.
+HWY_INLINE VI8 in_register(VI8 v) {
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+  return loaded_once(v);
+#else
+  return v;
+#endif
 }
 
 // Whether there is an instruction that sums the products of four columns; else two at a time are summed in

@@ -59,12 +59,12 @@ void decode_quantized_rows(const Matrix& w, const Unpacker& unpacker, const Deco
 template <class Format>
 void decode_float_row(const Matrix& w, std::size_t row, float* out) {
   if (kInterleaves<Format> && w.interleaved != 0) {
-    constexpr std::size_t kBytes = kTile * Format::kBytes, kInWord = 4 / Format::kBytes;
     const std::size_t n = w.interleaved, lane = row % n;
     for (std::size_t c = 0; c < w.cols; ++c) {
-      const std::uint8_t* word =
-          interleaved_tile(w, kBytes, row - lane, c) + (c % kTile / kInWord * n + lane) * 4;
-      out[c] = Format::load_one(word + c % kInWord * Format::kBytes);
+      const std::size_t place = place_of_pair(c % kTile / 2) * n + lane;
+      const std::uint8_t* pair =
+          interleaved_tile(w, kTile * Format::kBytes, row - lane, c) + place * 2 * Format::kBytes;
+      out[c] = Format::load_one(pair + c % 2 * Format::kBytes);
     }
     return;
   }
@@ -211,6 +211,19 @@ std::size_t interleaved_row_bytes(const Matrix& w) {
   return w.cols / kTile * words_of_tile(interleaved_tile_bytes(w.format)) * 4;
 }
 
+// Brings the pairs of an interleaved tile of BF16 into their order.
+inline void order_pairs(std::uint32_t* words) {
+  const DU32 d;
+  const std::size_t n = hn::Lanes(d);
+  HWY_ALIGN std::uint32_t before[kTile / 2 * kMaxLanes];
+  for (std::size_t i = 0; i < kTile / 2; ++i) {
+    hn::Store(hn::Load(d, words + i * n), d, before + i * n);
+  }
+  for (std::size_t i = 0; i < kTile / 2; ++i) {
+    hn::Store(hn::Load(d, before + pair_at(i) * n), d, words + i * n);
+  }
+}
+
 void interleave(const Matrix& w, std::uint8_t* out) {
   const std::size_t n = hn::Lanes(DU32()), tile_bytes = interleaved_tile_bytes(w.format);
   const std::size_t n_words = words_of_tile(tile_bytes), n_whole = tile_bytes / 4;
@@ -226,6 +239,7 @@ void interleave(const Matrix& w, std::uint8_t* out) {
         words[n_whole * n + r] = 0;
         std::memcpy(words + n_whole * n + r, data + r * w.row_bytes + n_whole * 4, tile_bytes % 4);
       }
+      if (w.format == BlockFormat::bf16) order_pairs(words);
       out += n_words * 4 * n;
     }
   }
