@@ -2453,6 +2453,7 @@ HWY_NOINLINE void multiply_interleaved(const std::uint8_t* const* parts,
     VF a10 = a00, b10 = a00, a11 = a00, b11 = a00;
     for (std::size_t k = 0; k < kTile / 2 / kWordSums<Units>; ++k) {
       const std::size_t pair = s + k * kWordSums<Units>;
+      // place_of_pair(pair): those of a sum are neighbours, or have another sum's between them.
       const std::size_t place = place_of_pair(s) + k * Units::kColumns;
       const auto word = [&](std::size_t part) MIXTRAL_LAMBDA {
         const auto* words = reinterpret_cast<const std::uint32_t*>(parts[part]);
