@@ -2107,17 +2107,33 @@ HWY_INLINE void unpack_floats(const std::uint8_t* data, std::size_t n_cols, std:
 HWY_INLINE VU32 first_of_pair(VU32 v) { return hn::ShiftLeft<16>(v); }
 HWY_INLINE VU32 second_of_pair(VU32 v) { return hn::And(v, hn::Set(DU32(), 0xffff0000u)); }
 
+// So many sums are made of a tile's units.
+constexpr std::size_t kUnitSums = 16;
+
 // Of the float formats only BF16 is interleaved, as pairs: the others are rare, or small matrices. A tile's
-// pairs lie in the order in which sums are made, so that memory is read from front to back: those 8 apart
-// together.
+// pairs lie in the order in which sums are made, those of a class together, so that memory is read from front
+// to back.
 template <class Format>
 constexpr bool kInterleaves = std::is_same<Format, Bf16>::value;
-constexpr std::size_t kPairClasses = 8, kPairsOfClass = kTile / 2 / kPairClasses;
+constexpr std::size_t kPairClasses = kUnitSums / 2, kPairsOfClass = kTile / 2 / kPairClasses;
 constexpr std::size_t place_of_pair(std::size_t pair) {
   return pair % kPairClasses * kPairsOfClass + pair / kPairClasses;
 }
 constexpr std::size_t pair_at(std::size_t place) {
   return place % kPairsOfClass * kPairClasses + place / kPairsOfClass;
+}
+
+// Brings the pairs of an interleaved tile of BF16 into their order.
+HWY_INLINE void order_pairs(std::uint32_t* words) {
+  const DU32 d;
+  const std::size_t n = hn::Lanes(d);
+  HWY_ALIGN std::uint32_t before[kTile / 2 * kMaxLanes];
+  for (std::size_t i = 0; i < kTile / 2; ++i) {
+    hn::Store(hn::Load(d, words + i * n), d, before + i * n);
+  }
+  for (std::size_t i = 0; i < kTile / 2; ++i) {
+    hn::Store(hn::Load(d, before + pair_at(i) * n), d, words + i * n);
+  }
 }
 
 // Units are columns, as float32.
@@ -2265,14 +2281,12 @@ HWY_NOINLINE void unpack_units(const Matrix& w, std::size_t first_row, std::size
   }
 }
 
-// So many sums are made of a tile's units.
-constexpr std::size_t kUnitSums = 16;
-// The words of interleaved BF16 that are so many apart go into the same.
+// The words of interleaved BF16 that are so many apart go into the same sum.
 template <class Units>
 constexpr std::size_t kWordSums = kUnitSums / (2 / Units::kColumns);
 
-// Up to so many tokens are multiplied with interleaved rows as these are read. Measured: for more it is as fast
-// to unpack them before, the sooner the more there is to do for each of a word.
+// Up to so many tokens are multiplied with interleaved rows as these are read. Measured with AVX2: for more it is
+// as fast to unpack them before, the sooner the more there is to do for each of a word.
 template <class Units>
 constexpr std::size_t kMaxInterleavedTokens = Units::kColumns == 2 ? 3 : 16;
 
@@ -3453,19 +3467,6 @@ inline std::size_t interleaved_tile_bytes(BlockFormat format) {
 std::size_t interleaved_row_bytes(const Matrix& w) {
   if (w.transposed || w.cols % kTile != 0 || w.rows % hn::Lanes(DF()) != 0) return 0;
   return w.cols / kTile * words_of_tile(interleaved_tile_bytes(w.format)) * 4;
-}
-
-// Brings the pairs of an interleaved tile of BF16 into their order.
-inline void order_pairs(std::uint32_t* words) {
-  const DU32 d;
-  const std::size_t n = hn::Lanes(d);
-  HWY_ALIGN std::uint32_t before[kTile / 2 * kMaxLanes];
-  for (std::size_t i = 0; i < kTile / 2; ++i) {
-    hn::Store(hn::Load(d, words + i * n), d, before + i * n);
-  }
-  for (std::size_t i = 0; i < kTile / 2; ++i) {
-    hn::Store(hn::Load(d, before + pair_at(i) * n), d, words + i * n);
-  }
 }
 
 void interleave(const Matrix& w, std::uint8_t* out) {
@@ -4684,7 +4685,8 @@ struct Matrix {
   // Float formats only.
   bool transposed = false;
   // If not 0, rows are in another order than in files, by Kernels::interleave: so many lie together, tile
-  // after tile, each as words of four bytes, [word][row], of which the last is filled up with zeros.
+  // after tile, each as words of four bytes, [word][row], of which the last is filled up with zeros; those of
+  // BF16 in another order, too.
   std::size_t interleaved = 0;
   // Interleaved ones only: after each kMaxMatmulRows rows there are so many bytes of another matrix.
   std::size_t gap_bytes = 0;

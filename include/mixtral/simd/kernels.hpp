@@ -69,7 +69,8 @@ struct Matrix {
   // Float formats only.
   bool transposed = false;
   // If not 0, rows are in another order than in files, by Kernels::interleave: so many lie together, tile
-  // after tile, each as words of four bytes, [word][row], of which the last is filled up with zeros.
+  // after tile, each as words of four bytes, [word][row], of which the last is filled up with zeros; those of
+  // BF16 in another order, too.
   std::size_t interleaved = 0;
   // Interleaved ones only: after each kMaxMatmulRows rows there are so many bytes of another matrix.
   std::size_t gap_bytes = 0;

@@ -211,19 +211,6 @@ std::size_t interleaved_row_bytes(const Matrix& w) {
   return w.cols / kTile * words_of_tile(interleaved_tile_bytes(w.format)) * 4;
 }
 
-// Brings the pairs of an interleaved tile of BF16 into their order.
-inline void order_pairs(std::uint32_t* words) {
-  const DU32 d;
-  const std::size_t n = hn::Lanes(d);
-  HWY_ALIGN std::uint32_t before[kTile / 2 * kMaxLanes];
-  for (std::size_t i = 0; i < kTile / 2; ++i) {
-    hn::Store(hn::Load(d, words + i * n), d, before + i * n);
-  }
-  for (std::size_t i = 0; i < kTile / 2; ++i) {
-    hn::Store(hn::Load(d, before + pair_at(i) * n), d, words + i * n);
-  }
-}
-
 void interleave(const Matrix& w, std::uint8_t* out) {
   const std::size_t n = hn::Lanes(DU32()), tile_bytes = interleaved_tile_bytes(w.format);
   const std::size_t n_words = words_of_tile(tile_bytes), n_whole = tile_bytes / 4;
