@@ -607,14 +607,22 @@ HWY_INLINE VF signed_byte_to_float(VU32 v) {
   return hn::ConvertTo(DF(), hn::ShiftRight<24>(top));
 }
 
-// Of a format whose blocks of 32 begin with their scale and, if it has an offset, the least weight.
+// Of a block of a format whose blocks of 32 begin with their scale and, if it has an offset, the least weight.
+template <class Format>
+HWY_INLINE VF block_scale(const PackedRows& rows, std::size_t block) {
+  return rows.blocks<Format>(block / 2).half(block % 2 * Format::kBlockBytes);
+}
+template <class Format>
+HWY_INLINE VF block_offset(const PackedRows& rows, std::size_t block) {
+  return hn::Neg(rows.blocks<Format>(block / 2).half(block % 2 * Format::kBlockBytes + 2));
+}
+
 template <class Format>
 HWY_INLINE void unpack_block_scales(const PackedRows& rows, const TileScales& scales) {
   MIXTRAL_UNROLL
   for (std::size_t block = 0; block < kBlocksPerTile; ++block) {
-    const std::size_t at = block * Format::kBlockBytes;
-    scales.set_scale(rows.half(at), 0, block);
-    if (Format::kOffsetColumns > 0) scales.set_offset(hn::Neg(rows.half(at + 2)), 0, block);
+    scales.set_scale(block_scale<Format>(rows, block), 0, block);
+    if (Format::kOffsetColumns > 0) scales.set_offset(block_offset<Format>(rows, block), 0, block);
   }
 }
 
@@ -1685,6 +1693,8 @@ HWY_INLINE void fetch_line(const std::uint8_t* p) { hwy::Prefetch(p); }
 // sooner (measured in decoding).
 class LaterTile {
  public:
+  LaterTile() = default;  // none
+
   LaterTile(const Matrix& w, std::size_t tile_bytes, std::size_t first_row, std::size_t n_rows,
             std::size_t col, std::size_t n_times)
       : row_bytes_(w.row_bytes),
@@ -1719,8 +1729,8 @@ class LaterTile {
   }
 
  private:
-  const std::uint8_t* row_;
-  std::size_t row_bytes_, tile_bytes_, rows_left_, rows_a_time_;
+  const std::uint8_t* row_ = nullptr;
+  std::size_t row_bytes_ = 0, tile_bytes_ = 0, rows_left_ = 0, rows_a_time_ = 0;
   std::size_t n_together_ = 1, until_gap_ = 1, gap_ = 0;
 };
 
@@ -1769,7 +1779,7 @@ class PartBytes {
   HWY_ALIGN std::uint8_t copy_[kMaxLanes * kWords * 4];
 };
 
-// A part whose quads are unpacked where they are used.
+// A part whose quads are unpacked where they are used, and so are scales that lie beside them.
 template <class Format>
 class PackedPart {
  public:
@@ -1779,7 +1789,7 @@ class PackedPart {
   HWY_INLINE void set(const Matrix& w, std::size_t first_row, std::size_t n_rows, std::size_t col) {
     words_ = PartBytes<Format>(w, first_row, n_rows, col).words(buffer_);
     const TileScales scales{{values_[0], values_[1]}, {values_[2], values_[3]}};
-    Format::unpack_scales(rows(), scales);
+    if (!kScalesInBlocks) Format::unpack_scales(rows(), scales);
   }
 
   HWY_INLINE PackedRows rows() const { return {words_}; }
@@ -1789,13 +1799,17 @@ class PackedPart {
     return Format::template quad<block>(rows(), step, i);
   }
   HWY_INLINE VF scale(std::size_t half, std::size_t block) const {
+    if (kScalesInBlocks) return block_scale<Format>(rows(), block);
     return hn::Load(DF(), values_[half] + block * hn::Lanes(DF()));
   }
   HWY_INLINE VF offset(std::size_t half, std::size_t block) const {
+    if (kScalesInBlocks) return block_offset<Format>(rows(), block);
     return hn::Load(DF(), values_[2 + half] + block * hn::Lanes(DF()));
   }
 
  private:
+  static constexpr bool kScalesInBlocks = kBlockSize<Format> == 32;
+
   const std::uint32_t* words_;
   HWY_ALIGN std::uint32_t buffer_[PartBytes<Format>::kWords * kMaxLanes];
   HWY_ALIGN float values_[4][kMaxLanes * kBlocksPerTile];  // scales, offsets: [half][block][row]
@@ -2618,6 +2632,11 @@ constexpr std::size_t kMinGroupedTokens = kSixTokens ? 29 : hn::MaxLanes(DF()) >
 // So many share what was unpacked, or come one after the other while it is in the first caches.
 constexpr std::size_t kMaxFewTokens = kSixTokens ? kMinGroupedTokens - 1 : kMaxLanes;
 
+// Tiles of Q8_0 that are copied and have 16 rows are so long that, read from front to back and two at a time,
+// hardware alone fetches them best (measured for one token: 1.2 times as fast).
+template <class Format>
+constexpr bool kReadInOrder = kSixTokens&& std::is_same_v<Format, Q8_0>;
+
 // Adds one tile of two parts of rows times kTokens tokens, 6 at most, to `out`, or begins with it.
 template <std::size_t kTokens, class Kind, class Part, class Tokens>
 HWY_NOINLINE void multiply_parts(Kind, const Part* parts, const Tokens tokens, bool begins,
@@ -2864,7 +2883,8 @@ constexpr bool kHasFewDots =
       std::is_same_v<Format, Q5_1> || std::is_same_v<Format, Iq4_Nl>);
 
 // As matmul_few, but what is unpacked is multiplied at once and not stored: by six tokens, four or three, or
-// by four or two, with one more after the last if need be. For others it is unpacked anew.
+// by four or two, with one more after the last if need be. For others it is unpacked anew. One token only where
+// kReadInOrder.
 template <class Format>
 void matmul_packed(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
                    std::size_t n_tokens, float* out) {
@@ -2881,7 +2901,8 @@ void matmul_packed(const Matrix& w, std::size_t first_row, std::size_t n_rows, c
   for (std::size_t begin = 0; begin < n_rows; begin += 2 * n) {
     const std::size_t row = first_row + begin, count = HWY_MIN(2 * n, n_rows - begin);
     for (std::size_t col = 0; col < w.cols; col += kTile) {
-      LaterTile later(w, kBytesPerTile<Format>, row, count, col, n_fetches);
+      LaterTile later;
+      if (n_tokens > 1) later = LaterTile(w, kBytesPerTile<Format>, row, count, col, n_fetches);
       parts[0].set(w, row, HWY_MIN(n, count), col);
       const std::size_t second = count > n ? n : 0;  // without others the same rows, of no use
       parts[1].set(w, row + second, HWY_MIN(n, count - second), col);
@@ -2892,6 +2913,12 @@ void matmul_packed(const Matrix& w, std::size_t first_row, std::size_t n_rows, c
                                 out + t * kMaxMatmulRows + begin);
         return kTokens;
       };
+      if constexpr (kReadInOrder<Format>) {
+        if (n_tokens == 1) {
+          multiply(std::integral_constant<std::size_t, 1>(), 0);
+          continue;
+        }
+      }
       for (std::size_t t = 0; t < n_tokens;) {
         const std::size_t left = n_tokens - t;
         if (kSixTokens && (left > 8 || left == 5 || left == 6)) {
@@ -2912,7 +2939,8 @@ void matmul_rows(const Matrix& w, std::size_t first_row, std::size_t n_rows, con
                  std::size_t n_tokens, float* out) {
 #if MIXTRAL_TOKEN_DOTS
   if constexpr (!Format::kByRow) {
-    if (n_tokens == 1) return matmul_one<Format>(w, first_row, n_rows, x[0], out);
+    const bool in_order = kReadInOrder<Format> && w.interleaved != 0;
+    if (n_tokens == 1 && !in_order) return matmul_one<Format>(w, first_row, n_rows, x[0], out);
   }
 #endif
   for (std::size_t t = 0; t < n_tokens; t += kMaxFewTokens) {

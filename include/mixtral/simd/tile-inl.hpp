@@ -234,14 +234,22 @@ HWY_INLINE VF signed_byte_to_float(VU32 v) {
   return hn::ConvertTo(DF(), hn::ShiftRight<24>(top));
 }
 
-// Of a format whose blocks of 32 begin with their scale and, if it has an offset, the least weight.
+// Of a block of a format whose blocks of 32 begin with their scale and, if it has an offset, the least weight.
+template <class Format>
+HWY_INLINE VF block_scale(const PackedRows& rows, std::size_t block) {
+  return rows.blocks<Format>(block / 2).half(block % 2 * Format::kBlockBytes);
+}
+template <class Format>
+HWY_INLINE VF block_offset(const PackedRows& rows, std::size_t block) {
+  return hn::Neg(rows.blocks<Format>(block / 2).half(block % 2 * Format::kBlockBytes + 2));
+}
+
 template <class Format>
 HWY_INLINE void unpack_block_scales(const PackedRows& rows, const TileScales& scales) {
   MIXTRAL_UNROLL
   for (std::size_t block = 0; block < kBlocksPerTile; ++block) {
-    const std::size_t at = block * Format::kBlockBytes;
-    scales.set_scale(rows.half(at), 0, block);
-    if (Format::kOffsetColumns > 0) scales.set_offset(hn::Neg(rows.half(at + 2)), 0, block);
+    scales.set_scale(block_scale<Format>(rows, block), 0, block);
+    if (Format::kOffsetColumns > 0) scales.set_offset(block_offset<Format>(rows, block), 0, block);
   }
 }
 

@@ -76,6 +76,8 @@ HWY_INLINE void fetch_line(const std::uint8_t* p) { hwy::Prefetch(p); }
 // sooner (measured in decoding).
 class LaterTile {
  public:
+  LaterTile() = default;  // none
+
   LaterTile(const Matrix& w, std::size_t tile_bytes, std::size_t first_row, std::size_t n_rows,
             std::size_t col, std::size_t n_times)
       : row_bytes_(w.row_bytes),
@@ -110,8 +112,8 @@ class LaterTile {
   }
 
  private:
-  const std::uint8_t* row_;
-  std::size_t row_bytes_, tile_bytes_, rows_left_, rows_a_time_;
+  const std::uint8_t* row_ = nullptr;
+  std::size_t row_bytes_ = 0, tile_bytes_ = 0, rows_left_ = 0, rows_a_time_ = 0;
   std::size_t n_together_ = 1, until_gap_ = 1, gap_ = 0;
 };
 
@@ -160,7 +162,7 @@ class PartBytes {
   HWY_ALIGN std::uint8_t copy_[kMaxLanes * kWords * 4];
 };
 
-// A part whose quads are unpacked where they are used.
+// A part whose quads are unpacked where they are used, and so are scales that lie beside them.
 template <class Format>
 class PackedPart {
  public:
@@ -170,7 +172,7 @@ class PackedPart {
   HWY_INLINE void set(const Matrix& w, std::size_t first_row, std::size_t n_rows, std::size_t col) {
     words_ = PartBytes<Format>(w, first_row, n_rows, col).words(buffer_);
     const TileScales scales{{values_[0], values_[1]}, {values_[2], values_[3]}};
-    Format::unpack_scales(rows(), scales);
+    if (!kScalesInBlocks) Format::unpack_scales(rows(), scales);
   }
 
   HWY_INLINE PackedRows rows() const { return {words_}; }
@@ -180,13 +182,17 @@ class PackedPart {
     return Format::template quad<block>(rows(), step, i);
   }
   HWY_INLINE VF scale(std::size_t half, std::size_t block) const {
+    if (kScalesInBlocks) return block_scale<Format>(rows(), block);
     return hn::Load(DF(), values_[half] + block * hn::Lanes(DF()));
   }
   HWY_INLINE VF offset(std::size_t half, std::size_t block) const {
+    if (kScalesInBlocks) return block_offset<Format>(rows(), block);
     return hn::Load(DF(), values_[2 + half] + block * hn::Lanes(DF()));
   }
 
  private:
+  static constexpr bool kScalesInBlocks = kBlockSize<Format> == 32;
+
   const std::uint32_t* words_;
   HWY_ALIGN std::uint32_t buffer_[PartBytes<Format>::kWords * kMaxLanes];
   HWY_ALIGN float values_[4][kMaxLanes * kBlocksPerTile];  // scales, offsets: [half][block][row]
