@@ -3679,7 +3679,7 @@ class Ahead {
     return (static_cast<std::size_t>(end_ - at_) / 64 + n_times) / n_times;
   }
   HWY_INLINE void fetch(std::size_t n_lines) {
-    for (std::size_t i = 0; i < n_lines && at_ < end_; ++i, at_ += 64) hwy::Prefetch(at_);
+    for (std::size_t i = 0; i < n_lines && at_ < end_; ++i, at_ += 64) fetch_line(at_);
   }
 
  private:
