@@ -50,6 +50,23 @@
 #define MIXTRAL_BF16_DOT 1
 #endif
 
+// Targets with AVX-512 differ in the dot products alone. All else those after the first take from there.
+#undef MIXTRAL_TAKES_COMMON
+#if HWY_ARCH_X86 && HWY_TARGET < HWY_AVX3 && defined(MIXTRAL_HAS_AVX3)
+#define MIXTRAL_TAKES_COMMON 1
+namespace mixtral::simd::HWY_NAMESPACE {
+namespace common = N_AVX3;
+}
+#else
+#define MIXTRAL_TAKES_COMMON 0
+namespace mixtral::simd::HWY_NAMESPACE {
+namespace common = HWY_NAMESPACE;
+}
+#endif
+#if HWY_ARCH_X86 && HWY_TARGET == HWY_AVX3
+#define MIXTRAL_HAS_AVX3
+#endif
+
 // Per target: the 8-bit dot product and half-precision conversion that Highway 1.0.3 lacks.
 
 // What a lambda in a kernel has for a target and for its inlining, which compilers do not always see
@@ -89,6 +106,10 @@ using VF = hn::Vec<DF>;
 using VI32 = hn::Vec<DI32>;
 using VI16 = hn::Vec<DI16>;
 using VI8 = hn::Vec<DI8>;
+
+// Where formats share more of their code, since these CPUs are too old or too few for all that takes to compile.
+// (With AVX-512 without VNNI it made prompts faster, too: Q4_K 1.2 times.)
+constexpr bool kSmallCode = HWY_ARCH_X86 && (HWY_TARGET == HWY_SSSE3 || HWY_TARGET == HWY_AVX3);
 
 // Sums along float rows are made of so many, in an order that does not depend on the lanes.
 constexpr std::size_t kPartialSums = 16;
@@ -1933,8 +1954,10 @@ constexpr auto dot_kind() {
   if constexpr (kSumsQuads || Format::kSigned) {
     return DotKind < kHasHalves, kNOffsets, Format::kSigned && !kUnsignedDot, 1 > ();
   } else {
-    return DotKind<kHasHalves, kNOffsets, false,
-                   narrow_quads(Format::kMaxQuant, kHasHalves ? 4 : 8)>();
+    // Fewer kinds: as if the quants of all formats were as large as the largest.
+    constexpr std::size_t kLeast = kSmallCode ? (kHasHalves ? 63 : 31) : 0;
+    constexpr std::size_t kMaxQuant = Format::kMaxQuant > kLeast ? Format::kMaxQuant : kLeast;
+    return DotKind<kHasHalves, kNOffsets, false, narrow_quads(kMaxQuant, kHasHalves ? 4 : 8)>();
   }
 }
 template <class Format>
@@ -2201,32 +2224,6 @@ HWY_INLINE VU32 clear_tiny_pairs(VU32 v) {
       hn::BitCast(d16, hn::Set(d32, static_cast<int>(kLeastBf16 | kLeastBf16 >> 16)));
   const auto tiny = hn::VecFromMask(d16, hn::Lt(magnitude, least));
   return hn::AndNot(hn::BitCast(DU32(), tiny), v);
-}
-
-// Rounds to the nearest BF16, of two to the even one.
-void to_bf16(const float* x, std::size_t n, std::uint16_t* out) {
-  const DF df;
-  const DU32 d32;
-  const hn::RebindToSigned<DU32> di32;
-  const hn::Rebind<std::uint16_t, DF> d16;
-  const std::size_t lanes = hn::Lanes(df);
-  HWY_ALIGN float rest[kMaxLanes] = {};
-  HWY_ALIGN std::uint16_t rounded[kMaxLanes];
-  for (std::size_t i = 0; i < n; i += lanes) {
-    const bool whole = i + lanes <= n;
-    if (!whole) std::memcpy(rest, x + i, (n - i) * sizeof(float));
-    const auto v = hn::LoadU(df, whole ? x + i : rest);
-    const auto bits = hn::BitCast(d32, v);
-    const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(d32, 1));
-    const auto sum = hn::Add(hn::Add(bits, odd), hn::Set(d32, 0x7fff));
-    const auto big_enough = hn::Ge(hn::Abs(v), hn::Set(df, 0x1p-50f));
-    const auto number = hn::IfThenElseZero(hn::RebindMask(d32, big_enough), sum);
-    const auto kept =
-        hn::IfThenElse(hn::RebindMask(d32, hn::Eq(v, v)), number, hn::Set(d32, 0x7fc00000u));
-    const auto narrow = hn::DemoteTo(d16, hn::BitCast(di32, hn::ShiftRight<16>(kept)));
-    hn::StoreU(narrow, d16, whole ? out + i : rounded);
-    if (!whole) std::memcpy(out + i, rounded, (n - i) * sizeof *out);
-  }
 }
 
 // How many times unpack_units calls later.fetch() where rows are interleaved.
@@ -2579,11 +2576,24 @@ void matmul_units(const Matrix& w, std::size_t first_row, std::size_t n_rows, co
   matmul_many<Format, Units>(w, first_row, n_rows, x, n_tokens, out);
 }
 
-template <class Format>
+#if !MIXTRAL_TAKES_COMMON
 void matmul_floats(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
                    std::size_t n_tokens, float* out) {
-  matmul_units<Format, Columns>(w, first_row, n_rows, x, n_tokens, out);
+  if (w.format == BlockFormat::f32) {
+    matmul_units<F32, Columns>(w, first_row, n_rows, x, n_tokens, out);
+  } else if (w.format == BlockFormat::f16) {
+    matmul_units<F16, Columns>(w, first_row, n_rows, x, n_tokens, out);
+  } else {
+    matmul_units<Bf16, Columns>(w, first_row, n_rows, x, n_tokens, out);
+  }
 }
+
+// Of BF16 and rounded tokens.
+void matmul_pairs(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
+                  std::size_t n_tokens, float* out) {
+  matmul_units<Bf16, Pairs>(w, first_row, n_rows, x, n_tokens, out);
+}
+#endif
 
 void matmul_bf16(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
                  std::size_t n_tokens, float* out) {
@@ -2592,7 +2602,7 @@ void matmul_bf16(const Matrix& w, std::size_t first_row, std::size_t n_rows, con
     return matmul_units<Bf16, DotPairs>(w, first_row, n_rows, x, n_tokens, out);
   }
 #endif
-  matmul_units<Bf16, Pairs>(w, first_row, n_rows, x, n_tokens, out);
+  common::matmul_pairs(w, first_row, n_rows, x, n_tokens, out);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -2970,12 +2980,14 @@ HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
-// With 32 registers, three groups at a time hide the latency of the dot products better than two.
+// With 32 registers, three groups at a time hide the latency of the dot products better than two. Two have code
+// of their own as well, except where code is to be small.
 #if HWY_ARCH_X86 && HWY_TARGET > HWY_AVX3 || HWY_ARCH_WASM
 constexpr bool kThreeGroups = false;
 #else
 constexpr bool kThreeGroups = true;
 #endif
+constexpr bool kTwoGroups = !kSmallCode;
 
 // Quads as two words, of their even and odd bytes, for what is multiplied as numbers of 16 bits.
 template <class Kind>
@@ -3180,11 +3192,11 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
     };
     for (std::size_t g = 0; g < n_groups;) {
       const std::size_t left = n_groups - g;
-      if (kThreeGroups && left >= 3 && left != 4) {
-        multiply(std::integral_constant < std::size_t, kThreeGroups ? 3 : 2 > (), g);
+      if (kThreeGroups && left >= 3 && (left != 4 || !kTwoGroups)) {
+        multiply(std::integral_constant < std::size_t, kThreeGroups ? 3 : 1 > (), g);
         g += 3;
-      } else if (left >= 2) {
-        multiply(std::integral_constant<std::size_t, 2>(), g);
+      } else if (kTwoGroups && left >= 2) {
+        multiply(std::integral_constant < std::size_t, kTwoGroups ? 2 : 1 > (), g);
         g += 2;
       } else {
         multiply(std::integral_constant<std::size_t, 1>(), g);
@@ -3215,95 +3227,97 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
 }  // namespace mixtral::simd
 HWY_AFTER_NAMESPACE();
 //
-// Per target: the network's vector operations.
+// Per target: from a format's name to its class.
 
 HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
-// Calls body(tag, i) over [0, n) in whole vectors, then one element at a time.
-template <class Body>
-HWY_INLINE void for_each_vector(std::size_t n, const Body& body) {
-  const DF df;
-  const hn::CappedTag<float, 1> d1;
-  const std::size_t lanes = hn::Lanes(df);
-  std::size_t i = 0;
-  for (; i + lanes <= n; i += lanes) body(df, i);
-  for (; i < n; ++i) body(d1, i);
-}
-
-// Column i of n counts to sum i % 16; then neighbours are added until one is left.
-HWY_INLINE float dot(const float* a, const float* b, std::size_t n) {
-  const DF df;
-  const std::size_t lanes = hn::Lanes(df);
-  const std::size_t whole = n / kPartialSums * kPartialSums;
-  HWY_ALIGN float sums[kPartialSums];
-  for (std::size_t part = 0; part < kPartialSums; part += lanes) {
-    VF sum = hn::Zero(df);
-    for (std::size_t i = part; i < whole; i += kPartialSums) {
-      sum = mul_add(hn::LoadU(df, a + i), hn::LoadU(df, b + i), sum);
-    }
-    hn::Store(sum, df, sums + part);
+// Calls visit.quantized<Format>() or visit.floating<Format>() for the class of `format`.
+template <class Visitor>
+HWY_INLINE void visit_format(BlockFormat format, const Visitor& visit) {
+  switch (format) {
+    case BlockFormat::f32: return visit.template floating<F32>();
+    case BlockFormat::f16: return visit.template floating<F16>();
+    case BlockFormat::bf16: return visit.template floating<Bf16>();
+    case BlockFormat::q8_0: return visit.template quantized<Q8_0>();
+    case BlockFormat::q4_0: return visit.template quantized<Q4_0>();
+    case BlockFormat::q4_1: return visit.template quantized<Q4_1>();
+    case BlockFormat::q5_0: return visit.template quantized<Q5_0>();
+    case BlockFormat::q5_1: return visit.template quantized<Q5_1>();
+    case BlockFormat::q2_k: return visit.template quantized<Q2_K>();
+    case BlockFormat::q3_k: return visit.template quantized<Q3_K>();
+    case BlockFormat::q4_k: return visit.template quantized<Q4_K>();
+    case BlockFormat::q5_k: return visit.template quantized<Q5_K>();
+    case BlockFormat::q6_k: return visit.template quantized<Q6_K>();
+    case BlockFormat::iq2_xxs: return visit.template quantized<Iq2_Xxs>();
+    case BlockFormat::iq2_xs: return visit.template quantized<Iq2_Xs>();
+    case BlockFormat::iq2_s: return visit.template quantized<Iq2_S>();
+    case BlockFormat::iq3_xxs: return visit.template quantized<Iq3_Xxs>();
+    case BlockFormat::iq3_s: return visit.template quantized<Iq3_S>();
+    case BlockFormat::iq4_nl: return visit.template quantized<Iq4_Nl>();
+    case BlockFormat::iq4_xs: return visit.template quantized<Iq4_Xs>();
   }
-  for (std::size_t i = whole; i < n; ++i) {
-    sums[i - whole] = multiply_add(a[i], b[i], sums[i - whole]);
-  }
-  for (std::size_t left = kPartialSums / 2; left > 0; left /= 2) {
-    for (std::size_t i = 0; i < left; ++i) sums[i] = sums[2 * i] + sums[2 * i + 1];
-  }
-  return sums[0];
-}
-
-void rms_norm(const float* x, const float* weight, float epsilon, std::size_t n, float* out) {
-  const float mean = dot(x, x, n) / static_cast<float>(n);
-  const float scale = 1.0f / std::sqrt(mean + epsilon);
-  for_each_vector(n, [&](auto d, std::size_t i) HWY_ATTR {
-    const auto normalized = hn::Mul(hn::LoadU(d, x + i), hn::Set(d, scale));
-    hn::StoreU(hn::Mul(normalized, hn::LoadU(d, weight + i)), d, out + i);
-  });
-}
-
-void swiglu(float* gate, const float* up, std::size_t n) {
-  for_each_vector(n, [&](auto d, std::size_t i) HWY_ATTR {
-    const auto g = hn::LoadU(d, gate + i);
-    const auto sigmoid_denominator = hn::Add(hn::Set(d, 1.0f), exponential(d, hn::Neg(g)));
-    const auto silu = hn::Div(g, sigmoid_denominator);
-    hn::StoreU(hn::Mul(silu, hn::LoadU(d, up + i)), d, gate + i);
-  });
-}
-
-void rotate(float* x, const float* cos2, const float* sin2, std::size_t n) {
-  const DF df;
-  const std::size_t lanes = hn::Lanes(df);
-  std::size_t i = 0;
-  if (lanes >= 2) {
-    for (; i + lanes <= n; i += lanes) {
-      const auto v = hn::LoadU(df, x + i);
-      const auto swapped = hn::Reverse2(df, v);  // (x1, x0, x3, x2 ...)
-      const auto turned = hn::Mul(swapped, hn::LoadU(df, sin2 + i));
-      const auto cosine = hn::LoadU(df, cos2 + i);
-      // even lanes: x0 cos - x1 sin; odd lanes: x1 cos + x0 sin
-      hn::StoreU(hn::OddEven(mul_add(v, cosine, turned), mul_sub(v, cosine, turned)), df, x + i);
-    }
-  }
-  for (; i + 1 < n; i += 2) {
-    const float a = x[i];
-    const float b = x[i + 1];
-    x[i] = multiply_add(a, cos2[i], -(b * sin2[i]));
-    x[i + 1] = multiply_add(b, cos2[i], a * sin2[i]);
-  }
-}
-
-void add_scaled(float a, const float* x, std::size_t n, float* y) {
-  for_each_vector(n, [&](auto d, std::size_t i) HWY_ATTR {
-    hn::StoreU(mul_add(hn::Set(d, a), hn::LoadU(d, x + i), hn::LoadU(d, y + i)), d, y + i);
-  });
 }
 
 }  // namespace HWY_NAMESPACE
 }  // namespace mixtral::simd
 HWY_AFTER_NAMESPACE();
-// Per target: weights to floats, and the choice of the code that multiplies a format.
+//
+// Per target: the choice of the code that multiplies a format.
+
+HWY_BEFORE_NAMESPACE();
+namespace mixtral::simd {
+namespace HWY_NAMESPACE {
+
+struct MatmulVisitor {
+  const Matrix& w;
+  std::size_t first_row, n_rows;
+  const void* const* x;
+  std::size_t n_tokens;
+  float* out;
+
+  template <class Format>
+  void floating() const {
+    common::matmul_floats(w, first_row, n_rows, x, n_tokens, out);
+  }
+  template <class Format>
+  void quantized() const {
+    matmul_rows<Format>(w, first_row, n_rows, x, n_tokens, out);
+  }
+};
+
+void matmul(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
+            std::size_t n_tokens, float* out) {
+  visit_format(w.format, MatmulVisitor{w, first_row, n_rows, x, n_tokens, out});
+}
+
+struct MatmulGroupsVisitor {
+  const Matrix& w;
+  std::size_t first_row, n_rows;
+  const std::uint8_t* groups;
+  std::size_t n_tokens;
+  float* out;
+
+  template <class Format>
+  void floating() const {}  // there are no groups of floats
+  template <class Format>
+  void quantized() const {
+    matmul_groups_of<DotKindOf<Format>>(w, unpacker<Format>(), first_row, n_rows, groups, n_tokens,
+                                        out);
+  }
+};
+
+void matmul_groups(const Matrix& w, std::size_t first_row, std::size_t n_rows,
+                   const std::uint8_t* groups, std::size_t n_tokens, float* out) {
+  visit_format(w.format, MatmulGroupsVisitor{w, first_row, n_rows, groups, n_tokens, out});
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace mixtral::simd
+HWY_AFTER_NAMESPACE();
+#if !MIXTRAL_TAKES_COMMON
+// Per target: weights to floats.
 
 HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
@@ -3396,76 +3410,6 @@ void decode_transposed_rows(const Matrix& w, std::size_t first_row, std::size_t 
   }
 }
 
-// Calls visit.quantized<Format>() or visit.floating<Format>() for the class of `format`.
-template <class Visitor>
-HWY_INLINE void visit_format(BlockFormat format, const Visitor& visit) {
-  switch (format) {
-    case BlockFormat::f32: return visit.template floating<F32>();
-    case BlockFormat::f16: return visit.template floating<F16>();
-    case BlockFormat::bf16: return visit.template floating<Bf16>();
-    case BlockFormat::q8_0: return visit.template quantized<Q8_0>();
-    case BlockFormat::q4_0: return visit.template quantized<Q4_0>();
-    case BlockFormat::q4_1: return visit.template quantized<Q4_1>();
-    case BlockFormat::q5_0: return visit.template quantized<Q5_0>();
-    case BlockFormat::q5_1: return visit.template quantized<Q5_1>();
-    case BlockFormat::q2_k: return visit.template quantized<Q2_K>();
-    case BlockFormat::q3_k: return visit.template quantized<Q3_K>();
-    case BlockFormat::q4_k: return visit.template quantized<Q4_K>();
-    case BlockFormat::q5_k: return visit.template quantized<Q5_K>();
-    case BlockFormat::q6_k: return visit.template quantized<Q6_K>();
-    case BlockFormat::iq2_xxs: return visit.template quantized<Iq2_Xxs>();
-    case BlockFormat::iq2_xs: return visit.template quantized<Iq2_Xs>();
-    case BlockFormat::iq2_s: return visit.template quantized<Iq2_S>();
-    case BlockFormat::iq3_xxs: return visit.template quantized<Iq3_Xxs>();
-    case BlockFormat::iq3_s: return visit.template quantized<Iq3_S>();
-    case BlockFormat::iq4_nl: return visit.template quantized<Iq4_Nl>();
-    case BlockFormat::iq4_xs: return visit.template quantized<Iq4_Xs>();
-  }
-}
-
-struct MatmulVisitor {
-  const Matrix& w;
-  std::size_t first_row, n_rows;
-  const void* const* x;
-  std::size_t n_tokens;
-  float* out;
-
-  template <class Format>
-  void floating() const {
-    matmul_floats<Format>(w, first_row, n_rows, x, n_tokens, out);
-  }
-  template <class Format>
-  void quantized() const {
-    matmul_rows<Format>(w, first_row, n_rows, x, n_tokens, out);
-  }
-};
-
-void matmul(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
-            std::size_t n_tokens, float* out) {
-  visit_format(w.format, MatmulVisitor{w, first_row, n_rows, x, n_tokens, out});
-}
-
-struct MatmulGroupsVisitor {
-  const Matrix& w;
-  std::size_t first_row, n_rows;
-  const std::uint8_t* groups;
-  std::size_t n_tokens;
-  float* out;
-
-  template <class Format>
-  void floating() const {}  // there are no groups of floats
-  template <class Format>
-  void quantized() const {
-    matmul_groups_of<DotKindOf<Format>>(w, unpacker<Format>(), first_row, n_rows, groups, n_tokens,
-                                        out);
-  }
-};
-
-void matmul_groups(const Matrix& w, std::size_t first_row, std::size_t n_rows,
-                   const std::uint8_t* groups, std::size_t n_tokens, float* out) {
-  visit_format(w.format, MatmulGroupsVisitor{w, first_row, n_rows, groups, n_tokens, out});
-}
-
 struct DecodeRowsVisitor {
   const Matrix& w;
   std::size_t first_row, n_rows;
@@ -3491,6 +3435,129 @@ struct DecodeRowsVisitor {
 void decode_rows(const Matrix& w, std::size_t first_row, std::size_t n_rows, float* out) {
   visit_format(w.format, DecodeRowsVisitor{w, first_row, n_rows, out});
 }
+
+}  // namespace HWY_NAMESPACE
+}  // namespace mixtral::simd
+HWY_AFTER_NAMESPACE();
+// Per target: the network's vector operations.
+
+HWY_BEFORE_NAMESPACE();
+namespace mixtral::simd {
+namespace HWY_NAMESPACE {
+
+// Calls body(tag, i) over [0, n) in whole vectors, then one element at a time.
+template <class Body>
+HWY_INLINE void for_each_vector(std::size_t n, const Body& body) {
+  const DF df;
+  const hn::CappedTag<float, 1> d1;
+  const std::size_t lanes = hn::Lanes(df);
+  std::size_t i = 0;
+  for (; i + lanes <= n; i += lanes) body(df, i);
+  for (; i < n; ++i) body(d1, i);
+}
+
+// Column i of n counts to sum i % 16; then neighbours are added until one is left.
+HWY_INLINE float dot(const float* a, const float* b, std::size_t n) {
+  const DF df;
+  const std::size_t lanes = hn::Lanes(df);
+  const std::size_t whole = n / kPartialSums * kPartialSums;
+  HWY_ALIGN float sums[kPartialSums];
+  for (std::size_t part = 0; part < kPartialSums; part += lanes) {
+    VF sum = hn::Zero(df);
+    for (std::size_t i = part; i < whole; i += kPartialSums) {
+      sum = mul_add(hn::LoadU(df, a + i), hn::LoadU(df, b + i), sum);
+    }
+    hn::Store(sum, df, sums + part);
+  }
+  for (std::size_t i = whole; i < n; ++i) {
+    sums[i - whole] = multiply_add(a[i], b[i], sums[i - whole]);
+  }
+  for (std::size_t left = kPartialSums / 2; left > 0; left /= 2) {
+    for (std::size_t i = 0; i < left; ++i) sums[i] = sums[2 * i] + sums[2 * i + 1];
+  }
+  return sums[0];
+}
+
+void rms_norm(const float* x, const float* weight, float epsilon, std::size_t n, float* out) {
+  const float mean = dot(x, x, n) / static_cast<float>(n);
+  const float scale = 1.0f / std::sqrt(mean + epsilon);
+  for_each_vector(n, [&](auto d, std::size_t i) HWY_ATTR {
+    const auto normalized = hn::Mul(hn::LoadU(d, x + i), hn::Set(d, scale));
+    hn::StoreU(hn::Mul(normalized, hn::LoadU(d, weight + i)), d, out + i);
+  });
+}
+
+void swiglu(float* gate, const float* up, std::size_t n) {
+  for_each_vector(n, [&](auto d, std::size_t i) HWY_ATTR {
+    const auto g = hn::LoadU(d, gate + i);
+    const auto sigmoid_denominator = hn::Add(hn::Set(d, 1.0f), exponential(d, hn::Neg(g)));
+    const auto silu = hn::Div(g, sigmoid_denominator);
+    hn::StoreU(hn::Mul(silu, hn::LoadU(d, up + i)), d, gate + i);
+  });
+}
+
+void rotate(float* x, const float* cos2, const float* sin2, std::size_t n) {
+  const DF df;
+  const std::size_t lanes = hn::Lanes(df);
+  std::size_t i = 0;
+  if (lanes >= 2) {
+    for (; i + lanes <= n; i += lanes) {
+      const auto v = hn::LoadU(df, x + i);
+      const auto swapped = hn::Reverse2(df, v);  // (x1, x0, x3, x2 ...)
+      const auto turned = hn::Mul(swapped, hn::LoadU(df, sin2 + i));
+      const auto cosine = hn::LoadU(df, cos2 + i);
+      // even lanes: x0 cos - x1 sin; odd lanes: x1 cos + x0 sin
+      hn::StoreU(hn::OddEven(mul_add(v, cosine, turned), mul_sub(v, cosine, turned)), df, x + i);
+    }
+  }
+  for (; i + 1 < n; i += 2) {
+    const float a = x[i];
+    const float b = x[i + 1];
+    x[i] = multiply_add(a, cos2[i], -(b * sin2[i]));
+    x[i + 1] = multiply_add(b, cos2[i], a * sin2[i]);
+  }
+}
+
+void add_scaled(float a, const float* x, std::size_t n, float* y) {
+  for_each_vector(n, [&](auto d, std::size_t i) HWY_ATTR {
+    hn::StoreU(mul_add(hn::Set(d, a), hn::LoadU(d, x + i), hn::LoadU(d, y + i)), d, y + i);
+  });
+}
+
+// Rounds to the nearest BF16, of two to the even one; what is tiny becomes 0: see kLeastBf16.
+void to_bf16(const float* x, std::size_t n, std::uint16_t* out) {
+  const DF df;
+  const DU32 d32;
+  const hn::RebindToSigned<DU32> di32;
+  const hn::Rebind<std::uint16_t, DF> d16;
+  const std::size_t lanes = hn::Lanes(df);
+  HWY_ALIGN float rest[kMaxLanes] = {};
+  HWY_ALIGN std::uint16_t rounded[kMaxLanes];
+  for (std::size_t i = 0; i < n; i += lanes) {
+    const bool whole = i + lanes <= n;
+    if (!whole) std::memcpy(rest, x + i, (n - i) * sizeof(float));
+    const auto v = hn::LoadU(df, whole ? x + i : rest);
+    const auto bits = hn::BitCast(d32, v);
+    const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(d32, 1));
+    const auto sum = hn::Add(hn::Add(bits, odd), hn::Set(d32, 0x7fff));
+    const auto big_enough = hn::Ge(hn::Abs(v), hn::Set(df, 0x1p-50f));
+    const auto number = hn::IfThenElseZero(hn::RebindMask(d32, big_enough), sum);
+    const auto kept =
+        hn::IfThenElse(hn::RebindMask(d32, hn::Eq(v, v)), number, hn::Set(d32, 0x7fc00000u));
+    const auto narrow = hn::DemoteTo(d16, hn::BitCast(di32, hn::ShiftRight<16>(kept)));
+    hn::StoreU(narrow, d16, whole ? out + i : rounded);
+    if (!whole) std::memcpy(out + i, rounded, (n - i) * sizeof *out);
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace mixtral::simd
+HWY_AFTER_NAMESPACE();
+// Per target: rows of weights interleaved, as they are multiplied fastest.
+
+HWY_BEFORE_NAMESPACE();
+namespace mixtral::simd {
+namespace HWY_NAMESPACE {
 
 // The bytes of a tile as a format's files have it, 0 if its rows cannot be interleaved.
 struct TileBytesVisitor {
@@ -3903,6 +3970,7 @@ void attend(const Query* queries, std::size_t n_queries, std::size_t n_heads,
 }  // namespace HWY_NAMESPACE
 }  // namespace mixtral::simd
 HWY_AFTER_NAMESPACE();
+#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
@@ -3916,19 +3984,19 @@ constexpr Kernels kKernels{MIXTRAL_TARGET_NAME(HWY_NAMESPACE),
                            matmul,
                            matmul_groups,
                            matmul_bf16,
-                           interleaved_row_bytes,
-                           interleave,
-                           decode_rows,
+                           common::interleaved_row_bytes,
+                           common::interleave,
+                           common::decode_rows,
                            quantize,
                            quantize_group,
                            pack,
-                           to_bf16,
-                           rms_norm,
-                           swiglu,
-                           rotate,
-                           add_scaled,
-                           store_kv,
-                           attend};
+                           common::to_bf16,
+                           common::rms_norm,
+                           common::swiglu,
+                           common::rotate,
+                           common::add_scaled,
+                           common::store_kv,
+                           common::attend};
 
 }  // namespace HWY_NAMESPACE
 

@@ -34,8 +34,10 @@ constexpr auto dot_kind() {
   if constexpr (kSumsQuads || Format::kSigned) {
     return DotKind < kHasHalves, kNOffsets, Format::kSigned && !kUnsignedDot, 1 > ();
   } else {
-    return DotKind<kHasHalves, kNOffsets, false,
-                   narrow_quads(Format::kMaxQuant, kHasHalves ? 4 : 8)>();
+    // Fewer kinds: as if the quants of all formats were as large as the largest.
+    constexpr std::size_t kLeast = kSmallCode ? (kHasHalves ? 63 : 31) : 0;
+    constexpr std::size_t kMaxQuant = Format::kMaxQuant > kLeast ? Format::kMaxQuant : kLeast;
+    return DotKind<kHasHalves, kNOffsets, false, narrow_quads(kMaxQuant, kHasHalves ? 4 : 8)>();
   }
 }
 template <class Format>

@@ -38,6 +38,10 @@ using VI32 = hn::Vec<DI32>;
 using VI16 = hn::Vec<DI16>;
 using VI8 = hn::Vec<DI8>;
 
+// Where formats share more of their code, since these CPUs are too old or too few for all that takes to compile.
+// (With AVX-512 without VNNI it made prompts faster, too: Q4_K 1.2 times.)
+constexpr bool kSmallCode = HWY_ARCH_X86 && (HWY_TARGET == HWY_SSSE3 || HWY_TARGET == HWY_AVX3);
+
 // Sums along float rows are made of so many, in an order that does not depend on the lanes.
 constexpr std::size_t kPartialSums = 16;
 

@@ -83,6 +83,32 @@ void add_scaled(float a, const float* x, std::size_t n, float* y) {
   });
 }
 
+// Rounds to the nearest BF16, of two to the even one; what is tiny becomes 0: see kLeastBf16.
+void to_bf16(const float* x, std::size_t n, std::uint16_t* out) {
+  const DF df;
+  const DU32 d32;
+  const hn::RebindToSigned<DU32> di32;
+  const hn::Rebind<std::uint16_t, DF> d16;
+  const std::size_t lanes = hn::Lanes(df);
+  HWY_ALIGN float rest[kMaxLanes] = {};
+  HWY_ALIGN std::uint16_t rounded[kMaxLanes];
+  for (std::size_t i = 0; i < n; i += lanes) {
+    const bool whole = i + lanes <= n;
+    if (!whole) std::memcpy(rest, x + i, (n - i) * sizeof(float));
+    const auto v = hn::LoadU(df, whole ? x + i : rest);
+    const auto bits = hn::BitCast(d32, v);
+    const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(d32, 1));
+    const auto sum = hn::Add(hn::Add(bits, odd), hn::Set(d32, 0x7fff));
+    const auto big_enough = hn::Ge(hn::Abs(v), hn::Set(df, 0x1p-50f));
+    const auto number = hn::IfThenElseZero(hn::RebindMask(d32, big_enough), sum);
+    const auto kept =
+        hn::IfThenElse(hn::RebindMask(d32, hn::Eq(v, v)), number, hn::Set(d32, 0x7fc00000u));
+    const auto narrow = hn::DemoteTo(d16, hn::BitCast(di32, hn::ShiftRight<16>(kept)));
+    hn::StoreU(narrow, d16, whole ? out + i : rounded);
+    if (!whole) std::memcpy(out + i, rounded, (n - i) * sizeof *out);
+  }
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace mixtral::simd
 HWY_AFTER_NAMESPACE();

@@ -109,32 +109,6 @@ HWY_INLINE VU32 clear_tiny_pairs(VU32 v) {
   return hn::AndNot(hn::BitCast(DU32(), tiny), v);
 }
 
-// Rounds to the nearest BF16, of two to the even one.
-void to_bf16(const float* x, std::size_t n, std::uint16_t* out) {
-  const DF df;
-  const DU32 d32;
-  const hn::RebindToSigned<DU32> di32;
-  const hn::Rebind<std::uint16_t, DF> d16;
-  const std::size_t lanes = hn::Lanes(df);
-  HWY_ALIGN float rest[kMaxLanes] = {};
-  HWY_ALIGN std::uint16_t rounded[kMaxLanes];
-  for (std::size_t i = 0; i < n; i += lanes) {
-    const bool whole = i + lanes <= n;
-    if (!whole) std::memcpy(rest, x + i, (n - i) * sizeof(float));
-    const auto v = hn::LoadU(df, whole ? x + i : rest);
-    const auto bits = hn::BitCast(d32, v);
-    const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(d32, 1));
-    const auto sum = hn::Add(hn::Add(bits, odd), hn::Set(d32, 0x7fff));
-    const auto big_enough = hn::Ge(hn::Abs(v), hn::Set(df, 0x1p-50f));
-    const auto number = hn::IfThenElseZero(hn::RebindMask(d32, big_enough), sum);
-    const auto kept =
-        hn::IfThenElse(hn::RebindMask(d32, hn::Eq(v, v)), number, hn::Set(d32, 0x7fc00000u));
-    const auto narrow = hn::DemoteTo(d16, hn::BitCast(di32, hn::ShiftRight<16>(kept)));
-    hn::StoreU(narrow, d16, whole ? out + i : rounded);
-    if (!whole) std::memcpy(out + i, rounded, (n - i) * sizeof *out);
-  }
-}
-
 // How many times unpack_units calls later.fetch() where rows are interleaved.
 constexpr std::size_t kFetchesPerInterleaved = 16;
 
@@ -485,11 +459,24 @@ void matmul_units(const Matrix& w, std::size_t first_row, std::size_t n_rows, co
   matmul_many<Format, Units>(w, first_row, n_rows, x, n_tokens, out);
 }
 
-template <class Format>
+#if !MIXTRAL_TAKES_COMMON
 void matmul_floats(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
                    std::size_t n_tokens, float* out) {
-  matmul_units<Format, Columns>(w, first_row, n_rows, x, n_tokens, out);
+  if (w.format == BlockFormat::f32) {
+    matmul_units<F32, Columns>(w, first_row, n_rows, x, n_tokens, out);
+  } else if (w.format == BlockFormat::f16) {
+    matmul_units<F16, Columns>(w, first_row, n_rows, x, n_tokens, out);
+  } else {
+    matmul_units<Bf16, Columns>(w, first_row, n_rows, x, n_tokens, out);
+  }
 }
+
+// Of BF16 and rounded tokens.
+void matmul_pairs(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
+                  std::size_t n_tokens, float* out) {
+  matmul_units<Bf16, Pairs>(w, first_row, n_rows, x, n_tokens, out);
+}
+#endif
 
 void matmul_bf16(const Matrix& w, std::size_t first_row, std::size_t n_rows, const void* const* x,
                  std::size_t n_tokens, float* out) {
@@ -498,7 +485,7 @@ void matmul_bf16(const Matrix& w, std::size_t first_row, std::size_t n_rows, con
     return matmul_units<Bf16, DotPairs>(w, first_row, n_rows, x, n_tokens, out);
   }
 #endif
-  matmul_units<Bf16, Pairs>(w, first_row, n_rows, x, n_tokens, out);
+  common::matmul_pairs(w, first_row, n_rows, x, n_tokens, out);
 }
 
 }  // namespace HWY_NAMESPACE

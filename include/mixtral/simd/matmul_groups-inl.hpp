@@ -8,12 +8,14 @@ HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
-// With 32 registers, three groups at a time hide the latency of the dot products better than two.
+// With 32 registers, three groups at a time hide the latency of the dot products better than two. Two have code
+// of their own as well, except where code is to be small.
 #if HWY_ARCH_X86 && HWY_TARGET > HWY_AVX3 || HWY_ARCH_WASM
 constexpr bool kThreeGroups = false;
 #else
 constexpr bool kThreeGroups = true;
 #endif
+constexpr bool kTwoGroups = !kSmallCode;
 
 // Quads as two words, of their even and odd bytes, for what is multiplied as numbers of 16 bits.
 template <class Kind>
@@ -218,11 +220,11 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
     };
     for (std::size_t g = 0; g < n_groups;) {
       const std::size_t left = n_groups - g;
-      if (kThreeGroups && left >= 3 && left != 4) {
-        multiply(std::integral_constant < std::size_t, kThreeGroups ? 3 : 2 > (), g);
+      if (kThreeGroups && left >= 3 && (left != 4 || !kTwoGroups)) {
+        multiply(std::integral_constant < std::size_t, kThreeGroups ? 3 : 1 > (), g);
         g += 3;
-      } else if (left >= 2) {
-        multiply(std::integral_constant<std::size_t, 2>(), g);
+      } else if (kTwoGroups && left >= 2) {
+        multiply(std::integral_constant < std::size_t, kTwoGroups ? 2 : 1 > (), g);
         g += 2;
       } else {
         multiply(std::integral_constant<std::size_t, 1>(), g);

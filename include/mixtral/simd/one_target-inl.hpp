@@ -23,6 +23,23 @@
 #define MIXTRAL_BF16_DOT 1
 #endif
 
+// Targets with AVX-512 differ in the dot products alone. All else those after the first take from there.
+#undef MIXTRAL_TAKES_COMMON
+#if HWY_ARCH_X86 && HWY_TARGET < HWY_AVX3 && defined(MIXTRAL_HAS_AVX3)
+#define MIXTRAL_TAKES_COMMON 1
+namespace mixtral::simd::HWY_NAMESPACE {
+namespace common = N_AVX3;
+}
+#else
+#define MIXTRAL_TAKES_COMMON 0
+namespace mixtral::simd::HWY_NAMESPACE {
+namespace common = HWY_NAMESPACE;
+}
+#endif
+#if HWY_ARCH_X86 && HWY_TARGET == HWY_AVX3
+#define MIXTRAL_HAS_AVX3
+#endif
+
 #include "mixtral/simd/dot-inl.hpp"
 #include "mixtral/simd/rounded_once-inl.hpp"
 #include "mixtral/simd/tile-inl.hpp"
@@ -58,10 +75,16 @@
 //
 #include "mixtral/simd/matmul_groups-inl.hpp"
 //
-#include "mixtral/simd/elementwise-inl.hpp"
+#include "mixtral/simd/visit_format-inl.hpp"
+//
 #include "mixtral/simd/matmul-inl.hpp"
+#if !MIXTRAL_TAKES_COMMON
+#include "mixtral/simd/decode_rows-inl.hpp"
+#include "mixtral/simd/elementwise-inl.hpp"
+#include "mixtral/simd/interleave-inl.hpp"
 //
 #include "mixtral/simd/attention-inl.hpp"
+#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
@@ -75,19 +98,19 @@ constexpr Kernels kKernels{MIXTRAL_TARGET_NAME(HWY_NAMESPACE),
                            matmul,
                            matmul_groups,
                            matmul_bf16,
-                           interleaved_row_bytes,
-                           interleave,
-                           decode_rows,
+                           common::interleaved_row_bytes,
+                           common::interleave,
+                           common::decode_rows,
                            quantize,
                            quantize_group,
                            pack,
-                           to_bf16,
-                           rms_norm,
-                           swiglu,
-                           rotate,
-                           add_scaled,
-                           store_kv,
-                           attend};
+                           common::to_bf16,
+                           common::rms_norm,
+                           common::swiglu,
+                           common::rotate,
+                           common::add_scaled,
+                           common::store_kv,
+                           common::attend};
 
 }  // namespace HWY_NAMESPACE
 
