@@ -3679,14 +3679,35 @@ HWY_INLINE void add_partial_sums_of_16(float* sums) {
   }
 }
 
-// The partial sums 4 * t + r are those of the product of the first n_cols of row r with those of x[t],
-// for 4 rows, of which load(r, i) loads columns, and 4 tokens; n_cols is a multiple of kPartialSums.
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+// The same in registers, in two steps: the lanes of each 128 bits, of a, b, c and d one after the other, then the
+// 128 bits of each.
+template <class Sum>
+HWY_INLINE VF add_neighbours(VF a, VF b, VF c, VF d, const Sum& sum) {
+  return sum(sum(a, b), sum(c, d));
+}
+HWY_INLINE VF add_lanes(VF a, VF b, VF c, VF d) {
+  return add_neighbours(a, b, c, d, [](VF v, VF w) MIXTRAL_LAMBDA {
+    return VF{_mm512_add_ps(_mm512_shuffle_ps(v.raw, w.raw, 0x88),
+                            _mm512_shuffle_ps(v.raw, w.raw, 0xdd))};
+  });
+}
+HWY_INLINE VF add_128s(VF a, VF b, VF c, VF d) {
+  return add_neighbours(a, b, c, d, [](VF v, VF w) MIXTRAL_LAMBDA {
+    return VF{_mm512_add_ps(_mm512_shuffle_f32x4(v.raw, w.raw, 0x88),
+                            _mm512_shuffle_f32x4(v.raw, w.raw, 0xdd))};
+  });
+}
+#endif
+
+// sums[4 * t + r] is the product of the first n_cols of row r with those of x[t], for 4 rows, of which load(r, i)
+// loads columns, and 4 tokens; n_cols is a multiple of kPartialSums, and `sums` has room for so many of each.
 template <class Load>
 HWY_INLINE void multiply_4_rows_4_tokens(const Load& load, const float* const* x,
                                          std::size_t n_cols, float* sums) {
   const DF df;
   constexpr std::size_t n = kPartialSums;
-  for (std::size_t part = 0; part < n; part += hn::Lanes(df), sums += hn::Lanes(df)) {
+  for (std::size_t part = 0; part < n; part += hn::Lanes(df)) {
     VF a0 = hn::Zero(df), a1 = a0, a2 = a0, a3 = a0;
     VF b0 = a0, b1 = a0, b2 = a0, b3 = a0;
     VF c0 = a0, c1 = a0, c2 = a0, c3 = a0;
@@ -3706,15 +3727,25 @@ HWY_INLINE void multiply_4_rows_4_tokens(const Load& load, const float* const* x
       d0 = mul_add(w0, x3, d0), d1 = mul_add(w1, x3, d1);
       d2 = mul_add(w2, x3, d2), d3 = mul_add(w3, x3, d3);
     }
-    hn::Store(a0, df, sums), hn::Store(a1, df, sums + n);
-    hn::Store(a2, df, sums + 2 * n), hn::Store(a3, df, sums + 3 * n);
-    hn::Store(b0, df, sums + 4 * n), hn::Store(b1, df, sums + 5 * n);
-    hn::Store(b2, df, sums + 6 * n), hn::Store(b3, df, sums + 7 * n);
-    hn::Store(c0, df, sums + 8 * n), hn::Store(c1, df, sums + 9 * n);
-    hn::Store(c2, df, sums + 10 * n), hn::Store(c3, df, sums + 11 * n);
-    hn::Store(d0, df, sums + 12 * n), hn::Store(d1, df, sums + 13 * n);
-    hn::Store(d2, df, sums + 14 * n), hn::Store(d3, df, sums + 15 * n);
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+    const auto a = add_lanes(a0, a1, a2, a3), b = add_lanes(b0, b1, b2, b3);
+    const auto c = add_lanes(c0, c1, c2, c3), d = add_lanes(d0, d1, d2, d3);
+    hn::Store(add_128s(a, b, c, d), df, sums);
+#else
+    float* to = sums + part;
+    hn::Store(a0, df, to), hn::Store(a1, df, to + n);
+    hn::Store(a2, df, to + 2 * n), hn::Store(a3, df, to + 3 * n);
+    hn::Store(b0, df, to + 4 * n), hn::Store(b1, df, to + 5 * n);
+    hn::Store(b2, df, to + 6 * n), hn::Store(b3, df, to + 7 * n);
+    hn::Store(c0, df, to + 8 * n), hn::Store(c1, df, to + 9 * n);
+    hn::Store(c2, df, to + 10 * n), hn::Store(c3, df, to + 11 * n);
+    hn::Store(d0, df, to + 12 * n), hn::Store(d1, df, to + 13 * n);
+    hn::Store(d2, df, to + 14 * n), hn::Store(d3, df, to + 15 * n);
+#endif
   }
+#if !(HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3)
+  add_partial_sums_of_16(sums);
+#endif
 }
 
 // The partial sums r are those of the product of row r with the first n_cols of x, for 4 rows of which
@@ -3778,7 +3809,7 @@ HWY_INLINE void score_block(Kv kv, const float* const* q, const std::uint8_t* ke
         multiply_4_rows(load, q[0], n_whole, sums + p * kPartialSums);
       }
     }
-    add_partial_sums_of_16(sums);
+    if (kHeads != 4) add_partial_sums_of_16(sums);
     for (std::size_t h = 0; h < kHeads; ++h) {
       std::memcpy(scores[h] + begin, sums + h * kPositions, kPositions * sizeof(float));
     }
@@ -3795,40 +3826,49 @@ HWY_INLINE void score_block(Kv kv, const float* const* q, const std::uint8_t* ke
   }
 }
 
-// out[h] = out[h] * correction[h] + sum of weights[h][p] * values[p] over n positions, for kVectors (1 or
-// 2) vectors of columns from i on: with eight sums the multiplications do not wait for each other.
+// out[h] = out[h] * correction[h] + sum of weights[h][p] * values[p] over n positions, for kVectors (1, 2 or
+// 4) vectors of columns from i on: with more sums multiplications do not wait for each other, and weights are
+// loaded less often.
 template <std::size_t kHeads, std::size_t kVectors, class Kv, class D>
 HWY_INLINE void add_values(Kv kv, D d, const float (*weights)[kAttentionBlock],
                            const float* correction, const std::uint8_t* values, std::size_t stride,
                            std::size_t n, std::size_t i, std::size_t n_lines, Ahead& ahead,
                            float* const* out) {
-  constexpr bool kFour = kHeads == 4, kTwo = kVectors == 2;
-  const std::size_t j = i + (kTwo ? hn::Lanes(d) : 0);
-  const auto begin = [&](std::size_t h, std::size_t column) MIXTRAL_LAMBDA {
-    return hn::Mul(hn::LoadU(d, out[h] + column), hn::Set(d, correction[h]));
+  const auto column = [&](std::size_t v) MIXTRAL_LAMBDA { return i + v * hn::Lanes(d); };
+  const auto begin = [&](std::size_t h, std::size_t v) MIXTRAL_LAMBDA {
+    if (h >= kHeads || v >= kVectors) return hn::Zero(d);
+    return hn::Mul(hn::LoadU(d, out[h] + column(v)), hn::Set(d, correction[h]));
   };
-  auto a = begin(0, i), b = kFour ? begin(1, i) : a, c = kFour ? begin(2, i) : a,
-       e = kFour ? begin(3, i) : a;
-  auto a2 = begin(0, j), b2 = kFour ? begin(1, j) : a2, c2 = kFour ? begin(2, j) : a2,
-       e2 = kFour ? begin(3, j) : a2;
+  // Of a head and a vector. (Highway has no arrays of vectors.)
+  auto a0 = begin(0, 0), a1 = begin(0, 1), a2 = begin(0, 2), a3 = begin(0, 3);
+  auto b0 = begin(1, 0), b1 = begin(1, 1), b2 = begin(1, 2), b3 = begin(1, 3);
+  auto c0 = begin(2, 0), c1 = begin(2, 1), c2 = begin(2, 2), c3 = begin(2, 3);
+  auto e0 = begin(3, 0), e1 = begin(3, 1), e2 = begin(3, 2), e3 = begin(3, 3);
   for (std::size_t p = 0; p < n; ++p) {
     ahead.fetch(n_lines);
-    const auto value = kv.load(d, values + p * stride, i);
-    const auto value2 = kTwo ? kv.load(d, values + p * stride, j) : value;
-    const auto add = [&](std::size_t h, hn::Vec<D>& sum, hn::Vec<D>& sum2) MIXTRAL_LAMBDA {
-      const auto weight = hn::Set(d, weights[h][p]);
-      sum = mul_add(weight, value, sum);
-      if (kTwo) sum2 = mul_add(weight, value2, sum2);
+    const auto load = [&](std::size_t v) MIXTRAL_LAMBDA {
+      return v < kVectors ? kv.load(d, values + p * stride, column(v)) : hn::Zero(d);
     };
-    add(0, a, a2);
-    if (kFour) add(1, b, b2), add(2, c, c2), add(3, e, e2);
+    const auto v0 = load(0), v1 = load(1), v2 = load(2), v3 = load(3);
+    const auto add = [&](std::size_t h, hn::Vec<D>& s0, hn::Vec<D>& s1, hn::Vec<D>& s2,
+                         hn::Vec<D>& s3) MIXTRAL_LAMBDA {
+      const auto weight = hn::Set(d, weights[h][p]);
+      s0 = mul_add(weight, v0, s0);
+      if (kVectors > 1) s1 = mul_add(weight, v1, s1);
+      if (kVectors > 2) s2 = mul_add(weight, v2, s2), s3 = mul_add(weight, v3, s3);
+    };
+    add(0, a0, a1, a2, a3);
+    if (kHeads == 4) add(1, b0, b1, b2, b3), add(2, c0, c1, c2, c3), add(3, e0, e1, e2, e3);
   }
-  const auto store = [&](std::size_t h, hn::Vec<D> sum, hn::Vec<D> sum2) MIXTRAL_LAMBDA {
-    hn::StoreU(sum, d, out[h] + i);
-    if (kTwo) hn::StoreU(sum2, d, out[h] + j);
-  };
-  store(0, a, a2);
-  if (kFour) store(1, b, b2), store(2, c, c2), store(3, e, e2);
+  const auto store = [&](std::size_t h, hn::Vec<D> s0, hn::Vec<D> s1, hn::Vec<D> s2, hn::Vec<D> s3)
+                         MIXTRAL_LAMBDA {
+                           hn::StoreU(s0, d, out[h] + column(0));
+                           if (kVectors > 1) hn::StoreU(s1, d, out[h] + column(1));
+                           if (kVectors > 2) hn::StoreU(s2, d, out[h] + column(2));
+                           if (kVectors > 2) hn::StoreU(s3, d, out[h] + column(3));
+                         };
+  store(0, a0, a1, a2, a3);
+  if (kHeads == 4) store(1, b0, b1, b2, b3), store(2, c0, c1, c2, c3), store(3, e0, e1, e2, e3);
 }
 
 HWY_INLINE float largest_of_block(const float* v) {
@@ -3858,6 +3898,9 @@ struct HeadsState {
   float sum[kHeads];  // of exp(score - largest); out is as much too large
 };
 
+// So many vectors of columns are summed together, as registers have room for.
+constexpr std::size_t kVectorsTogether = HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3 ? 4 : 2;
+
 // One block of positions for one query: n of them, whose keys and values are these; what is `ahead` is needed
 // next.
 template <class Kv, std::size_t kHeads>
@@ -3886,10 +3929,11 @@ HWY_INLINE void attend_block(Kv kv, const std::uint8_t* keys, const std::uint8_t
     state.largest[h] = largest;
   }
   std::size_t i = 0;
-  const std::size_t n_lines = ahead.lines_for(n * HWY_MAX(1, head_size / (2 * lanes)));
-  for (; i + 2 * lanes <= head_size; i += 2 * lanes) {
-    add_values<kHeads, 2>(kv, df, scores, correction, values, stride, n, i, n_lines, ahead,
-                          state.out);
+  const std::size_t together = kVectorsTogether * lanes;
+  const std::size_t n_lines = ahead.lines_for(n * HWY_MAX(1, head_size / together));
+  for (; i + together <= head_size; i += together) {
+    add_values<kHeads, kVectorsTogether>(kv, df, scores, correction, values, stride, n, i, n_lines,
+                                         ahead, state.out);
   }
   for (; i + lanes <= head_size; i += lanes) {
     add_values<kHeads, 1>(kv, df, scores, correction, values, stride, n, i, 0, ahead, state.out);
