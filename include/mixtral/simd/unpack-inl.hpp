@@ -72,6 +72,11 @@ constexpr std::size_t kFetchedAhead = 512;
 HWY_INLINE void fetch_line(const std::uint8_t* p) { hwy::Prefetch(p); }
 #endif
 
+// Whether interleaved tiles are fetched line by line, and not row by row. Measured: with AVX-512 it is up to 1.06
+// times as fast; with AVX2 only for the longest tiles, those of BF16, where it is 1.25 times.
+constexpr bool kFetchesLines = hn::MaxLanes(DF()) == kMaxLanes;
+constexpr std::size_t kLongTile = 2 * kTile;
+
 // Fetches a later tile of n_rows rows from memory, in n_times parts: what is fetched little by little comes
 // sooner (measured in decoding).
 class LaterTile {
@@ -94,10 +99,18 @@ class LaterTile {
       return;
     }
     row_ = interleaved_tile(w, tile_bytes, first_row + skipped, later);
-    tile_bytes_ = row_bytes_ = words_of_tile(tile_bytes) * 4;
-    // From the end of a group's tile to the next group's.
+    const std::size_t words = words_of_tile(tile_bytes);
+    row_bytes_ = words * 4;
     until_gap_ = n_together_ = n_together;
-    gap_ = n_together * (w.row_bytes - row_bytes_);
+    if (kFetchesLines || tile_bytes == kLongTile) {  // lines count as rows
+      row_bytes_ = 64;
+      until_gap_ = n_together_ = n_together * words / 16;
+      rows_left_ = n_rows * words / 16;
+      rows_a_time_ = (rows_left_ + n_times - 1) / n_times;
+    }
+    tile_bytes_ = row_bytes_;
+    // From the end of a group's tile to the next group's.
+    gap_ = n_together * w.row_bytes - n_together_ * row_bytes_;
   }
 
   HWY_INLINE void fetch() {
