@@ -1712,7 +1712,7 @@ HWY_INLINE void fetch_line(const std::uint8_t* p) { hwy::Prefetch(p); }
 
 // Whether interleaved tiles are fetched line by line, and not row by row. Measured: with AVX-512 it is up to 1.06
 // times as fast; with AVX2 only for the longest tiles, those of BF16, where it is 1.25 times.
-constexpr bool kFetchesLines = hn::MaxLanes(DF()) == kMaxLanes;
+constexpr bool kFetchesLines = HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3;
 constexpr std::size_t kLongTile = 2 * kTile;
 
 // Fetches a later tile of n_rows rows from memory, in n_times parts: what is fetched little by little comes
