@@ -405,14 +405,22 @@ namespace HWY_NAMESPACE {
 using DU32 = hn::RebindToUnsigned<DI32>;
 using VU32 = hn::Vec<DU32>;
 
-// out[i * n + r] = the four bytes at data + r * row_bytes + 4 * i, i < kWords, for n rows.
+// For what many formats share and has to be called for each tile: measured, with AVX2 inlining makes decoding a
+// tenth faster, with AVX-512 it does not. (Differs between targets.)
+#undef MIXTRAL_TILE_INLINE
+#if HWY_ARCH_X86 && HWY_TARGET != HWY_AVX2
+#define MIXTRAL_TILE_INLINE HWY_NOINLINE
+#else
+#define MIXTRAL_TILE_INLINE HWY_INLINE
+#endif
+
+// out[i * n + r] = the four bytes at data + r * row_bytes + 4 * i, i < n_words, for n rows.
 #if HWY_HAVE_SCALABLE
-template <std::size_t kWords>
-HWY_INLINE void transpose_words(const std::uint8_t* data, std::size_t row_bytes,
-                                std::uint32_t* out) {
+MIXTRAL_TILE_INLINE void transpose_words(const std::uint8_t* data, std::size_t row_bytes,
+                                         std::size_t n_words, std::uint32_t* out) {
   const std::size_t n = hn::Lanes(DU32());
   for (std::size_t r = 0; r < n; ++r) {
-    for (std::size_t i = 0; i < kWords; ++i) {
+    for (std::size_t i = 0; i < n_words; ++i) {
       std::memcpy(out + i * n + r, data + r * row_bytes + 4 * i, 4);
     }
   }
@@ -491,22 +499,21 @@ HWY_INLINE void transpose_16_words(const std::uint8_t* data, std::size_t row_byt
 }
 #endif
 
-template <std::size_t kWords>
-HWY_INLINE void transpose_words(const std::uint8_t* data, std::size_t row_bytes,
-                                std::uint32_t* out) {
-  static_assert(kWords >= 4, "the last four are read together");
+// At least four words, since the last four are read together.
+MIXTRAL_TILE_INLINE void transpose_words(const std::uint8_t* data, std::size_t row_bytes,
+                                         std::size_t n_words, std::uint32_t* out) {
   const std::size_t n = hn::Lanes(DU32());
   std::size_t i = 0;
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
-  for (; i + 16 <= kWords; i += 16) transpose_16_words(data + 4 * i, row_bytes, out + i * n);
-  if (kWords >= 16 && i + 8 < kWords) {
-    transpose_16_words(data + 4 * (kWords - 16), row_bytes, out + (kWords - 16) * n);
-    return;
+  for (; i + 16 <= n_words; i += 16) transpose_16_words(data + 4 * i, row_bytes, out + i * n);
+  if (n_words >= 16 && i + 8 < n_words) {
+    i = n_words - 16;
+    return transpose_16_words(data + 4 * i, row_bytes, out + i * n);
   }
 #endif
-  for (; i + 4 <= kWords; i += 4) transpose_4_words(data + 4 * i, row_bytes, out + i * n);
-  if (i < kWords) {
-    transpose_4_words(data + 4 * (kWords - 4), row_bytes, out + (kWords - 4) * n);
+  for (; i < n_words; i += 4) {
+    const std::size_t first = HWY_MIN(i, n_words - 4);
+    transpose_4_words(data + 4 * first, row_bytes, out + first * n);
   }
 }
 #endif
@@ -1768,50 +1775,62 @@ class LaterTile {
   std::size_t n_together_ = 1, until_gap_ = 1, gap_ = 0;
 };
 
-// The bytes of a part: those of the file or, where that has no whole tile or no more rows, a copy with
-// zeros after them.
-template <class Format>
-class PartBytes {
- public:
-  static constexpr std::size_t kWords = words_of_tile(kBytesPerTile<Format>);
+// The longest tile's words.
+constexpr std::size_t kMaxTileWords = words_of_tile(kBytesPerTile<Q8_0>);
 
-  HWY_INLINE PartBytes(const Matrix& w, std::size_t first_row, std::size_t n_rows, std::size_t col)
-      : data_(w.data + first_row * w.row_bytes + col / kTile * kBytesPerTile<Format>),
-        row_bytes_(w.row_bytes),
-        interleaved_(w.interleaved != 0) {
-    if (interleaved_) {
-      data_ = interleaved_tile(w, kBytesPerTile<Format>, first_row, col);
-      return;
-    }
+// How a format lies in rows that are not interleaved.
+struct TileLayout {
+  std::size_t tile_bytes, block_size, block_bytes;
+};
+template <class Format>
+constexpr TileLayout kTileLayout{kBytesPerTile<Format>, kBlockSize<Format>, Format::kBlockBytes};
+
+// The tile at column `col` of n_rows rows, as many as there are lanes at most: row r is at data + r * row_bytes, in
+// the file or, where that has no whole tile or no more rows, in a copy with zeros after them.
+struct PartBytes {
+  const std::uint8_t* data;
+  std::size_t row_bytes;
+  HWY_ALIGN std::uint8_t copy[kMaxLanes * kMaxTileWords * 4];
+
+  PartBytes(const Matrix& w, const TileLayout& layout, std::size_t first_row, std::size_t n_rows,
+            std::size_t col)
+      : data(w.data + first_row * w.row_bytes + col / kTile * layout.tile_bytes),
+        row_bytes(w.row_bytes) {
     const std::size_t n_cols = HWY_MIN(kTile, w.cols - col);
     // The last word may begin before the end of the block and end after it.
     const bool ends = first_row + n_rows == w.rows && col + kTile >= w.cols;
-    if (n_rows < hn::Lanes(DF()) || n_cols < kTile || (kBytesPerTile<Format> % 4 != 0 && ends)) {
-      std::memset(copy_, 0, sizeof copy_);
-      const std::size_t n_bytes = n_cols / kBlockSize<Format> * Format::kBlockBytes;
-      for (std::size_t r = 0; r < n_rows; ++r) {
-        std::memcpy(copy_ + r * kWords * 4, data_ + r * row_bytes_, n_bytes);
-      }
-      data_ = copy_;
-      row_bytes_ = kWords * 4;
+    if (n_rows == hn::Lanes(DF()) && n_cols == kTile && (layout.tile_bytes % 4 == 0 || !ends))
+      return;
+    const std::size_t n_bytes = n_cols / layout.block_size * layout.block_bytes;
+    const std::size_t copy_bytes = words_of_tile(layout.tile_bytes) * 4;
+    std::memset(copy, 0, kMaxLanes * copy_bytes);
+    for (std::size_t r = 0; r < n_rows; ++r) {
+      std::memcpy(copy + r * copy_bytes, data + r * row_bytes, n_bytes);
     }
+    data = copy;
+    row_bytes = copy_bytes;
   }
-
-  HWY_INLINE const std::uint8_t* row(std::size_t r) const { return data_ + r * row_bytes_; }
-
-  // As words, [word][row]: where they lie so, or else in `buffer`.
-  HWY_INLINE const std::uint32_t* words(std::uint32_t* buffer) const {
-    if (interleaved_) return reinterpret_cast<const std::uint32_t*>(data_);
-    transpose_words<kWords>(data_, row_bytes_, buffer);
-    return buffer;
-  }
-
- private:
-  const std::uint8_t* data_;
-  std::size_t row_bytes_;
-  bool interleaved_;
-  HWY_ALIGN std::uint8_t copy_[kMaxLanes * kWords * 4];
 };
+
+// The same as words, [word][row].
+MIXTRAL_TILE_INLINE void part_words(const Matrix& w, const TileLayout& layout,
+                                    std::size_t first_row, std::size_t n_rows, std::size_t col,
+                                    std::uint32_t* out) {
+  const PartBytes bytes(w, layout, first_row, n_rows, col);
+  transpose_words(bytes.data, bytes.row_bytes, words_of_tile(layout.tile_bytes), out);
+}
+
+// The same where they lie so, or else in `buffer`.
+template <class Format>
+HWY_INLINE PackedRows packed_rows(const Matrix& w, std::size_t first_row, std::size_t n_rows,
+                                  std::size_t col, std::uint32_t* buffer) {
+  if (w.interleaved != 0) {
+    const auto* tile = interleaved_tile(w, kBytesPerTile<Format>, first_row, col);
+    return {reinterpret_cast<const std::uint32_t*>(tile)};
+  }
+  part_words(w, kTileLayout<Format>, first_row, n_rows, col, buffer);
+  return {buffer};
+}
 
 // A part whose quads are unpacked where they are used, and so are scales that lie beside them.
 template <class Format>
@@ -1821,7 +1840,7 @@ class PackedPart {
 
   // The tile at column `col` of n_rows rows.
   HWY_INLINE void set(const Matrix& w, std::size_t first_row, std::size_t n_rows, std::size_t col) {
-    words_ = PartBytes<Format>(w, first_row, n_rows, col).words(buffer_);
+    words_ = packed_rows<Format>(w, first_row, n_rows, col, buffer_).words;
     const TileScales scales{{values_[0], values_[1]}, {values_[2], values_[3]}};
     if (!kScalesInBlocks) Format::unpack_scales(rows(), scales);
   }
@@ -1845,7 +1864,7 @@ class PackedPart {
   static constexpr bool kScalesInBlocks = kBlockSize<Format> == 32;
 
   const std::uint32_t* words_;
-  HWY_ALIGN std::uint32_t buffer_[PartBytes<Format>::kWords * kMaxLanes];
+  HWY_ALIGN std::uint32_t buffer_[words_of_tile(kBytesPerTile<Format>) * kMaxLanes];
   HWY_ALIGN float values_[4][kMaxLanes * kBlocksPerTile];  // scales, offsets: [half][block][row]
 };
 
@@ -1867,26 +1886,25 @@ template <class Format>
 void unpack_part(const Matrix& w, std::size_t first_row, std::size_t n_rows, std::size_t col,
                  TilePart part) {
   const std::size_t n = hn::Lanes(DF());
-  const PartBytes<Format> bytes(w, first_row, n_rows, col);
   if constexpr (Format::kByRow) {
+    const PartBytes bytes(w, kTileLayout<Format>, first_row, n_rows, col);
     HWY_ALIGN std::int8_t q[kMaxLanes * kTile];
     HWY_ALIGN float scales[2][kMaxLanes * kBlocksPerTile];
     for (std::size_t r = 0; r < n; ++r) {
       const std::size_t block = r * kBlocksPerTile;
-      Format::unpack(bytes.row(r), {q + r * kTile, {scales[0] + block, scales[1] + block}});
+      Format::unpack(bytes.data + r * bytes.row_bytes,
+                     {q + r * kTile, {scales[0] + block, scales[1] + block}});
     }
-    const auto transpose = [](auto n_words, const void* from, void* to) MIXTRAL_LAMBDA {
-      constexpr std::size_t kCount = decltype(n_words)::value;
-      transpose_words<kCount>(static_cast<const std::uint8_t*>(from), kCount * 4,
-                              static_cast<std::uint32_t*>(to));
+    const auto transpose = [](std::size_t n_words, const void* from, void* to) MIXTRAL_LAMBDA {
+      transpose_words(static_cast<const std::uint8_t*>(from), n_words * 4, n_words,
+                      static_cast<std::uint32_t*>(to));
     };
-    transpose(std::integral_constant<std::size_t, kQuadsPerTile>(), q, part.q);
-    constexpr std::integral_constant<std::size_t, kBlocksPerTile> kBlocks;
-    transpose(kBlocks, scales[0], part.scales.scales[0]);
-    if (Format::kScaleColumns == 16) transpose(kBlocks, scales[1], part.scales.scales[1]);
+    transpose(kQuadsPerTile, q, part.q);
+    transpose(kBlocksPerTile, scales[0], part.scales.scales[0]);
+    if (Format::kScaleColumns == 16) transpose(kBlocksPerTile, scales[1], part.scales.scales[1]);
   } else {
-    HWY_ALIGN std::uint32_t buffer[PartBytes<Format>::kWords * kMaxLanes];
-    const PackedRows rows{bytes.words(buffer)};
+    HWY_ALIGN std::uint32_t buffer[words_of_tile(kBytesPerTile<Format>) * kMaxLanes];
+    const PackedRows rows = packed_rows<Format>(w, first_row, n_rows, col, buffer);
     Format::unpack_scales(rows, part.scales);
     constexpr std::size_t kQuads = Format::kStepBlocks * 8;
     for (std::size_t step = 0; step < kQuadsPerTile / kQuads; ++step) {
@@ -2299,7 +2317,7 @@ HWY_NOINLINE void unpack_units(const Matrix& w, std::size_t first_row, std::size
     data = reinterpret_cast<const std::uint8_t*>(copy);
     row_bytes = kUnits * sizeof(float);
   }
-  transpose_words<kUnits>(data, row_bytes, out);
+  transpose_words(data, row_bytes, kUnits, out);
   for (std::size_t i = 0; kPairs && i < kUnits; ++i) {
     hn::Store(clear_tiny_pairs(hn::Load(d32, out + i * n)), d32, out + i * n);
   }
@@ -2462,8 +2480,8 @@ void matmul_one(const Matrix& w, std::size_t first_row, std::size_t n_rows, cons
             sums + r * kUnitSums);
       }
       for (std::size_t r = 0; r < kRows; r += n) {
-        transpose_words<kUnitSums>(reinterpret_cast<const std::uint8_t*>(sums + r * kUnitSums),
-                                   kUnitSums * sizeof(float), turned);
+        transpose_words(reinterpret_cast<const std::uint8_t*>(sums + r * kUnitSums),
+                        kUnitSums * sizeof(float), kUnitSums, turned);
         const auto sum_at = [&](std::size_t i) MIXTRAL_LAMBDA {
           return hn::BitCast(df, hn::Load(d32, turned + i * n));
         };
@@ -2926,9 +2944,10 @@ void matmul_packed(const Matrix& w, std::size_t first_row, std::size_t n_rows, c
     for (std::size_t col = 0; col < w.cols; col += kTile) {
       LaterTile later;
       if (n_tokens > 1) later = LaterTile(w, kBytesPerTile<Format>, row, count, col, n_fetches);
-      parts[0].set(w, row, HWY_MIN(n, count), col);
-      const std::size_t second = count > n ? n : 0;  // without others the same rows, of no use
-      parts[1].set(w, row + second, HWY_MIN(n, count - second), col);
+      for (std::size_t p = 0; p < 2; ++p) {
+        const std::size_t skipped = count > n ? p * n : 0;  // or the same rows again, of no use
+        parts[p].set(w, row + skipped, HWY_MIN(n, count - skipped), col);
+      }
       prepare_tokens(x, n_tokens, n_prepared, col, zero_bits_of(kZeroOf<Format>), tokens);
       const auto multiply = [&](auto at_a_time, std::size_t t) MIXTRAL_LAMBDA {
         constexpr std::size_t kTokens = decltype(at_a_time)::value;
@@ -2993,14 +3012,21 @@ HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
-// With 32 registers, three groups at a time hide the latency of the dot products better than two. Two have code
-// of their own as well, except where code is to be small.
+// So many groups are multiplied together; with 32 registers, three hide the latency of the dot products better than
+// two, which have code of their own as well, except where code is to be small.
 #if HWY_ARCH_X86 && HWY_TARGET > HWY_AVX3 || HWY_ARCH_WASM
-constexpr bool kThreeGroups = false;
+constexpr std::size_t kMostGroups = 2;
 #else
-constexpr bool kThreeGroups = true;
+constexpr std::size_t kMostGroups = 3;
 #endif
-constexpr bool kTwoGroups = !kSmallCode;
+constexpr std::size_t kFewestGroups = kSmallCode ? kMostGroups : 2;
+
+// How many of n_left groups are multiplied together, none if they are so few that their tokens are multiplied as a
+// few are, which takes as long as it would in one group.
+constexpr std::size_t groups_together(std::size_t n_left) {
+  if (n_left >= kMostGroups && (n_left != 4 || kFewestGroups == kMostGroups)) return kMostGroups;
+  return n_left >= kFewestGroups ? kFewestGroups : 0;
+}
 
 // Quads as two words, of their even and odd bytes, for what is multiplied as numbers of 16 bits.
 template <class Kind>
@@ -3039,9 +3065,8 @@ class GroupTile {
   HWY_ALIGN std::uint32_t wide_[Kind::kWide ? 2 * kQuadsPerTile * kMaxLanes : 1];
 };
 
-// Adds one tile of 4 rows times two or three groups, or of 8 rows times one, to the sums: there is a
-// vector for each row; those of the next group are sums_stride further. `words` are the rows' quads,
-// [part][quad][word][row].
+// Adds one tile of 4 rows times two or three groups to the sums: there is a vector for each row; those of the next
+// group are sums_stride further. `words` are the rows' quads, [part][quad][word][row].
 template <class Kind, std::size_t kGroups>
 HWY_INLINE void multiply_tile_block(const TileRows& rows, const std::uint32_t* words,
                                     std::size_t first_row, const GroupTile<Kind>* groups,
@@ -3050,20 +3075,12 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, const std::uint32_t* w
   const DI8 d8;
   const DI32 d32;
   const std::size_t n = hn::Lanes(df);
-  // With 4 lanes, the last 4 of 8 rows are in the next part.
   const std::size_t part = first_row / n, in_part = first_row % n;
   constexpr std::size_t kWords = kWordsOfQuad<Kind>;
   const std::uint32_t* q = words + part * n * kQuadsPerTile * kWords + in_part;
-  const auto row_quad = [&](std::size_t r) MIXTRAL_LAMBDA {
-    return r + (r >= 4 && n == 4 ? (kQuadsPerTile * kWords - 1) * n : 0);
-  };
-  const auto row_block = [&](std::size_t r, std::size_t block) MIXTRAL_LAMBDA {
-    return part * n * kBlocksPerTile + in_part + r +
-           (r >= 4 && n == 4 ? (kBlocksPerTile - 1) * n : 0) + block * n;
-  };
+  const std::size_t first_scale = part * n * kBlocksPerTile + in_part;
   using Tokens = TileTokens<Kind>;
-  const GroupTile<Kind>&tile_a = groups[0], &tile_b = groups[kGroups > 1 ? 1 : 0],
-        &tile_c = groups[kGroups > 2 ? 2 : 0];
+  const GroupTile<Kind>&tile_a = groups[0], &tile_b = groups[1], &tile_c = groups[kGroups - 1];
   const Tokens ga = tile_a.tokens(), gb = tile_b.tokens(), gc = tile_c.tokens();
   // Of dot i: its row, its group.
   const auto row = [](std::size_t i) { return i / kGroups; };
@@ -3085,8 +3102,8 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, const std::uint32_t* w
       return hn::BitCast(d32, hn::Load(df, group.begin(half, block, n)));
     };
     const auto begin_a = begin(ga);
-    const auto begin_b = kGroups > 1 ? begin(gb) : begin_a;
-    const auto begin_c = kGroups > 2 ? begin(gc) : begin_a;
+    const auto begin_b = begin(gb);
+    const auto begin_c = kTwelve ? begin(gc) : begin_b;
     const auto begin_of = [&](std::size_t i)
                               MIXTRAL_LAMBDA { return of_group(i, begin_a, begin_b, begin_c); };
     VI32 d0 = begin_of(0), d1 = begin_of(1), d2 = begin_of(2), d3 = begin_of(3);
@@ -3112,7 +3129,7 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, const std::uint32_t* w
         const auto xc = load(tile_c, 0), last_xc = load(tile_c, kWords - 1);
         const auto add = [&](VI32& sum, std::size_t j) MIXTRAL_LAMBDA {
           const auto w = [&](std::size_t word) MIXTRAL_LAMBDA {
-            return broadcast_quad(q + row_quad(row(j)) + (quad * kWords + word) * n);
+            return broadcast_quad(q + row(j) + (quad * kWords + word) * n);
           };
           const auto x = of_group(j, xa, xb, xc);
           if constexpr (Kind::kWide) {
@@ -3147,7 +3164,7 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, const std::uint32_t* w
     const auto last_a = x_sum(ga, 1), last_b = x_sum(gb, 1), last_c = x_sum(gc, 1);
     const auto add = [&](VF& sum, VI32 dot, std::size_t i) MIXTRAL_LAMBDA {
       const auto number = hn::Sub(hn::BitCast(df, dot), of_group(i, base_a, base_b, base_c));
-      const std::size_t at = row_block(row(i), block);
+      const std::size_t at = first_scale + row(i) + block * n;
       const auto offset = [&](std::size_t o)
                               MIXTRAL_LAMBDA { return hn::Set(df, rows.offsets[o][at]); };
       const auto x_sum_of = [&](std::size_t o) MIXTRAL_LAMBDA {
@@ -3174,13 +3191,15 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
                       float* out) {
   const DF df;
   const std::size_t n = hn::Lanes(df);
-  const std::size_t n_over = n_tokens % n * 4 <= n * 3 ? n_tokens % n : 0;
-  const std::size_t n_groups = (n_tokens - n_over + n - 1) / n;
+  // What does not fill three quarters of a group is no group.
+  std::size_t n_groups = (n_tokens + n / 4 - 1) / n, n_single = n_groups;
+  while (groups_together(n_single) > 0) n_single -= groups_together(n_single);
+  n_groups -= n_single;
   const std::size_t group_bytes = token_bytes(w.cols) * n;
   const std::size_t group_sums = kMaxMatmulRows * n;
-  const std::size_t n_padded = (n_rows + 7) / 8 * 8;
-  const std::size_t n_fetches =
-      kMaxMatmulRows / n * kFetchesPerPart + kMaxMatmulRows * n_groups / (8 + n_groups);
+  const std::size_t n_padded = (n_rows + 3) / 4 * 4;
+  const std::size_t n_blocks = kMaxMatmulRows / 4 * ((n_groups + kMostGroups - 1) / kMostGroups);
+  const std::size_t n_fetches = kMaxMatmulRows / n * kFetchesPerPart + n_blocks;
   TileRows rows;
   GroupTile<Kind> tiles[3];
   HWY_ALIGN std::uint32_t wide[Kind::kWide ? 2 * kMaxMatmulRows * kQuadsPerTile : 1];
@@ -3197,32 +3216,28 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
     const auto multiply = [&](auto count, std::size_t g) MIXTRAL_LAMBDA {
       constexpr std::size_t kGroups = decltype(count)::value;
       for (std::size_t i = 0; i < kGroups; ++i) prepare(g + i, tiles[i]);
-      for (std::size_t row = 0; row < n_padded; row += kGroups == 1 ? 8 : 4) {
+      for (std::size_t row = 0; row < n_padded; row += 4) {
         later.fetch();
         multiply_tile_block<Kind, kGroups>(rows, words, row, tiles, out + g * group_sums + row * n,
                                            group_sums);
       }
+      return kGroups;
     };
     for (std::size_t g = 0; g < n_groups;) {
-      const std::size_t left = n_groups - g;
-      if (kThreeGroups && left >= 3 && (left != 4 || !kTwoGroups)) {
-        multiply(std::integral_constant < std::size_t, kThreeGroups ? 3 : 1 > (), g);
-        g += 3;
-      } else if (kTwoGroups && left >= 2) {
-        multiply(std::integral_constant < std::size_t, kTwoGroups ? 2 : 1 > (), g);
-        g += 2;
+      if (kFewestGroups == kMostGroups || groups_together(n_groups - g) == kMostGroups) {
+        g += multiply(std::integral_constant<std::size_t, kMostGroups>(), g);
       } else {
-        multiply(std::integral_constant<std::size_t, 1>(), g);
-        g += 1;
+        g += multiply(std::integral_constant<std::size_t, kFewestGroups>(), g);
       }
     }
-    if (n_over == 0) continue;
-    prepare(n_groups, tiles[0]);
-    const auto over = [&](std::size_t t) MIXTRAL_LAMBDA { return tiles[0].tokens_from(t); };
-    for (std::size_t row = 0; row < n_rows; row += 2 * n) {
-      const TilePart parts[2] = {rows.part(row), rows.part(row + n)};
-      multiply_tokens(Kind(), parts, over, n_over, col == 0, later,
-                      out + n_groups * group_sums + row);
+    for (std::size_t g = n_groups; g * n < n_tokens; ++g) {
+      prepare(g, tiles[0]);
+      const auto from = [&](std::size_t t) MIXTRAL_LAMBDA { return tiles[0].tokens_from(t); };
+      for (std::size_t row = 0; row < n_rows; row += 2 * n) {
+        const TilePart parts[2] = {rows.part(row), rows.part(row + n)};
+        multiply_tokens(Kind(), parts, from, HWY_MIN(n, n_tokens - g * n), col == 0, later,
+                        out + g * group_sums + row);
+      }
     }
   }
   // A group's tokens and rows change places.
@@ -3603,10 +3618,7 @@ void interleave(const Matrix& w, std::uint8_t* out) {
     for (std::size_t t = 0; t < w.cols / kTile; ++t) {
       const std::uint8_t* data = w.data + row * w.row_bytes + t * tile_bytes;
       auto* words = reinterpret_cast<std::uint32_t*>(out);
-      for (std::size_t i = 0; i < n_whole; i += 4) {
-        const std::size_t first = HWY_MIN(i, n_whole - 4);
-        transpose_words<4>(data + first * 4, w.row_bytes, words + first * n);
-      }
+      transpose_words(data, w.row_bytes, n_whole, words);
       for (std::size_t r = 0; n_whole < n_words && r < n; ++r) {
         words[n_whole * n + r] = 0;
         std::memcpy(words + n_whole * n + r, data + r * w.row_bytes + n_whole * 4, tile_bytes % 4);
@@ -4267,6 +4279,10 @@ class Bytes {
   // Errors: io when `read` fails, out_of_memory.
   static Result<Bytes> read_all(std::uint64_t size, ReadFunction read, void* context,
                                 std::pmr::memory_resource* resource);
+
+  // Takes what was read of a mapped file out of the process's memory; it stays in the system's, and reading it
+  // again costs a little time. Does nothing to other bytes, and nothing on Windows.
+  void drop_pages() const noexcept;
 
   const std::uint8_t* data() const noexcept { return data_; }
   std::size_t size() const noexcept { return size_; }
@@ -6864,6 +6880,8 @@ Result<Bytes> Bytes::map_file(const char* path) {
   return result;
 }
 
+void Bytes::drop_pages() const noexcept {}
+
 void Bytes::release() noexcept {
   if (owner_ == Owner::mapping) UnmapViewOfFile(data_);
   if (owner_ == Owner::resource) {
@@ -6896,6 +6914,11 @@ Result<Bytes> Bytes::map_file(const char* path) {
   result.size_ = size;
   result.owner_ = Owner::mapping;
   return result;
+}
+
+void Bytes::drop_pages() const noexcept {
+  if (owner_ != Owner::mapping) return;
+  ::madvise(const_cast<std::uint8_t*>(data_), size_, MADV_DONTNEED);
 }
 
 void Bytes::release() noexcept {
@@ -9037,15 +9060,23 @@ class WeightsCopier {
       NamedTensor& other = *w3_[expert_of(tensor)];
       if (can_pair(copied(tensor.matrix), copied(other.matrix))) {
         copy_pair(slab, tensor.matrix, other.matrix);
+        drop_pages();
       }
     }
     for (NamedTensor& tensor : checkpoint_.tensors) {
-      if (tensor.matrix.gap_bytes == 0) copy_one(slab, tensor.matrix);
+      if (tensor.matrix.gap_bytes != 0) continue;
+      copy_one(slab, tensor.matrix);
+      drop_pages();
     }
     return slab;
   }
 
  private:
+  // There is no need for room for the file and the copy at the same time.
+  void drop_pages() const noexcept {
+    for (const Bytes& file : checkpoint_.files) file.drop_pages();
+  }
+
   std::size_t expert_of(const NamedTensor& tensor) const noexcept {
     return std::size_t{tensor.layer} * checkpoint_.config.n_experts + tensor.expert;
   }

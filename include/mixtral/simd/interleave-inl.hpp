@@ -35,10 +35,7 @@ void interleave(const Matrix& w, std::uint8_t* out) {
     for (std::size_t t = 0; t < w.cols / kTile; ++t) {
       const std::uint8_t* data = w.data + row * w.row_bytes + t * tile_bytes;
       auto* words = reinterpret_cast<std::uint32_t*>(out);
-      for (std::size_t i = 0; i < n_whole; i += 4) {
-        const std::size_t first = HWY_MIN(i, n_whole - 4);
-        transpose_words<4>(data + first * 4, w.row_bytes, words + first * n);
-      }
+      transpose_words(data, w.row_bytes, n_whole, words);
       for (std::size_t r = 0; n_whole < n_words && r < n; ++r) {
         words[n_whole * n + r] = 0;
         std::memcpy(words + n_whole * n + r, data + r * w.row_bytes + n_whole * 4, tile_bytes % 4);

@@ -169,7 +169,7 @@ HWY_NOINLINE void unpack_units(const Matrix& w, std::size_t first_row, std::size
     data = reinterpret_cast<const std::uint8_t*>(copy);
     row_bytes = kUnits * sizeof(float);
   }
-  transpose_words<kUnits>(data, row_bytes, out);
+  transpose_words(data, row_bytes, kUnits, out);
   for (std::size_t i = 0; kPairs && i < kUnits; ++i) {
     hn::Store(clear_tiny_pairs(hn::Load(d32, out + i * n)), d32, out + i * n);
   }
@@ -332,8 +332,8 @@ void matmul_one(const Matrix& w, std::size_t first_row, std::size_t n_rows, cons
             sums + r * kUnitSums);
       }
       for (std::size_t r = 0; r < kRows; r += n) {
-        transpose_words<kUnitSums>(reinterpret_cast<const std::uint8_t*>(sums + r * kUnitSums),
-                                   kUnitSums * sizeof(float), turned);
+        transpose_words(reinterpret_cast<const std::uint8_t*>(sums + r * kUnitSums),
+                        kUnitSums * sizeof(float), kUnitSums, turned);
         const auto sum_at = [&](std::size_t i) MIXTRAL_LAMBDA {
           return hn::BitCast(df, hn::Load(d32, turned + i * n));
         };

@@ -8,14 +8,21 @@ HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
 namespace HWY_NAMESPACE {
 
-// With 32 registers, three groups at a time hide the latency of the dot products better than two. Two have code
-// of their own as well, except where code is to be small.
+// So many groups are multiplied together; with 32 registers, three hide the latency of the dot products better than
+// two, which have code of their own as well, except where code is to be small.
 #if HWY_ARCH_X86 && HWY_TARGET > HWY_AVX3 || HWY_ARCH_WASM
-constexpr bool kThreeGroups = false;
+constexpr std::size_t kMostGroups = 2;
 #else
-constexpr bool kThreeGroups = true;
+constexpr std::size_t kMostGroups = 3;
 #endif
-constexpr bool kTwoGroups = !kSmallCode;
+constexpr std::size_t kFewestGroups = kSmallCode ? kMostGroups : 2;
+
+// How many of n_left groups are multiplied together, none if they are so few that their tokens are multiplied as a
+// few are, which takes as long as it would in one group.
+constexpr std::size_t groups_together(std::size_t n_left) {
+  if (n_left >= kMostGroups && (n_left != 4 || kFewestGroups == kMostGroups)) return kMostGroups;
+  return n_left >= kFewestGroups ? kFewestGroups : 0;
+}
 
 // Quads as two words, of their even and odd bytes, for what is multiplied as numbers of 16 bits.
 template <class Kind>
@@ -54,9 +61,8 @@ class GroupTile {
   HWY_ALIGN std::uint32_t wide_[Kind::kWide ? 2 * kQuadsPerTile * kMaxLanes : 1];
 };
 
-// Adds one tile of 4 rows times two or three groups, or of 8 rows times one, to the sums: there is a
-// vector for each row; those of the next group are sums_stride further. `words` are the rows' quads,
-// [part][quad][word][row].
+// Adds one tile of 4 rows times two or three groups to the sums: there is a vector for each row; those of the next
+// group are sums_stride further. `words` are the rows' quads, [part][quad][word][row].
 template <class Kind, std::size_t kGroups>
 HWY_INLINE void multiply_tile_block(const TileRows& rows, const std::uint32_t* words,
                                     std::size_t first_row, const GroupTile<Kind>* groups,
@@ -65,20 +71,12 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, const std::uint32_t* w
   const DI8 d8;
   const DI32 d32;
   const std::size_t n = hn::Lanes(df);
-  // With 4 lanes, the last 4 of 8 rows are in the next part.
   const std::size_t part = first_row / n, in_part = first_row % n;
   constexpr std::size_t kWords = kWordsOfQuad<Kind>;
   const std::uint32_t* q = words + part * n * kQuadsPerTile * kWords + in_part;
-  const auto row_quad = [&](std::size_t r) MIXTRAL_LAMBDA {
-    return r + (r >= 4 && n == 4 ? (kQuadsPerTile * kWords - 1) * n : 0);
-  };
-  const auto row_block = [&](std::size_t r, std::size_t block) MIXTRAL_LAMBDA {
-    return part * n * kBlocksPerTile + in_part + r +
-           (r >= 4 && n == 4 ? (kBlocksPerTile - 1) * n : 0) + block * n;
-  };
+  const std::size_t first_scale = part * n * kBlocksPerTile + in_part;
   using Tokens = TileTokens<Kind>;
-  const GroupTile<Kind>&tile_a = groups[0], &tile_b = groups[kGroups > 1 ? 1 : 0],
-        &tile_c = groups[kGroups > 2 ? 2 : 0];
+  const GroupTile<Kind>&tile_a = groups[0], &tile_b = groups[1], &tile_c = groups[kGroups - 1];
   const Tokens ga = tile_a.tokens(), gb = tile_b.tokens(), gc = tile_c.tokens();
   // Of dot i: its row, its group.
   const auto row = [](std::size_t i) { return i / kGroups; };
@@ -100,8 +98,8 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, const std::uint32_t* w
       return hn::BitCast(d32, hn::Load(df, group.begin(half, block, n)));
     };
     const auto begin_a = begin(ga);
-    const auto begin_b = kGroups > 1 ? begin(gb) : begin_a;
-    const auto begin_c = kGroups > 2 ? begin(gc) : begin_a;
+    const auto begin_b = begin(gb);
+    const auto begin_c = kTwelve ? begin(gc) : begin_b;
     const auto begin_of = [&](std::size_t i)
                               MIXTRAL_LAMBDA { return of_group(i, begin_a, begin_b, begin_c); };
     VI32 d0 = begin_of(0), d1 = begin_of(1), d2 = begin_of(2), d3 = begin_of(3);
@@ -127,7 +125,7 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, const std::uint32_t* w
         const auto xc = load(tile_c, 0), last_xc = load(tile_c, kWords - 1);
         const auto add = [&](VI32& sum, std::size_t j) MIXTRAL_LAMBDA {
           const auto w = [&](std::size_t word) MIXTRAL_LAMBDA {
-            return broadcast_quad(q + row_quad(row(j)) + (quad * kWords + word) * n);
+            return broadcast_quad(q + row(j) + (quad * kWords + word) * n);
           };
           const auto x = of_group(j, xa, xb, xc);
           if constexpr (Kind::kWide) {
@@ -162,7 +160,7 @@ HWY_INLINE void multiply_tile_block(const TileRows& rows, const std::uint32_t* w
     const auto last_a = x_sum(ga, 1), last_b = x_sum(gb, 1), last_c = x_sum(gc, 1);
     const auto add = [&](VF& sum, VI32 dot, std::size_t i) MIXTRAL_LAMBDA {
       const auto number = hn::Sub(hn::BitCast(df, dot), of_group(i, base_a, base_b, base_c));
-      const std::size_t at = row_block(row(i), block);
+      const std::size_t at = first_scale + row(i) + block * n;
       const auto offset = [&](std::size_t o)
                               MIXTRAL_LAMBDA { return hn::Set(df, rows.offsets[o][at]); };
       const auto x_sum_of = [&](std::size_t o) MIXTRAL_LAMBDA {
@@ -189,13 +187,15 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
                       float* out) {
   const DF df;
   const std::size_t n = hn::Lanes(df);
-  const std::size_t n_over = n_tokens % n * 4 <= n * 3 ? n_tokens % n : 0;
-  const std::size_t n_groups = (n_tokens - n_over + n - 1) / n;
+  // What does not fill three quarters of a group is no group.
+  std::size_t n_groups = (n_tokens + n / 4 - 1) / n, n_single = n_groups;
+  while (groups_together(n_single) > 0) n_single -= groups_together(n_single);
+  n_groups -= n_single;
   const std::size_t group_bytes = token_bytes(w.cols) * n;
   const std::size_t group_sums = kMaxMatmulRows * n;
-  const std::size_t n_padded = (n_rows + 7) / 8 * 8;
-  const std::size_t n_fetches =
-      kMaxMatmulRows / n * kFetchesPerPart + kMaxMatmulRows * n_groups / (8 + n_groups);
+  const std::size_t n_padded = (n_rows + 3) / 4 * 4;
+  const std::size_t n_blocks = kMaxMatmulRows / 4 * ((n_groups + kMostGroups - 1) / kMostGroups);
+  const std::size_t n_fetches = kMaxMatmulRows / n * kFetchesPerPart + n_blocks;
   TileRows rows;
   GroupTile<Kind> tiles[3];
   HWY_ALIGN std::uint32_t wide[Kind::kWide ? 2 * kMaxMatmulRows * kQuadsPerTile : 1];
@@ -212,32 +212,28 @@ void matmul_groups_of(const Matrix& w, const Unpacker& unpacker, std::size_t fir
     const auto multiply = [&](auto count, std::size_t g) MIXTRAL_LAMBDA {
       constexpr std::size_t kGroups = decltype(count)::value;
       for (std::size_t i = 0; i < kGroups; ++i) prepare(g + i, tiles[i]);
-      for (std::size_t row = 0; row < n_padded; row += kGroups == 1 ? 8 : 4) {
+      for (std::size_t row = 0; row < n_padded; row += 4) {
         later.fetch();
         multiply_tile_block<Kind, kGroups>(rows, words, row, tiles, out + g * group_sums + row * n,
                                            group_sums);
       }
+      return kGroups;
     };
     for (std::size_t g = 0; g < n_groups;) {
-      const std::size_t left = n_groups - g;
-      if (kThreeGroups && left >= 3 && (left != 4 || !kTwoGroups)) {
-        multiply(std::integral_constant < std::size_t, kThreeGroups ? 3 : 1 > (), g);
-        g += 3;
-      } else if (kTwoGroups && left >= 2) {
-        multiply(std::integral_constant < std::size_t, kTwoGroups ? 2 : 1 > (), g);
-        g += 2;
+      if (kFewestGroups == kMostGroups || groups_together(n_groups - g) == kMostGroups) {
+        g += multiply(std::integral_constant<std::size_t, kMostGroups>(), g);
       } else {
-        multiply(std::integral_constant<std::size_t, 1>(), g);
-        g += 1;
+        g += multiply(std::integral_constant<std::size_t, kFewestGroups>(), g);
       }
     }
-    if (n_over == 0) continue;
-    prepare(n_groups, tiles[0]);
-    const auto over = [&](std::size_t t) MIXTRAL_LAMBDA { return tiles[0].tokens_from(t); };
-    for (std::size_t row = 0; row < n_rows; row += 2 * n) {
-      const TilePart parts[2] = {rows.part(row), rows.part(row + n)};
-      multiply_tokens(Kind(), parts, over, n_over, col == 0, later,
-                      out + n_groups * group_sums + row);
+    for (std::size_t g = n_groups; g * n < n_tokens; ++g) {
+      prepare(g, tiles[0]);
+      const auto from = [&](std::size_t t) MIXTRAL_LAMBDA { return tiles[0].tokens_from(t); };
+      for (std::size_t row = 0; row < n_rows; row += 2 * n) {
+        const TilePart parts[2] = {rows.part(row), rows.part(row + n)};
+        multiply_tokens(Kind(), parts, from, HWY_MIN(n, n_tokens - g * n), col == 0, later,
+                        out + g * group_sums + row);
+      }
     }
   }
   // A group's tokens and rows change places.

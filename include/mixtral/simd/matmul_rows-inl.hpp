@@ -303,9 +303,10 @@ void matmul_packed(const Matrix& w, std::size_t first_row, std::size_t n_rows, c
     for (std::size_t col = 0; col < w.cols; col += kTile) {
       LaterTile later;
       if (n_tokens > 1) later = LaterTile(w, kBytesPerTile<Format>, row, count, col, n_fetches);
-      parts[0].set(w, row, HWY_MIN(n, count), col);
-      const std::size_t second = count > n ? n : 0;  // without others the same rows, of no use
-      parts[1].set(w, row + second, HWY_MIN(n, count - second), col);
+      for (std::size_t p = 0; p < 2; ++p) {
+        const std::size_t skipped = count > n ? p * n : 0;  // or the same rows again, of no use
+        parts[p].set(w, row + skipped, HWY_MIN(n, count - skipped), col);
+      }
       prepare_tokens(x, n_tokens, n_prepared, col, zero_bits_of(kZeroOf<Format>), tokens);
       const auto multiply = [&](auto at_a_time, std::size_t t) MIXTRAL_LAMBDA {
         constexpr std::size_t kTokens = decltype(at_a_time)::value;

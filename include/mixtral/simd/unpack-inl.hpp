@@ -130,50 +130,62 @@ class LaterTile {
   std::size_t n_together_ = 1, until_gap_ = 1, gap_ = 0;
 };
 
-// The bytes of a part: those of the file or, where that has no whole tile or no more rows, a copy with
-// zeros after them.
-template <class Format>
-class PartBytes {
- public:
-  static constexpr std::size_t kWords = words_of_tile(kBytesPerTile<Format>);
+// The longest tile's words.
+constexpr std::size_t kMaxTileWords = words_of_tile(kBytesPerTile<Q8_0>);
 
-  HWY_INLINE PartBytes(const Matrix& w, std::size_t first_row, std::size_t n_rows, std::size_t col)
-      : data_(w.data + first_row * w.row_bytes + col / kTile * kBytesPerTile<Format>),
-        row_bytes_(w.row_bytes),
-        interleaved_(w.interleaved != 0) {
-    if (interleaved_) {
-      data_ = interleaved_tile(w, kBytesPerTile<Format>, first_row, col);
-      return;
-    }
+// How a format lies in rows that are not interleaved.
+struct TileLayout {
+  std::size_t tile_bytes, block_size, block_bytes;
+};
+template <class Format>
+constexpr TileLayout kTileLayout{kBytesPerTile<Format>, kBlockSize<Format>, Format::kBlockBytes};
+
+// The tile at column `col` of n_rows rows, as many as there are lanes at most: row r is at data + r * row_bytes, in
+// the file or, where that has no whole tile or no more rows, in a copy with zeros after them.
+struct PartBytes {
+  const std::uint8_t* data;
+  std::size_t row_bytes;
+  HWY_ALIGN std::uint8_t copy[kMaxLanes * kMaxTileWords * 4];
+
+  PartBytes(const Matrix& w, const TileLayout& layout, std::size_t first_row, std::size_t n_rows,
+            std::size_t col)
+      : data(w.data + first_row * w.row_bytes + col / kTile * layout.tile_bytes),
+        row_bytes(w.row_bytes) {
     const std::size_t n_cols = HWY_MIN(kTile, w.cols - col);
     // The last word may begin before the end of the block and end after it.
     const bool ends = first_row + n_rows == w.rows && col + kTile >= w.cols;
-    if (n_rows < hn::Lanes(DF()) || n_cols < kTile || (kBytesPerTile<Format> % 4 != 0 && ends)) {
-      std::memset(copy_, 0, sizeof copy_);
-      const std::size_t n_bytes = n_cols / kBlockSize<Format> * Format::kBlockBytes;
-      for (std::size_t r = 0; r < n_rows; ++r) {
-        std::memcpy(copy_ + r * kWords * 4, data_ + r * row_bytes_, n_bytes);
-      }
-      data_ = copy_;
-      row_bytes_ = kWords * 4;
+    if (n_rows == hn::Lanes(DF()) && n_cols == kTile && (layout.tile_bytes % 4 == 0 || !ends))
+      return;
+    const std::size_t n_bytes = n_cols / layout.block_size * layout.block_bytes;
+    const std::size_t copy_bytes = words_of_tile(layout.tile_bytes) * 4;
+    std::memset(copy, 0, kMaxLanes * copy_bytes);
+    for (std::size_t r = 0; r < n_rows; ++r) {
+      std::memcpy(copy + r * copy_bytes, data + r * row_bytes, n_bytes);
     }
+    data = copy;
+    row_bytes = copy_bytes;
   }
-
-  HWY_INLINE const std::uint8_t* row(std::size_t r) const { return data_ + r * row_bytes_; }
-
-  // As words, [word][row]: where they lie so, or else in `buffer`.
-  HWY_INLINE const std::uint32_t* words(std::uint32_t* buffer) const {
-    if (interleaved_) return reinterpret_cast<const std::uint32_t*>(data_);
-    transpose_words<kWords>(data_, row_bytes_, buffer);
-    return buffer;
-  }
-
- private:
-  const std::uint8_t* data_;
-  std::size_t row_bytes_;
-  bool interleaved_;
-  HWY_ALIGN std::uint8_t copy_[kMaxLanes * kWords * 4];
 };
+
+// The same as words, [word][row].
+MIXTRAL_TILE_INLINE void part_words(const Matrix& w, const TileLayout& layout,
+                                    std::size_t first_row, std::size_t n_rows, std::size_t col,
+                                    std::uint32_t* out) {
+  const PartBytes bytes(w, layout, first_row, n_rows, col);
+  transpose_words(bytes.data, bytes.row_bytes, words_of_tile(layout.tile_bytes), out);
+}
+
+// The same where they lie so, or else in `buffer`.
+template <class Format>
+HWY_INLINE PackedRows packed_rows(const Matrix& w, std::size_t first_row, std::size_t n_rows,
+                                  std::size_t col, std::uint32_t* buffer) {
+  if (w.interleaved != 0) {
+    const auto* tile = interleaved_tile(w, kBytesPerTile<Format>, first_row, col);
+    return {reinterpret_cast<const std::uint32_t*>(tile)};
+  }
+  part_words(w, kTileLayout<Format>, first_row, n_rows, col, buffer);
+  return {buffer};
+}
 
 // A part whose quads are unpacked where they are used, and so are scales that lie beside them.
 template <class Format>
@@ -183,7 +195,7 @@ class PackedPart {
 
   // The tile at column `col` of n_rows rows.
   HWY_INLINE void set(const Matrix& w, std::size_t first_row, std::size_t n_rows, std::size_t col) {
-    words_ = PartBytes<Format>(w, first_row, n_rows, col).words(buffer_);
+    words_ = packed_rows<Format>(w, first_row, n_rows, col, buffer_).words;
     const TileScales scales{{values_[0], values_[1]}, {values_[2], values_[3]}};
     if (!kScalesInBlocks) Format::unpack_scales(rows(), scales);
   }
@@ -207,7 +219,7 @@ class PackedPart {
   static constexpr bool kScalesInBlocks = kBlockSize<Format> == 32;
 
   const std::uint32_t* words_;
-  HWY_ALIGN std::uint32_t buffer_[PartBytes<Format>::kWords * kMaxLanes];
+  HWY_ALIGN std::uint32_t buffer_[words_of_tile(kBytesPerTile<Format>) * kMaxLanes];
   HWY_ALIGN float values_[4][kMaxLanes * kBlocksPerTile];  // scales, offsets: [half][block][row]
 };
 
@@ -229,26 +241,25 @@ template <class Format>
 void unpack_part(const Matrix& w, std::size_t first_row, std::size_t n_rows, std::size_t col,
                  TilePart part) {
   const std::size_t n = hn::Lanes(DF());
-  const PartBytes<Format> bytes(w, first_row, n_rows, col);
   if constexpr (Format::kByRow) {
+    const PartBytes bytes(w, kTileLayout<Format>, first_row, n_rows, col);
     HWY_ALIGN std::int8_t q[kMaxLanes * kTile];
     HWY_ALIGN float scales[2][kMaxLanes * kBlocksPerTile];
     for (std::size_t r = 0; r < n; ++r) {
       const std::size_t block = r * kBlocksPerTile;
-      Format::unpack(bytes.row(r), {q + r * kTile, {scales[0] + block, scales[1] + block}});
+      Format::unpack(bytes.data + r * bytes.row_bytes,
+                     {q + r * kTile, {scales[0] + block, scales[1] + block}});
     }
-    const auto transpose = [](auto n_words, const void* from, void* to) MIXTRAL_LAMBDA {
-      constexpr std::size_t kCount = decltype(n_words)::value;
-      transpose_words<kCount>(static_cast<const std::uint8_t*>(from), kCount * 4,
-                              static_cast<std::uint32_t*>(to));
+    const auto transpose = [](std::size_t n_words, const void* from, void* to) MIXTRAL_LAMBDA {
+      transpose_words(static_cast<const std::uint8_t*>(from), n_words * 4, n_words,
+                      static_cast<std::uint32_t*>(to));
     };
-    transpose(std::integral_constant<std::size_t, kQuadsPerTile>(), q, part.q);
-    constexpr std::integral_constant<std::size_t, kBlocksPerTile> kBlocks;
-    transpose(kBlocks, scales[0], part.scales.scales[0]);
-    if (Format::kScaleColumns == 16) transpose(kBlocks, scales[1], part.scales.scales[1]);
+    transpose(kQuadsPerTile, q, part.q);
+    transpose(kBlocksPerTile, scales[0], part.scales.scales[0]);
+    if (Format::kScaleColumns == 16) transpose(kBlocksPerTile, scales[1], part.scales.scales[1]);
   } else {
-    HWY_ALIGN std::uint32_t buffer[PartBytes<Format>::kWords * kMaxLanes];
-    const PackedRows rows{bytes.words(buffer)};
+    HWY_ALIGN std::uint32_t buffer[words_of_tile(kBytesPerTile<Format>) * kMaxLanes];
+    const PackedRows rows = packed_rows<Format>(w, first_row, n_rows, col, buffer);
     Format::unpack_scales(rows, part.scales);
     constexpr std::size_t kQuads = Format::kStepBlocks * 8;
     for (std::size_t step = 0; step < kQuadsPerTile / kQuads; ++step) {
