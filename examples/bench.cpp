@@ -185,9 +185,10 @@ void print(const json& report) {
               number(limits["read_bytes_per_second"]) / 1e9,
               number(limits["int8_ops_per_second"]) / 1e9,
               number(limits["f32_ops_per_second"]) / 1e9);
-  std::printf("load      %.1f ms; first token after %.1f ms; peak memory %s\n",
+  std::printf("load      %.1f ms; first token after %.1f ms; peak memory %s, stated %s\n",
               number(report["load_seconds"]) * 1e3, number(report["first_token_seconds"]) * 1e3,
-              program::in_units(report["peak_memory_bytes"]).c_str());
+              program::in_units(report["peak_memory_bytes"]).c_str(),
+              program::in_units(report["stated_memory_bytes"]).c_str());
   for (const char* part : {"prompt", "decode"}) {
     if (!report.contains(part)) continue;
     const json& figures = report[part];
@@ -300,6 +301,8 @@ int main(int argc, char** argv) {
     options.branches = plan.sessions;
     // The forks' own tokens, and the beginning that they share.
     options.kv_tokens = options.context + plan.sessions * (plan.generate + 64);
+    const std::uint64_t session_bytes =
+        program::value(mixtral::Session::memory_needed(model, options));
     auto session = program::value(mixtral::Session::open(model, options));
     const double load_seconds = load.seconds();
 
@@ -348,6 +351,7 @@ int main(int argc, char** argv) {
                    {"load_seconds", load_seconds},
                    {"first_token_seconds", first},
                    {"peak_memory_bytes", memory},
+                   {"stated_memory_bytes", model.weight_bytes() + session_bytes},
                    {"depth", plan.depth},
                    {"limits",
                     {{"read_bytes_per_second", limits.read_bytes},

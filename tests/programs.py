@@ -696,6 +696,25 @@ class Bench(Case):
         self.assertIn("slices", text)
         self.assertIn("5 sessions", text)
 
+    @unittest.skipUnless(sys.platform == "linux", "peak memory is measured on Linux")
+    def test_memory_is_as_stated(self):
+        if b"__asan_init" in (self.bin / "bench").read_bytes():
+            self.skipTest("sanitizers take memory of their own")
+        path = self.folder / "synthetic.gguf"
+        self.run_program("bench", "--synthetic", "mistral-7b", "--layers", 2, "--type", "Q2_K",
+                         "--write", path)
+        sizes = {t["name"]: t["bytes"] for t in self.json_of("inspect", "--model", path)["tensors"]}
+        for options in [], ["--copy-weights"]:
+            with self.subTest(options=options):
+                report = self.json_of("bench", "--model", path, "--prompt", 512, "--generate", 1,
+                                      "--repeat", 1, "--threads", 2, *options)
+                stated = report["stated_memory_bytes"]
+                # The program itself; tokens that do not occur leave their embeddings unread.
+                self.assertLess(report["peak_memory_bytes"], stated * 1.02 + (16 << 20))
+                self.assertGreater(report["peak_memory_bytes"],
+                                   (stated - sizes["token_embd.weight"]) * 0.98)
+                self.assertGreater(report["peak_memory_bytes"], report["weight_bytes"] * 0.8)
+
     def test_synthetic_model_is_a_file_for_others(self):
         path = self.folder / "synthetic.gguf"
         self.run_program("bench", "--synthetic", "mistral-7b", "--layers", 1, "--type", "Q2_K",

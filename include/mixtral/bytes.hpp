@@ -37,6 +37,10 @@ class Bytes {
   static Result<Bytes> read_all(std::uint64_t size, ReadFunction read, void* context,
                                 std::pmr::memory_resource* resource);
 
+  // Takes what was read of a mapped file out of the process's memory; it stays in the system's, and reading it
+  // again costs a little time. Does nothing to other bytes, and nothing on Windows.
+  void drop_pages() const noexcept;
+
   const std::uint8_t* data() const noexcept { return data_; }
   std::size_t size() const noexcept { return size_; }
 

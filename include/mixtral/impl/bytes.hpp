@@ -114,6 +114,8 @@ Result<Bytes> Bytes::map_file(const char* path) {
   return result;
 }
 
+void Bytes::drop_pages() const noexcept {}
+
 void Bytes::release() noexcept {
   if (owner_ == Owner::mapping) UnmapViewOfFile(data_);
   if (owner_ == Owner::resource) {
@@ -146,6 +148,11 @@ Result<Bytes> Bytes::map_file(const char* path) {
   result.size_ = size;
   result.owner_ = Owner::mapping;
   return result;
+}
+
+void Bytes::drop_pages() const noexcept {
+  if (owner_ != Owner::mapping) return;
+  ::madvise(const_cast<std::uint8_t*>(data_), size_, MADV_DONTNEED);
 }
 
 void Bytes::release() noexcept {

@@ -47,15 +47,23 @@ class WeightsCopier {
       NamedTensor& other = *w3_[expert_of(tensor)];
       if (can_pair(copied(tensor.matrix), copied(other.matrix))) {
         copy_pair(slab, tensor.matrix, other.matrix);
+        drop_pages();
       }
     }
     for (NamedTensor& tensor : checkpoint_.tensors) {
-      if (tensor.matrix.gap_bytes == 0) copy_one(slab, tensor.matrix);
+      if (tensor.matrix.gap_bytes != 0) continue;
+      copy_one(slab, tensor.matrix);
+      drop_pages();
     }
     return slab;
   }
 
  private:
+  // There is no need for room for the file and the copy at the same time.
+  void drop_pages() const noexcept {
+    for (const Bytes& file : checkpoint_.files) file.drop_pages();
+  }
+
   std::size_t expert_of(const NamedTensor& tensor) const noexcept {
     return std::size_t{tensor.layer} * checkpoint_.config.n_experts + tensor.expert;
   }
