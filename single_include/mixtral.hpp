@@ -237,6 +237,23 @@ HWY_INLINE VI32 quad_dot_add(VI32 sum, VI8 w, VI8 x) {
 #endif
 }
 
+// dot + scale * sum, for sums of up to four quads that fit 16 bits, signed, and a scale that is not negative: as
+// numbers of 32 bits if kSumsQuads, else of 16, as pair_dot() gives them, the scale in both halves of a lane.
+HWY_INLINE VI32 add_scaled_quads(VI32 dot, VI32 sum, VI32 scale) {
+#if HWY_TARGET <= HWY_AVX3_DL && HWY_ARCH_X86
+  return VI32{_mm512_dpwssd_epi32(dot.raw, sum.raw, scale.raw)};
+#elif HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
+  return hn::Add(dot, VI32{_mm512_madd_epi16(sum.raw, scale.raw)});
+#elif HWY_TARGET == HWY_AVX2
+  return hn::Add(dot, VI32{_mm256_madd_epi16(sum.raw, scale.raw)});
+#elif HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_SSSE3
+  return hn::Add(dot, VI32{_mm_madd_epi16(sum.raw, scale.raw)});
+#else
+  const auto whole = kSumsQuads ? sum : sum_pairs(hn::BitCast(DI16(), sum));
+  return hn::Add(dot, hn::Mul(whole, hn::And(scale, hn::Set(DI32(), 0xffff))));
+#endif
+}
+
 // The same for even and odd bytes, widened before because both are multiplied many times.
 HWY_INLINE VI32 wide_dot_add(VI32 sum, VI16 w_even, VI16 w_odd, VI16 x_even, VI16 x_odd) {
 #if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
@@ -633,6 +650,26 @@ template <std::size_t k>
 HWY_INLINE VF signed_byte_to_float(VU32 v) {
   const auto top = hn::BitCast(DI32(), hn::ShiftLeft<24 - 8 * k>(v));
   return hn::ConvertTo(DF(), hn::ShiftRight<24>(top));
+}
+
+// The same as add_scaled_quads() takes it.
+template <std::size_t k>
+struct DotScalePlaces {
+  std::uint8_t of[16] = {};  // each byte's in the same 128 bits, or where there is none
+
+  constexpr DotScalePlaces() {
+    for (std::size_t i = 0; i < 16; ++i) {
+      const bool wanted = i % (kSumsQuads ? 4 : 2) == 0;
+      of[i] = static_cast<std::uint8_t>(wanted ? i / 4 * 4 + k : 0x80);
+    }
+  }
+};
+template <std::size_t k>
+HWY_INLINE VI32 byte_to_dot_scale(VU32 v) {
+  alignas(16) static constexpr DotScalePlaces<k> kPlaces;
+  const DU8 d;
+  const auto scale = hn::TableLookupBytesOr0(hn::BitCast(d, v), hn::LoadDup128(d, kPlaces.of));
+  return hn::BitCast(DI32(), scale);
 }
 
 // Of a block of a format whose blocks of 32 begin with their scale and, if it has an offset, the least weight.
@@ -1059,7 +1096,8 @@ HWY_AFTER_NAMESPACE();
 // Each 32 bytes of qs hold 128 weights: bits 2j, 2j+1 of byte l are weight 32 j + l of those.
 // Layout: ggml-common.h, block_q2_K.
 //
-// Quants times their scales still fit a byte, at most 3 * 15: all that is left is one scale, d.
+// Quants times their scales still fit a byte, at most 3 * 15: all that is left is one scale, d. For one token it is
+// less work to multiply the dots of sub-blocks, still as integers.
 
 HWY_BEFORE_NAMESPACE();
 namespace mixtral::simd {
@@ -1103,6 +1141,24 @@ struct Q2_K {
     const auto shift = hn::Set(DU32(), static_cast<std::uint32_t>(block % 2 * 16));
     const auto scales = shifted_bits<0>(hn::Shr(rows.word(block / 2), shift), 0x0f);
     return times(q, i < 4 ? byte_in_halves<0>(scales) : byte_in_halves<1>(scales));
+  }
+
+  // For one token (kScalesDots): the quants without their scales, four times as large in odd blocks, which saves
+  // shifts, and what makes good for that.
+  static constexpr bool kScalesDots = true;
+  template <std::size_t block>
+  static HWY_INLINE VU32 unscaled_quad(const PackedRows& rows, std::size_t step, std::size_t i) {
+    return shifted_bits<block / 2 * 4>(rows.from(16 + step * 32).word(i), block % 2 == 0 ? 3 : 12);
+  }
+  static HWY_INLINE VF unscaled_scale(VF scale, std::size_t block) {
+    return block % 2 == 0 ? scale : hn::Mul(scale, hn::Set(DF(), 0.25f));
+  }
+  // The scale of a half of a block, as add_scaled_quads() takes it.
+  template <std::size_t block>
+  static HWY_INLINE VI32 half_scale(const PackedRows& rows, std::size_t step, std::size_t half) {
+    const auto scales = shifted_bits<0>(rows.word(2 * step + block / 2), 0x0f);
+    constexpr std::size_t k = block % 2 * 2;
+    return half == 0 ? byte_to_dot_scale<k>(scales) : byte_to_dot_scale<k + 1>(scales);
   }
 
  private:
@@ -2836,6 +2892,22 @@ void matmul_few(const Matrix& w, const Unpacker& unpacker, std::size_t first_row
 }
 
 #if MIXTRAL_TOKEN_DOTS
+// Whether the format multiplies the dots of halves of blocks with scales, before they become floats.
+template <class Format, class = void>
+constexpr bool kScalesDots = false;
+template <class Format>
+constexpr bool kScalesDots<Format, std::enable_if_t<Format::kScalesDots>> = true;
+
+// What is multiplied for one token.
+template <class Format, std::size_t block>
+HWY_INLINE VU32 quad_of_one(const PackedPart<Format>& part, std::size_t step, std::size_t i) {
+  if constexpr (kScalesDots<Format>) {
+    return Format::template unscaled_quad<block>(part.rows(), step, i);
+  } else {
+    return part.template quad<block>(step, i);
+  }
+}
+
 // Adds one tile of one part times one token to `sum`: all blocks of a step together, since they have bytes in
 // common.
 template <class Format>
@@ -2843,6 +2915,8 @@ HWY_INLINE VF multiply_one(VF sum, const PackedPart<Format>& part,
                            const TileTokens<DotKindOf<Format>>& token, LaterTile& later) {
   using Kind = DotKindOf<Format>;
   constexpr std::size_t kStepBlocks = Format::kStepBlocks, kHalves = Kind::kHalves;
+  constexpr bool kScales = kScalesDots<Format>;
+  constexpr std::size_t kQuadsTogether = kScales ? 4 : Kind::kNarrowQuads;
   const DF df;
   for (std::size_t step = 0; step < kBlocksPerTile / kStepBlocks; ++step) {
     later.fetch();
@@ -2854,28 +2928,35 @@ HWY_INLINE VF multiply_one(VF sum, const PackedPart<Format>& part,
       dots[i] = hn::BitCast(DI32(), hn::Set(df, *bits));
     }
     MIXTRAL_UNROLL
-    for (std::size_t begin = 0; begin < 8; begin += Kind::kNarrowQuads) {
+    for (std::size_t begin = 0; begin < 8; begin += kQuadsTogether) {
       VI32* dots_of_half = dots + begin * kHalves / 8;
       VI32 sums[kStepBlocks];
       MIXTRAL_UNROLL
       for (std::size_t b = 0; b < kStepBlocks; ++b) {
-        sums[b] = begin_quads<Kind>(dots_of_half[b * kHalves]);
+        const VI32 dot = dots_of_half[b * kHalves];
+        sums[b] = kScales ? hn::Zero(DI32()) : begin_quads<Kind>(dot);
       }
       MIXTRAL_UNROLL
-      for (std::size_t k = begin; k < begin + Kind::kNarrowQuads; ++k) {
-        const std::size_t i = kHalves == 1 ? k % 2 * 4 + k / 2 : k;  // nibbles of a byte together
+      for (std::size_t k = begin; k < begin + kQuadsTogether; ++k) {
+        // Nibbles of a byte together.
+        const std::size_t i = kHalves == 1 && !kScales ? k % 2 * 4 + k / 2 : k;
         for_constants<kStepBlocks>([&](auto block) MIXTRAL_LAMBDA {
           constexpr std::size_t b = decltype(block)::value;
-          const auto w = hn::BitCast(DI8(), part.template quad<b>(step, i));
+          const auto w = hn::BitCast(DI8(), quad_of_one<Format, b>(part, step, i));
           const auto x = broadcast_quad(token.quad((first + b) * 8 + i, 1));
           sums[b] = add_quad<Kind>(sums[b], w, x);
         });
       }
-      MIXTRAL_UNROLL
-      for (std::size_t b = 0; b < kStepBlocks; ++b) {
+      for_constants<kStepBlocks>([&](auto block) MIXTRAL_LAMBDA {
+        constexpr std::size_t b = decltype(block)::value;
         VI32& dot = dots_of_half[b * kHalves];
-        dot = end_quads<Kind>(dot, sums[b]);
-      }
+        if constexpr (kScales) {
+          const auto scale = Format::template half_scale<b>(part.rows(), step, begin / 4);
+          dot = add_scaled_quads(dot, sums[b], scale);
+        } else {
+          dot = end_quads<Kind>(dot, sums[b]);
+        }
+      });
     }
     MIXTRAL_UNROLL
     for (std::size_t i = 0; i < kStepBlocks * kHalves; ++i) {
@@ -2884,7 +2965,9 @@ HWY_INLINE VF multiply_one(VF sum, const PackedPart<Format>& part,
       const auto offset = [&](std::size_t o) MIXTRAL_LAMBDA { return part.offset(o, block); };
       const auto x_sum = [&](std::size_t o)
                              MIXTRAL_LAMBDA { return hn::Set(df, *token.x_sum(o, block, 1)); };
-      sum = add_scaled_dot<Kind>(sum, number, part.scale(i % kHalves, block), offset, x_sum);
+      auto scale = part.scale(i % kHalves, block);
+      if constexpr (kScales) scale = Format::unscaled_scale(scale, block);
+      sum = add_scaled_dot<Kind>(sum, number, scale, offset, x_sum);
     }
   }
   return sum;

@@ -168,6 +168,23 @@ HWY_INLINE VI32 quad_dot_add(VI32 sum, VI8 w, VI8 x) {
 #endif
 }
 
+// dot + scale * sum, for sums of up to four quads that fit 16 bits, signed, and a scale that is not negative: as
+// numbers of 32 bits if kSumsQuads, else of 16, as pair_dot() gives them, the scale in both halves of a lane.
+HWY_INLINE VI32 add_scaled_quads(VI32 dot, VI32 sum, VI32 scale) {
+#if HWY_TARGET <= HWY_AVX3_DL && HWY_ARCH_X86
+  return VI32{_mm512_dpwssd_epi32(dot.raw, sum.raw, scale.raw)};
+#elif HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86
+  return hn::Add(dot, VI32{_mm512_madd_epi16(sum.raw, scale.raw)});
+#elif HWY_TARGET == HWY_AVX2
+  return hn::Add(dot, VI32{_mm256_madd_epi16(sum.raw, scale.raw)});
+#elif HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_SSSE3
+  return hn::Add(dot, VI32{_mm_madd_epi16(sum.raw, scale.raw)});
+#else
+  const auto whole = kSumsQuads ? sum : sum_pairs(hn::BitCast(DI16(), sum));
+  return hn::Add(dot, hn::Mul(whole, hn::And(scale, hn::Set(DI32(), 0xffff))));
+#endif
+}
+
 // The same for even and odd bytes, widened before because both are multiplied many times.
 HWY_INLINE VI32 wide_dot_add(VI32 sum, VI16 w_even, VI16 w_odd, VI16 x_even, VI16 x_odd) {
 #if HWY_TARGET <= HWY_AVX3 && HWY_ARCH_X86

@@ -195,6 +195,22 @@ void matmul_few(const Matrix& w, const Unpacker& unpacker, std::size_t first_row
 }
 
 #if MIXTRAL_TOKEN_DOTS
+// Whether the format multiplies the dots of halves of blocks with scales, before they become floats.
+template <class Format, class = void>
+constexpr bool kScalesDots = false;
+template <class Format>
+constexpr bool kScalesDots<Format, std::enable_if_t<Format::kScalesDots>> = true;
+
+// What is multiplied for one token.
+template <class Format, std::size_t block>
+HWY_INLINE VU32 quad_of_one(const PackedPart<Format>& part, std::size_t step, std::size_t i) {
+  if constexpr (kScalesDots<Format>) {
+    return Format::template unscaled_quad<block>(part.rows(), step, i);
+  } else {
+    return part.template quad<block>(step, i);
+  }
+}
+
 // Adds one tile of one part times one token to `sum`: all blocks of a step together, since they have bytes in
 // common.
 template <class Format>
@@ -202,6 +218,8 @@ HWY_INLINE VF multiply_one(VF sum, const PackedPart<Format>& part,
                            const TileTokens<DotKindOf<Format>>& token, LaterTile& later) {
   using Kind = DotKindOf<Format>;
   constexpr std::size_t kStepBlocks = Format::kStepBlocks, kHalves = Kind::kHalves;
+  constexpr bool kScales = kScalesDots<Format>;
+  constexpr std::size_t kQuadsTogether = kScales ? 4 : Kind::kNarrowQuads;
   const DF df;
   for (std::size_t step = 0; step < kBlocksPerTile / kStepBlocks; ++step) {
     later.fetch();
@@ -213,28 +231,35 @@ HWY_INLINE VF multiply_one(VF sum, const PackedPart<Format>& part,
       dots[i] = hn::BitCast(DI32(), hn::Set(df, *bits));
     }
     MIXTRAL_UNROLL
-    for (std::size_t begin = 0; begin < 8; begin += Kind::kNarrowQuads) {
+    for (std::size_t begin = 0; begin < 8; begin += kQuadsTogether) {
       VI32* dots_of_half = dots + begin * kHalves / 8;
       VI32 sums[kStepBlocks];
       MIXTRAL_UNROLL
       for (std::size_t b = 0; b < kStepBlocks; ++b) {
-        sums[b] = begin_quads<Kind>(dots_of_half[b * kHalves]);
+        const VI32 dot = dots_of_half[b * kHalves];
+        sums[b] = kScales ? hn::Zero(DI32()) : begin_quads<Kind>(dot);
       }
       MIXTRAL_UNROLL
-      for (std::size_t k = begin; k < begin + Kind::kNarrowQuads; ++k) {
-        const std::size_t i = kHalves == 1 ? k % 2 * 4 + k / 2 : k;  // nibbles of a byte together
+      for (std::size_t k = begin; k < begin + kQuadsTogether; ++k) {
+        // Nibbles of a byte together.
+        const std::size_t i = kHalves == 1 && !kScales ? k % 2 * 4 + k / 2 : k;
         for_constants<kStepBlocks>([&](auto block) MIXTRAL_LAMBDA {
           constexpr std::size_t b = decltype(block)::value;
-          const auto w = hn::BitCast(DI8(), part.template quad<b>(step, i));
+          const auto w = hn::BitCast(DI8(), quad_of_one<Format, b>(part, step, i));
           const auto x = broadcast_quad(token.quad((first + b) * 8 + i, 1));
           sums[b] = add_quad<Kind>(sums[b], w, x);
         });
       }
-      MIXTRAL_UNROLL
-      for (std::size_t b = 0; b < kStepBlocks; ++b) {
+      for_constants<kStepBlocks>([&](auto block) MIXTRAL_LAMBDA {
+        constexpr std::size_t b = decltype(block)::value;
         VI32& dot = dots_of_half[b * kHalves];
-        dot = end_quads<Kind>(dot, sums[b]);
-      }
+        if constexpr (kScales) {
+          const auto scale = Format::template half_scale<b>(part.rows(), step, begin / 4);
+          dot = add_scaled_quads(dot, sums[b], scale);
+        } else {
+          dot = end_quads<Kind>(dot, sums[b]);
+        }
+      });
     }
     MIXTRAL_UNROLL
     for (std::size_t i = 0; i < kStepBlocks * kHalves; ++i) {
@@ -243,7 +268,9 @@ HWY_INLINE VF multiply_one(VF sum, const PackedPart<Format>& part,
       const auto offset = [&](std::size_t o) MIXTRAL_LAMBDA { return part.offset(o, block); };
       const auto x_sum = [&](std::size_t o)
                              MIXTRAL_LAMBDA { return hn::Set(df, *token.x_sum(o, block, 1)); };
-      sum = add_scaled_dot<Kind>(sum, number, part.scale(i % kHalves, block), offset, x_sum);
+      auto scale = part.scale(i % kHalves, block);
+      if constexpr (kScales) scale = Format::unscaled_scale(scale, block);
+      sum = add_scaled_dot<Kind>(sum, number, scale, offset, x_sum);
     }
   }
   return sum;

@@ -241,6 +241,26 @@ HWY_INLINE VF signed_byte_to_float(VU32 v) {
   return hn::ConvertTo(DF(), hn::ShiftRight<24>(top));
 }
 
+// The same as add_scaled_quads() takes it.
+template <std::size_t k>
+struct DotScalePlaces {
+  std::uint8_t of[16] = {};  // each byte's in the same 128 bits, or where there is none
+
+  constexpr DotScalePlaces() {
+    for (std::size_t i = 0; i < 16; ++i) {
+      const bool wanted = i % (kSumsQuads ? 4 : 2) == 0;
+      of[i] = static_cast<std::uint8_t>(wanted ? i / 4 * 4 + k : 0x80);
+    }
+  }
+};
+template <std::size_t k>
+HWY_INLINE VI32 byte_to_dot_scale(VU32 v) {
+  alignas(16) static constexpr DotScalePlaces<k> kPlaces;
+  const DU8 d;
+  const auto scale = hn::TableLookupBytesOr0(hn::BitCast(d, v), hn::LoadDup128(d, kPlaces.of));
+  return hn::BitCast(DI32(), scale);
+}
+
 // Of a block of a format whose blocks of 32 begin with their scale and, if it has an offset, the least weight.
 template <class Format>
 HWY_INLINE VF block_scale(const PackedRows& rows, std::size_t block) {
