@@ -254,6 +254,7 @@ class PackedBlocks : public PackedPart<Format> {
 template <class Format>
 void unpack_part(const Matrix& w, std::size_t first_row, std::size_t n_rows, std::size_t col,
                  TilePart part) {
+  static_assert(words_of_tile(kBytesPerTile<Format>) <= kMaxTileWords, "PartBytes has no room");
   const std::size_t n = hn::Lanes(DF());
   if constexpr (Format::kByRow) {
     const PartBytes bytes(w, kTileLayout<Format>, first_row, n_rows, col);
