@@ -253,3 +253,21 @@ TEST_CASE("sampling: log-probabilities are those of the softmax") {
           doctest::Approx(std::log(p[i])));
   }
 }
+
+TEST_CASE("sampling: tokens outside the vocabulary and views of the wrong size do no harm") {
+  SamplingOptions options;
+  options.repetition_penalty = 2.0f;
+  Sampler sampler = make(options);
+  const auto size = static_cast<Token>(kLogits.size());
+  // The likeliest token is penalised, the strangers beside it are not looked at.
+  CHECK(draw(sampler, kLogits, {1, size, -1, 1 << 30, std::numeric_limits<Token>::min()}) == 5);
+  CHECK(draw(sampler, {}) == mixtral::kNoToken);
+  CHECK(draw(sampler, {1.0f, 2.0f}) == mixtral::kNoToken);
+  CHECK(draw(sampler, std::vector<float>(9, 1.0f)) == mixtral::kNoToken);
+  const std::uint64_t none[] = {0};
+  CHECK(sampler.sample({kLogits.data(), kLogits.size()}, {}, {none, 1}) == mixtral::kNoToken);
+  const std::vector<float> wide(65, 1.0f);
+  Sampler of_wide = make({}, wide.size());
+  const std::uint64_t too_few[] = {~std::uint64_t{0}};
+  CHECK(of_wide.sample({wide.data(), wide.size()}, {}, {too_few, 1}) == mixtral::kNoToken);
+}

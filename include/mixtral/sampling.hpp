@@ -55,9 +55,14 @@ class Sampler {
   static Result<Sampler> create(const SamplingOptions& options, std::size_t vocab_size,
                                 std::pmr::memory_resource* resource);
 
-  // `logits` has vocab_size elements; `history` are the tokens so far. NaN counts as minus infinity.
-  // Of `allowed`, bit t % 64 of word t / 64 lets token t be chosen; one is set at least. Empty means
-  // all.
+  // Changes the options. The stream of random numbers goes on unless the seed is another one. Nothing
+  // changes on error. Errors: as create().
+  Status set_options(const SamplingOptions& options);
+
+  // `logits` has vocab_size elements; `history` are the tokens so far, of which those outside the
+  // vocabulary do not count. NaN counts as minus infinity. Of `allowed`, bit t % 64 of word t / 64 lets
+  // token t be chosen; empty means all. Returns kNoToken if there are more or fewer logits, or too few
+  // words, or if nothing is allowed.
   Token sample(Span<const float> logits, Span<const Token> history,
                Span<const std::uint64_t> allowed = {});
 
@@ -67,16 +72,15 @@ class Sampler {
     Token token;
   };
 
-  Sampler(const SamplingOptions& options, std::pmr::memory_resource* resource)
-      : options_(options),
-        random_(options.seed),
+  friend class Generation;
+  explicit Sampler(std::pmr::memory_resource* resource)
+      : random_(options_.seed),
         candidates_(resource),
         probabilities_(resource),
         counts_(resource),
-        bias_(resource) {
-    options_.logit_bias.clear();
-  }
+        bias_(resource) {}
 
+  static Status check(const SamplingOptions& options, std::size_t vocab_size);
   void apply_penalties(Span<const Token> history);
   void sort_by_logit();
   void softmax(double temperature);
@@ -86,13 +90,15 @@ class Sampler {
 
   SamplingOptions options_;  // without logit_bias
   std::mt19937_64 random_;
+  std::uint64_t n_drawn_ = 0;  // random numbers since the seed
   std::pmr::vector<Candidate> candidates_;
   std::pmr::vector<double> probabilities_;  // of candidates_, after softmax()
   std::pmr::vector<std::uint32_t> counts_;  // by token, zero between calls
   std::pmr::vector<std::pair<Token, float>> bias_;
 };
 
-// ln p(token) under the softmax of `logits` (computed in double).
+// ln p(token) under the softmax of `logits` (computed in double); minus infinity for a token that has none
+// of them.
 double log_probability(Span<const float> logits, Token token);
 
 }  // namespace mixtral

@@ -9,8 +9,7 @@
 
 namespace mixtral {
 
-Result<Sampler> Sampler::create(const SamplingOptions& options, std::size_t vocab_size,
-                                std::pmr::memory_resource* resource) {
+Status Sampler::check(const SamplingOptions& options, std::size_t vocab_size) {
   struct Range {
     const char* name;
     float value, low, high;
@@ -39,13 +38,43 @@ Result<Sampler> Sampler::create(const SamplingOptions& options, std::size_t voca
                    static_cast<int>(token), static_cast<double>(bias), vocab_size - 1);
     }
   }
+  return {};
+}
+
+Result<Sampler> Sampler::create(const SamplingOptions& options, std::size_t vocab_size,
+                                std::pmr::memory_resource* resource) {
   return detail::guard_memory("creating a sampler", [&]() -> Result<Sampler> {
-    Sampler sampler(options, resource);
+    Sampler sampler(resource);
     sampler.candidates_.reserve(vocab_size);
     sampler.probabilities_.reserve(vocab_size);
     sampler.counts_.resize(vocab_size);
-    sampler.bias_.assign(options.logit_bias.begin(), options.logit_bias.end());
+    MIXTRAL_RETURN_IF_ERROR(sampler.set_options(options));
     return sampler;
+  });
+}
+
+Status Sampler::set_options(const SamplingOptions& options) {
+  MIXTRAL_RETURN_IF_ERROR(check(options, counts_.size()));
+  return detail::guard_memory("changing sampling options", [&]() -> Status {
+    // What may fail comes first, so that a failure changes nothing.
+    std::pmr::vector<std::pair<Token, float>> bias(options.logit_bias.begin(),
+                                                   options.logit_bias.end(), bias_.get_allocator());
+    bias_.swap(bias);
+    if (options.seed != options_.seed) {
+      random_.seed(options.seed);
+      n_drawn_ = 0;
+    }
+    options_.temperature = options.temperature;
+    options_.top_k = options.top_k;
+    options_.typical_p = options.typical_p;
+    options_.top_p = options.top_p;
+    options_.min_p = options.min_p;
+    options_.repetition_penalty = options.repetition_penalty;
+    options_.frequency_penalty = options.frequency_penalty;
+    options_.presence_penalty = options.presence_penalty;
+    options_.penalty_window = options.penalty_window;
+    options_.seed = options.seed;
+    return {};
   });
 }
 
@@ -54,8 +83,14 @@ void Sampler::apply_penalties(Span<const Token> history) {
   if (r == 1.0f && options_.frequency_penalty == 0.0f && options_.presence_penalty == 0.0f) return;
   const std::size_t n = std::min<std::size_t>(history.size(), options_.penalty_window);
   const Span<const Token> window = history.subspan(history.size() - n, n);
-  for (const Token token : window) ++counts_[static_cast<std::size_t>(token)];
+  const auto is_known = [&](Token token) {
+    return token >= 0 && static_cast<std::size_t>(token) < counts_.size();
+  };
   for (const Token token : window) {
+    if (is_known(token)) ++counts_[static_cast<std::size_t>(token)];
+  }
+  for (const Token token : window) {
+    if (!is_known(token)) continue;
     std::uint32_t& count = counts_[static_cast<std::size_t>(token)];
     if (count == 0) continue;  // penalised already
     float& logit = candidates_[static_cast<std::size_t>(token)].logit;
@@ -149,6 +184,9 @@ void Sampler::keep_min_p() {
 Token Sampler::sample(Span<const float> logits, Span<const Token> history,
                       Span<const std::uint64_t> allowed) {
   constexpr float kMax = std::numeric_limits<float>::max();
+  const std::size_t vocab_size = counts_.size();
+  if (logits.size() != vocab_size) return kNoToken;
+  if (!allowed.empty() && allowed.size() < (vocab_size + 63) / 64) return kNoToken;
   candidates_.clear();
   for (std::size_t i = 0; i < logits.size(); ++i) {
     const float logit = std::isnan(logits[i]) ? -std::numeric_limits<float>::infinity() : logits[i];
@@ -167,6 +205,7 @@ Token Sampler::sample(Span<const float> logits, Span<const Token> history,
     };
     candidates_.erase(std::remove_if(candidates_.begin(), candidates_.end(), is_forbidden),
                       candidates_.end());
+    if (candidates_.empty()) return kNoToken;
   }
   const auto best =
       std::max_element(candidates_.begin(), candidates_.end(),
@@ -183,6 +222,7 @@ Token Sampler::sample(Span<const float> logits, Span<const Token> history,
   softmax(static_cast<double>(options_.temperature));
   // 53 random bits: uniform in [0, 1).
   double point = static_cast<double>(random_() >> 11) * 0x1p-53;
+  ++n_drawn_;
   for (std::size_t i = 0; i < candidates_.size(); ++i) {
     point -= probabilities_[i];
     if (point < 0.0) return candidates_[i].token;
@@ -191,6 +231,9 @@ Token Sampler::sample(Span<const float> logits, Span<const Token> history,
 }
 
 double log_probability(Span<const float> logits, Token token) {
+  if (token < 0 || static_cast<std::size_t>(token) >= logits.size()) {
+    return -std::numeric_limits<double>::infinity();
+  }
   double best = -std::numeric_limits<double>::infinity();
   for (const float logit : logits) best = std::max(best, static_cast<double>(logit));
   double sum = 0.0;
