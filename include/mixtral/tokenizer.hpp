@@ -103,7 +103,7 @@ class Tokenizer {
   bool contains(Token token) const noexcept {
     return token >= 0 && static_cast<std::size_t>(token) < pieces_.size();
   }
-  // `token` must be contained.
+  // An empty piece of type `unused` for a token that is not contained.
   Piece piece(Token token) const noexcept;
   // The token whose piece has exactly this text, special ones included; kNoToken if none.
   Token find(std::string_view piece) const noexcept;
@@ -174,6 +174,23 @@ class Detokenizer {
   std::size_t longest_text() const noexcept { return longest_text_; }
 
  private:
+  friend class Generation;
+  // Writes or reads what the next call depends on.
+  template <class Archive>
+  void transfer(Archive& archive) {
+    archive.bytes(pending_.data(), pending_.size());
+    auto n_pending = static_cast<std::uint8_t>(n_pending_);
+    archive.value(n_pending);
+    n_pending_ = n_pending;
+    archive.flag(at_begin_);
+    archive.flag(took_space_);
+    archive.flag(produced_text_);
+    if (n_pending_ >= pending_.size()) {  // push() adds one more
+      n_pending_ = 0;
+      archive.fail();
+    }
+  }
+
   void flush_bytes(bool at_end);
 
   const Tokenizer* tokenizer_;

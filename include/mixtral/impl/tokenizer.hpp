@@ -126,6 +126,7 @@ Result<Tokenizer> Tokenizer::create(const Vocabulary& vocabulary,
 }
 
 Piece Tokenizer::piece(Token token) const noexcept {
+  if (!contains(token)) return {{}, 0.0f, PieceType::unused};
   const StoredPiece& stored = pieces_[static_cast<std::size_t>(token)];
   return {text_of(stored), stored.score, stored.type};
 }
