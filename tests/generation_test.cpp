@@ -178,3 +178,440 @@ TEST_CASE("stop strings: any text, cut in any pieces, equals a search in the who
     if (stops[0].size() == stops[1].size() || !stopped) CHECK(shown == expected);
   }
 }
+
+TEST_CASE("stop strings: one that begins or ends within a character cuts no character in half") {
+  const std::string text = "a\u00E9\u20AC b\U0001F600c\u00E9";
+  for (std::size_t begin = 0; begin < text.size(); ++begin) {
+    for (std::size_t size = 1; begin + size <= text.size(); ++size) {
+      const std::vector<std::string> stops = {text.substr(begin, size)};
+      mixtral::StopStrings matcher({stops.data(), 1}, 4, std::pmr::get_default_resource());
+      std::string shown;
+      bool stopped = false;
+      for (std::size_t i = 0; i < text.size() && !stopped;) {
+        std::size_t n = 1;  // a character
+        while ((static_cast<unsigned char>(text[i + n]) & 0xC0) == 0x80) ++n;
+        stopped = matcher.push(std::string_view(text).substr(i, n));
+        i += n;
+        for (const std::string_view piece : {matcher.ready()}) {
+          const bool whole = piece.empty() || (static_cast<unsigned char>(piece[0]) & 0xC0) != 0x80;
+          CHECK(whole);
+          shown += piece;
+        }
+        const std::string_view rest = std::string_view(text).substr(shown.size());
+        const bool at_character =
+            rest.empty() || (static_cast<unsigned char>(rest[0]) & 0xC0) != 0x80;
+        CHECK(at_character);
+        CHECK(text.compare(0, shown.size(), shown) == 0);
+      }
+      REQUIRE(stopped);
+      // As much as is there of whole characters before the stop string.
+      const std::size_t found = text.find(stops[0]);
+      CHECK(shown.size() <= found);
+      CHECK(found - shown.size() < 4);
+    }
+  }
+}
+
+TEST_CASE("generation: moved from, it gives errors") {
+  const mixtral::Model model = open(bundled_model());
+  mixtral::Session s = session(model, 64);
+  REQUIRE(s.append("Once"));
+  mixtral::Generation first = s.generate(exactly(5, model));
+  mixtral::Generation second = std::move(first);
+  CHECK(!first.next());
+  CHECK(first.stop_reason() == StopReason::error);
+  CHECK(first.error().code() == mixtral::ErrorCode::invalid_argument);
+  CHECK(first.advance(std::chrono::seconds(1)) == mixtral::Progress::done);
+  CHECK(first.piece().empty());
+  CHECK(!first.set_sampling({}));
+  CHECK(!first.save([](const void*, std::size_t) { return true; }));
+  for (const auto piece : first) FAIL(std::string(piece));
+  CHECK(second.next());
+  first = std::move(second);
+  CHECK(first.next());
+  mixtral::Session moved = std::move(s);
+  CHECK(first.next());  // the session is the same wherever its handle is
+  CHECK(!s.append("a"));
+  CHECK(!s.evaluate());
+  CHECK(!s.fork());
+  CHECK(s.generate().stop_reason() == StopReason::error);
+  CHECK(s.logits().empty());
+  CHECK(s.tokens().empty());
+  CHECK(s.remaining() == 0);
+  s.cancel();
+  s.clear();
+  s = std::move(moved);
+  CHECK(s.tokens().size() > 3);
+}
+
+TEST_CASE("generation: sampling can be changed on the way") {
+  const mixtral::Model model = open(bundled_model());
+  mixtral::GenerateOptions options = exactly(16, model);
+  options.sampling.temperature = 1.5f;
+  options.sampling.seed = 7;
+  const auto forbidden = options.sampling.logit_bias;
+  const auto generate = [&](const std::function<void(mixtral::Generation&, int)>& between) {
+    mixtral::Session s = session(model, 64);
+    REQUIRE(s.append("Once upon a time"));
+    auto generation = s.generate(options);
+    std::vector<Token> tokens;
+    for (int i = 0; i < 16; ++i) {
+      between(generation, i);
+      REQUIRE(generation.next());
+      tokens.push_back(generation.token());
+    }
+    return tokens;
+  };
+  const std::vector<Token> plain = generate([](mixtral::Generation&, int) {});
+  // What is set to what it was changes nothing: random numbers go on.
+  CHECK(generate([&](mixtral::Generation& g, int) { REQUIRE(g.set_sampling(options.sampling)); }) ==
+        plain);
+  // From the fifth token on, what is likeliest.
+  const std::vector<Token> greedy = generate([&](mixtral::Generation& g, int i) {
+    mixtral::SamplingOptions sampling = options.sampling;
+    if (i == 4) sampling.temperature = 0.0f;
+    if (i == 4) REQUIRE(g.set_sampling(sampling));
+  });
+  mixtral::Session check = session(model, 64);
+  REQUIRE(check.append("Once upon a time"));
+  for (std::size_t i = 0; i < greedy.size(); ++i) {
+    REQUIRE(check.evaluate());
+    if (i < 4) {
+      CHECK(greedy[i] == plain[i]);
+    } else {
+      std::vector<float> logits(check.logits().begin(), check.logits().end());
+      for (const auto& [token, bias] : forbidden) logits[static_cast<std::size_t>(token)] += bias;
+      CHECK(greedy[i] == std::max_element(logits.begin(), logits.end()) - logits.begin());
+    }
+    REQUIRE(check.append(greedy[i]));
+  }
+  // Another seed begins another stream, and again the first one from its beginning.
+  const std::vector<Token> reseeded = generate([&](mixtral::Generation& g, int i) {
+    mixtral::SamplingOptions sampling = options.sampling;
+    if (i == 0) sampling.seed = 8;
+    REQUIRE(g.set_sampling(sampling));
+  });
+  CHECK(reseeded != plain);
+  CHECK(generate([&](mixtral::Generation& g, int i) {
+          mixtral::SamplingOptions sampling = options.sampling;
+          if (i == 0) {
+            sampling.seed = 8;
+            REQUIRE(g.set_sampling(sampling));
+            sampling.seed = 7;
+            REQUIRE(g.set_sampling(sampling));
+          }
+        }) == plain);
+  // A bad option changes nothing.
+  CHECK(generate([&](mixtral::Generation& g, int) {
+          mixtral::SamplingOptions sampling;
+          sampling.seed = 99;
+          sampling.top_p = 2.0f;
+          const auto status = g.set_sampling(sampling);
+          REQUIRE(!status);
+          CHECK(status.error().code() == mixtral::ErrorCode::invalid_argument);
+        }) == plain);
+}
+
+namespace {
+
+// Several sessions of one open(), each with a beginning of its own.
+std::vector<mixtral::Session> characters(const mixtral::Model& model,
+                                         const std::vector<std::string>& prompts) {
+  mixtral::SessionOptions options;
+  options.context = 128;
+  options.branches = static_cast<std::uint32_t>(prompts.size());
+  options.kv_format = mixtral::BlockFormat::f32;
+  std::vector<mixtral::Session> sessions;
+  sessions.push_back(value(mixtral::Session::open(model, options)));
+  while (sessions.size() < prompts.size()) sessions.push_back(value(sessions[0].fork()));
+  for (std::size_t i = 0; i < prompts.size(); ++i) REQUIRE(sessions[i].append(prompts[i]));
+  return sessions;
+}
+
+}  // namespace
+
+TEST_CASE("generation: several together give what each gives alone") {
+  const mixtral::Model model = open(bundled_model());
+  const std::vector<std::string> prompts = {"Once upon a time", "One day, a little dog",
+                                            "The king said that", "Tom"};
+  std::vector<mixtral::GenerateOptions> options;
+  for (std::uint32_t i = 0; i < 4; ++i) {
+    options.push_back(exactly(6 + 5 * i, model));
+    options[i].sampling.temperature = 1.0f;
+    options[i].sampling.seed = i;
+  }
+  options[2].stop = {"the"};
+  options[3].grammar = value(mixtral::Grammar::from_regex("[a-z ]{10,30}"));
+  std::vector<Outcome> expected;
+  for (std::size_t i = 0; i < 4; ++i) {
+    std::vector<mixtral::Session> alone = characters(model, {prompts[i]});
+    const std::size_t begin = alone[0].tokens().size();
+    auto generation = alone[0].generate(options[i]);
+    Outcome outcome;
+    for (const std::string_view piece : generation) outcome.text += piece;
+    outcome.tokens.assign(alone[0].tokens().begin() + begin, alone[0].tokens().end());
+    outcome.reason = generation.stop_reason();
+    expected.push_back(outcome);
+  }
+  for (const bool sliced : {false, true}) {
+    std::vector<mixtral::Session> sessions = characters(model, prompts);
+    REQUIRE(sessions[1].evaluate());  // one may be ahead
+    std::vector<mixtral::Generation> generations;
+    std::vector<std::size_t> begins;
+    for (std::size_t i = 0; i < 4; ++i) {
+      begins.push_back(sessions[i].tokens().size());
+      generations.push_back(sessions[i].generate(options[i]));
+    }
+    std::vector<mixtral::Generation*> all;
+    for (auto& generation : generations) all.push_back(&generation);
+    std::vector<std::string> texts(4);
+    std::size_t n_steps = 0, n_working = 0;
+    for (bool more = true; more;) {
+      if (sliced) {
+        const auto progress =
+            value(mixtral::Generation::advance_all({all.data(), 4}, std::chrono::microseconds(20)));
+        more = false;
+        for (const auto& g : generations) more = more || g.stop_reason() == StopReason::none;
+        if (progress == mixtral::Progress::working) {
+          ++n_working;
+          for (const auto& g : generations) CHECK(g.piece().empty());
+        }
+      } else {
+        more = value(mixtral::Generation::next_all({all.data(), 4}));
+      }
+      for (std::size_t i = 0; i < 4; ++i) texts[i] += generations[i].piece();
+      ++n_steps;
+    }
+    for (std::size_t i = 0; i < 4; ++i) {
+      CAPTURE(i);
+      texts[i] += generations[i].next() ? "?" : "";
+      texts[i] += generations[i].piece();
+      CHECK(texts[i] == expected[i].text);
+      CHECK(generations[i].stop_reason() == expected[i].reason);
+      const auto tokens = sessions[i].tokens();
+      CHECK(std::vector<Token>(tokens.begin() + begins[i], tokens.end()) == expected[i].tokens);
+    }
+    if (sliced) CHECK(n_working > 100);
+    if (!sliced) CHECK(n_steps <= 24);
+  }
+}
+
+TEST_CASE("generation: of several together, one that is cancelled or fails stops alone") {
+  const mixtral::Model model = open(bundled_model());
+  std::vector<mixtral::Session> sessions = characters(model, {"Once", "One day", "Tom", "A"});
+  std::vector<mixtral::Generation> generations;
+  std::vector<mixtral::Generation*> all;
+  for (auto& s : sessions) generations.push_back(s.generate(exactly(6, model)));
+  for (auto& g : generations) all.push_back(&g);
+  const mixtral::Span<mixtral::Generation* const> together(all.data(), all.size());
+  CHECK(value(mixtral::Generation::next_all(together)));
+  sessions[2].cancel();
+  CHECK(value(mixtral::Generation::next_all(together)));
+  CHECK(generations[2].stop_reason() == StopReason::cancelled);
+  for (const std::size_t i : {0u, 1u, 3u}) CHECK(generations[i].stop_reason() == StopReason::none);
+  while (value(mixtral::Generation::next_all(together))) continue;
+  for (const std::size_t i : {0u, 1u, 3u}) {
+    CHECK(generations[i].stop_reason() == StopReason::max_tokens);
+  }
+  CHECK(sessions[2].tokens().size() ==
+        value(model.tokenizer().encode("Tom", {true, true})).size() + 1);
+
+  // No room for keys and values of one of them.
+  mixtral::SessionOptions options;
+  options.context = 512;
+  options.branches = 2;
+  options.kv_tokens = 128;
+  mixtral::Session one = value(mixtral::Session::open(model, options));
+  mixtral::Session two = value(one.fork());
+  REQUIRE(one.append("Once upon a time"));
+  REQUIRE(two.append(mixtral::Span<const Token>(std::vector<Token>(200, 5).data(), 200)));
+  mixtral::Generation of_one = one.generate(exactly(4, model));
+  mixtral::Generation of_two = two.generate(exactly(4, model));
+  mixtral::Generation* both[] = {&of_two, &of_one};
+  int n = 0;
+  while (value(mixtral::Generation::next_all({both, 2}))) ++n;
+  CHECK(n == 4);
+  CHECK(of_one.stop_reason() == StopReason::max_tokens);
+  CHECK(of_two.stop_reason() == StopReason::error);
+  CHECK(of_two.error().code() == mixtral::ErrorCode::context_full);
+
+  // Mistakes.
+  mixtral::Session stranger = session(model, 64);
+  REQUIRE(stranger.append("Once"));
+  mixtral::Generation of_stranger = stranger.generate(exactly(4, model));
+  mixtral::Generation again = one.generate(exactly(4, model));
+  mixtral::Generation more = two.generate(exactly(4, model));
+  mixtral::Generation* strangers[] = {&again, &of_stranger};
+  CHECK(!mixtral::Generation::next_all({strangers, 2}));
+  mixtral::Generation twin = one.generate(exactly(4, model));
+  mixtral::Generation* twins[] = {&again, &twin};
+  CHECK(!mixtral::Generation::next_all({twins, 2}));
+  mixtral::Generation* nothing[] = {&again, nullptr};
+  CHECK(!mixtral::Generation::next_all({nothing, 2}));
+  CHECK(again.stop_reason() == StopReason::none);
+  CHECK(!value(mixtral::Generation::next_all({})));
+  CHECK(again.next());
+}
+
+TEST_CASE("generation: a saved one goes on to the same text, wherever it was saved") {
+  const mixtral::Model model = open(bundled_model());
+  mixtral::GenerateOptions options = exactly(40, model);
+  options.sampling.temperature = 1.2f;
+  options.sampling.seed = 5;
+  options.sampling.repetition_penalty = 1.1f;
+  std::string prompt = "Once upon a time";
+  SUBCASE("plain") {}
+  SUBCASE("with stop strings that hold text back") {
+    options.stop = {"never there", "a very", " the x", "\xE2\x82\xAC"};
+  }
+  SUBCASE("with a grammar of nested rules") {
+    options.grammar =
+        value(mixtral::Grammar::from_gbnf("root ::= list\nlist ::= \"(\" item (\",\" item)* "
+                                          "\")\"\nitem ::= list | [a-z \u00E9]{1,9}"));
+  }
+  SUBCASE("with half characters") {
+    options.grammar =
+        value(mixtral::Grammar::from_gbnf("root ::= [\u4E00-\u4FFF\U0001F600]{12,20}"));
+  }
+  const mixtral::Grammar grammar = options.grammar;
+  const auto write_to = [](Blob& blob) {
+    return [&blob](const void* from, std::size_t size) {
+      const auto* bytes = static_cast<const std::uint8_t*>(from);
+      blob.insert(blob.end(), bytes, bytes + size);
+      return true;
+    };
+  };
+  mixtral::Session s = session(model, 128);
+  REQUIRE(s.append(prompt));
+  std::vector<Blob> saved;
+  std::vector<std::string> before;  // the text seen when each was saved
+  std::string text;
+  auto generation = s.generate(options);
+  for (;;) {
+    saved.emplace_back();
+    before.push_back(text);
+    const mixtral::Status status = generation.save(write_to(saved.back()));
+    REQUIRE_MESSAGE(status, status.error().message());
+    if (generation.stop_reason() != StopReason::none) break;
+    generation.next();
+    text += generation.piece();
+  }
+  REQUIRE(saved.size() > 8);
+  mixtral::Session other = session(model, 200);
+  for (std::size_t i = 0; i < saved.size(); ++i) {
+    std::size_t at = 0;
+    const auto read = [&](void* to, std::size_t size) {
+      if (size > saved[i].size() - at) return false;
+      std::memcpy(to, saved[i].data() + at, size);
+      at += size;
+      return true;
+    };
+    auto loaded = value(other.load_generation(read, grammar));
+    CHECK(at == saved[i].size());
+    Blob again;
+    REQUIRE(loaded.save(write_to(again)));
+    CHECK(again == saved[i]);
+    CHECK(loaded.piece().empty());
+    std::string whole = before[i];
+    while (loaded.stop_reason() == StopReason::none) {
+      loaded.next();
+      whole += loaded.piece();
+    }
+    CHECK(whole == text);
+    CHECK(loaded.stop_reason() == generation.stop_reason());
+    CHECK(std::equal(s.tokens().begin(), s.tokens().end(), other.tokens().begin(),
+                     other.tokens().end()));
+    CHECK(loaded.log_probability() == generation.log_probability());
+    // A saved generation is a saved session, too.
+    at = 0;
+    REQUIRE(other.load(read));
+    CHECK(at < saved[i].size());
+  }
+
+  // What is damaged is refused, and leaves an empty session.
+  std::mt19937 random(1);
+  std::size_t session_size = 0;
+  {
+    std::size_t at = 0;
+    REQUIRE(other.load([&](void* to, std::size_t size) {
+      std::memcpy(to, saved[5].data() + at, size);
+      at += size;
+      return true;
+    }));
+    session_size = at;
+  }
+  for (int round = 0; round < 800; ++round) {
+    Blob bad = saved[5];
+    const std::size_t at = session_size + random() % (bad.size() - session_size);
+    if (round % 4 == 0) {
+      bad.resize(at);
+    } else {
+      bad[at] = static_cast<std::uint8_t>(bad[at] ^ (1u << random() % 8));
+    }
+    std::size_t place = 0;
+    const auto refused = other.load_generation(
+        [&](void* to, std::size_t size) {
+          if (size > bad.size() - place) return false;
+          std::memcpy(to, bad.data() + place, size);
+          place += size;
+          return true;
+        },
+        grammar);
+    REQUIRE(!refused);
+    CHECK(refused.error().code() != mixtral::ErrorCode::out_of_memory);
+    CHECK(other.tokens().empty());
+  }
+}
+
+TEST_CASE("generation: what cannot be saved or loaded says why") {
+  const mixtral::Model model = open(bundled_model());
+  const auto grammar = value(mixtral::Grammar::from_choices({"yes", "no"}));
+  const auto another = value(mixtral::Grammar::from_choices({"yes", "maybe"}));
+  mixtral::Session s = session(model, 64);
+  REQUIRE(s.append("Once"));
+  mixtral::GenerateOptions options;
+  options.grammar = grammar;
+  Blob with, without, session_alone;
+  const auto write_to = [](Blob& blob) {
+    return [&blob](const void* from, std::size_t size) {
+      const auto* bytes = static_cast<const std::uint8_t*>(from);
+      blob.insert(blob.end(), bytes, bytes + size);
+      return true;
+    };
+  };
+  REQUIRE(s.generate(options).save(write_to(with)));
+  REQUIRE(s.generate().save(write_to(without)));
+  REQUIRE(s.save(write_to(session_alone)));
+  const auto load = [&](const Blob& blob, const mixtral::Grammar& with_grammar) {
+    std::size_t at = 0;
+    return s.load_generation(
+        [&](void* to, std::size_t size) {
+          if (size > blob.size() - at) return false;
+          std::memcpy(to, blob.data() + at, size);
+          at += size;
+          return true;
+        },
+        with_grammar);
+  };
+  CHECK(load(with, grammar));
+  CHECK(load(without, {}));
+  const auto check_refused = [&](const Blob& blob, const mixtral::Grammar& g, const char* part) {
+    const auto refused = load(blob, g);
+    REQUIRE(!refused);
+    CAPTURE(refused.error().message());
+    CHECK(std::string(refused.error().message()).find(part) != std::string::npos);
+    CHECK(s.tokens().empty());
+  };
+  check_refused(with, another, "another grammar");
+  check_refused(with, {}, "another grammar");
+  check_refused(without, grammar, "no grammar");
+  check_refused(session_alone, {}, "read failed");
+  REQUIRE(s.append("Once"));
+  auto generation = s.generate();
+  int n_writes = 0;
+  const auto refused = generation.save([&](const void*, std::size_t) { return ++n_writes < 10; });
+  REQUIRE(!refused);
+  CHECK(refused.error().code() == mixtral::ErrorCode::io);
+  options.sampling.top_p = 7.0f;
+  CHECK(!s.generate(options).save(write_to(with)));
+}

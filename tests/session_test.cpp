@@ -344,6 +344,93 @@ TEST_CASE("session: logits are an Eigen map if one wants, and log-probabilities 
   CHECK(!s.has_logits());
 }
 
+TEST_CASE("session: a token that is none has no probability") {
+  const mixtral::Model model = open(bundled_model());
+  mixtral::Session s = session(model, 64);
+  const double none = -std::numeric_limits<double>::infinity();
+  CHECK(s.log_probability(5) == none);  // there are no logits
+  CHECK(s.logits().empty());
+  REQUIRE(s.append("Once"));
+  REQUIRE(s.evaluate());
+  const auto size = static_cast<Token>(model.tokenizer().size());
+  CHECK(s.log_probability(size - 1) > none);
+  for (const Token t : {mixtral::kNoToken, size, size + 1, std::numeric_limits<Token>::max(),
+                        std::numeric_limits<Token>::min()}) {
+    CHECK(s.log_probability(t) == none);
+    CHECK(mixtral::log_probability(s.logits(), t) == none);
+    CHECK(model.tokenizer().piece(t).text.empty());
+  }
+  CHECK(mixtral::log_probability({}, 0) == none);
+}
+
+TEST_CASE("session: numbers that are infinite or none are an error that names their place") {
+  Synthetic synthetic;
+  synthetic.n_layers = 3;
+  synthetic.randomize(4);
+  const float none = std::numeric_limits<float>::quiet_NaN();
+  const float infinity = std::numeric_limits<float>::infinity();
+  std::string place;
+  SUBCASE("in the embedding of a token") {
+    for (float& x : synthetic.embedding[7]) x = none;
+    place = "its embedding is";
+  }
+  SUBCASE("in a norm") {
+    synthetic.layers[1].attention_norm[3] = infinity;
+    place = "layer 1";
+  }
+  SUBCASE("in attention") {
+    synthetic.layers[1].wo[3][4] = none;
+    place = "layer 1";
+  }
+  SUBCASE("in experts") {
+    for (auto& expert : synthetic.layers[0].w2) expert[3][4] = infinity;
+    place = "layer 0";
+  }
+  SUBCASE("in the router") {
+    synthetic.layers[1].router[1][2] = none;
+    place = "the router of layer 1";
+  }
+  SUBCASE("in the last layer, for the token that gets logits") {
+    for (auto& expert : synthetic.layers[2].w2) expert[3][4] = infinity;
+    place = "the result of layer 2";
+  }
+  SUBCASE("in the output") {
+    synthetic.output[200][5] = none;
+    place = "its logits are";
+  }
+  const mixtral::Model model = open(synthetic.writer().finish());
+  mixtral::SessionOptions options;
+  options.branches = 2;
+  mixtral::Session s = value(mixtral::Session::open(model, options));
+  REQUIRE(s.append(span({1, 2, 3, 7})));
+  const bool of_token = place == "its embedding is";
+  const bool at_end = of_token || place == "its logits are" || place == "the result of layer 2";
+  const std::string position = at_end ? "position 3" : "position 0";
+  for (int i = 0; i < 2; ++i) {  // again and again
+    const auto status = s.evaluate();
+    REQUIRE(!status);
+    CHECK(status.error().code() == ErrorCode::bad_format);
+    CAPTURE(status.error().message());
+    CHECK(std::string(status.error().message()).find(place) != std::string::npos);
+    CHECK(std::string(status.error().message()).find(position) != std::string::npos);
+    CHECK(!s.has_logits());
+  }
+  auto generation = s.generate();
+  CHECK(!generation.next());
+  CHECK(generation.stop_reason() == mixtral::StopReason::error);
+  CHECK(generation.error().code() == ErrorCode::bad_format);
+  if (!of_token) return;
+  // A session that has nothing to do with it is not concerned, even in one call.
+  REQUIRE(s.rewind(3));
+  mixtral::Session other = value(s.fork());
+  REQUIRE(other.append(Token{7}));
+  mixtral::Generation one = s.generate(exactly(2, model)), two = other.generate();
+  mixtral::Generation* both[] = {&two, &one};
+  CHECK(value(mixtral::Generation::next_all({both, 2})));
+  CHECK(one.stop_reason() == mixtral::StopReason::none);
+  CHECK(two.stop_reason() == mixtral::StopReason::error);
+}
+
 TEST_CASE("session: text in parts is one text") {
   const mixtral::Model model = open(bundled_model());
   mixtral::Session parts = session(model, 64);

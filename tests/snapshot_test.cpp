@@ -201,3 +201,65 @@ TEST_CASE("snapshot: what does not fit is refused by name and changes nothing") 
   one.clear();
   CHECK(load(two, saved));
 }
+
+TEST_CASE("snapshot: weights in a mapped file or copied are the same model") {
+  mixtral::ModelOptions copied;
+  copied.copy_weights = true;
+  const mixtral::Model in_file = open(bundled_model());
+  const mixtral::Model in_memory = value(mixtral::Model::open(bundled_model().c_str(), copied));
+  const mixtral::Model* const models[] = {&in_file, &in_memory};
+  for (const auto* from : models) {
+    Session s = open_session(*from);
+    REQUIRE(s.append("Once upon a time"));
+    REQUIRE(s.evaluate());
+    const Blob saved = save(s);
+    const std::string text = go_on(s);
+    for (const auto* to : models) {
+      Session other = open_session(*to);
+      REQUIRE(load(other, saved));
+      CHECK(save(other) == saved);
+      CHECK(go_on(other) == text);
+    }
+  }
+  // Copies of other models are others, also in their weights alone.
+  Synthetic synthetic;
+  std::vector<mixtral::Model> twins;
+  for (const unsigned seed : {1u, 2u}) {
+    synthetic.randomize(seed);
+    const Blob blob = synthetic.writer().finish();
+    twins.push_back(value(mixtral::Model::from_bytes(mixtral::Bytes::view(bytes(blob)), copied)));
+  }
+  Session one = open_session(twins[0], 64, mixtral::BlockFormat::f32);
+  Session two = open_session(twins[1], 64, mixtral::BlockFormat::f32);
+  CHECK(!load(two, save(one)));
+}
+
+TEST_CASE("model: copying weights tells how far it is, and can be cancelled") {
+  std::vector<mixtral::Progress> told;
+  std::size_t most = 1u << 30;
+  const auto listen = [&](const mixtral::Progress& progress) {
+    told.push_back(progress);
+    return told.size() <= most;
+  };
+  mixtral::ModelOptions options;
+  options.progress = listen;
+  CHECK(mixtral::Model::open(bundled_model().c_str(), options));
+  CHECK(told.empty());  // a mapped file is not read
+  options.copy_weights = true;
+  const mixtral::Model model = value(mixtral::Model::open(bundled_model().c_str(), options));
+  REQUIRE(told.size() > 50);
+  CHECK(told.front().n_done == 0);
+  for (std::size_t i = 0; i < told.size(); ++i) {
+    CHECK(told[i].n_total == told.back().n_done);
+    if (i != 0) CHECK(told[i].n_done > told[i - 1].n_done);
+    CHECK((told[i] == mixtral::Progress::done) == (i + 1 == told.size()));
+  }
+  CHECK(told.back().n_total >= model.weight_bytes());
+  for (most = 0; most < 60; most += 13) {
+    told.clear();
+    const auto cancelled = mixtral::Model::open(bundled_model().c_str(), options);
+    REQUIRE(!cancelled);
+    CHECK(cancelled.error().code() == ErrorCode::cancelled);
+    CHECK(told.size() == most + 1);
+  }
+}

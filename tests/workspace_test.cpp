@@ -261,9 +261,9 @@ TEST_CASE("workspace: many sessions evaluated together get what each gets alone"
   CHECK(sessions[1].has_logits());
   check_as_plain(sessions[1]);
 
-  sessions[4].cancel();
   REQUIRE(sessions[4].append(Token{1}));
   REQUIRE(sessions[5].append(Token{1}));
+  sessions[4].cancel();
   const auto cancelled = Session::evaluate_all(together);
   REQUIRE(!cancelled);
   CHECK(cancelled.error().code() == ErrorCode::cancelled);
@@ -495,11 +495,11 @@ TEST_CASE("workspace: any order of operations gives what a plain session gives")
           break;
         }
         case 8: {
-          s.cancel();
           if (tokens.empty()) {
             REQUIRE(s.append(Token{1}));
             history.append({1});
           }
+          s.cancel();
           CHECK(!s.evaluate());
           break;
         }

@@ -32,7 +32,9 @@ class Chunks {
 //   std::size_t concurrency() const;                   // how many threads work at once, at least 1
 //
 // The object must outlive every session that uses it. `run` may be called from several sessions'
-// threads at the same time if the sessions are used so.
+// threads at the same time if the sessions are used so. `run` may throw, but neither throws nor returns
+// while a chunk is still running; the exception passes through the evaluation, which is then as after
+// Session::cancel(). Observer tells what `run` may call. Chunks themselves never throw.
 class Executor {
  public:
   Executor() noexcept = default;

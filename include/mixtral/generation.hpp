@@ -11,27 +11,24 @@
 #include <string_view>
 #include <vector>
 
+#include "mixtral/byte_stream.hpp"
 #include "mixtral/error.hpp"
 #include "mixtral/grammar.hpp"
+#include "mixtral/progress.hpp"
 #include "mixtral/resource_ptr.hpp"
 #include "mixtral/sampling.hpp"
+#include "mixtral/span.hpp"
 #include "mixtral/tokenizer.hpp"
 
 namespace mixtral {
 
 class Session;
 
-// What is left after a call with a time budget.
-enum class Progress {
-  working,  // more to do: call again
-  done,
-};
-
 struct GenerateOptions {
   std::uint32_t max_tokens = std::numeric_limits<std::uint32_t>::max();
   SamplingOptions sampling;
   // Generation ends before the first of these texts appears; it is not given out, even if it comes in
-  // several pieces.
+  // several pieces. A text that begins within a UTF-8 character takes that whole character with it.
   std::vector<std::string> stop;
   // Generation ends when one of these is chosen; EOS always ends it.
   std::vector<Token> stop_tokens;
@@ -49,7 +46,7 @@ enum class StopReason {
   grammar_end,  // nothing more can follow under GenerateOptions::grammar
   max_tokens,
   context_full,  // the session holds no more tokens
-  cancelled,     // Session::cancel(); generate() again to go on
+  cancelled,     // Session::cancel() after generate(); generate() again to go on
   error,         // see Generation::error()
 };
 
@@ -57,16 +54,41 @@ const char* stop_reason_name(StopReason reason) noexcept;
 
 // Made by Session::generate(). Iterate over its pieces of text, or call next() for each token.
 // Allocates when it begins; its steps do not. The tokens generated become part of the session, except
-// EOS and stop tokens.
+// EOS and stop tokens. Move only; a moved-from generation may only be destroyed or assigned to: its
+// functions then give StopReason::error or invalid_argument.
+//
+// The session must outlive the generation. An exception of the session's executor passes through the
+// functions below; the generation can then go on, to the same text.
 class Generation {
  public:
   // Generates one token; false once generation has stopped. After false, piece() still may hold text
   // that had been kept back (the start of a stop string that did not come).
   bool next();
 
-  // The same in slices of time (Session::advance): `working` until a token is there or generation has
-  // stopped, which stop_reason() tells then. Empty pieces are no sign of either.
+  // Generates one token in slices of time (Session::advance): `working` until a token is there or
+  // generation has stopped, which stop_reason() tells then. Empty pieces are no sign of either.
   Progress advance(std::chrono::nanoseconds budget);
+
+  // Generate one token each for several generations whose sessions are of one open(): their tokens go
+  // through the model together, as in Session::evaluate_all(), and each gets what it gets alone. Those
+  // that have stopped are left alone. next_all() returns false once all have stopped; advance_all()
+  // works in slices of time and is `done` when each has a token or has stopped. What goes wrong with one
+  // of them, its stop_reason() and error() tell.
+  // Errors: invalid_argument if sessions are not of one open(), or two generations of the same session.
+  static Result<bool> next_all(Span<Generation* const> generations);
+  static Result<Progress> advance_all(Span<Generation* const> generations,
+                                      std::chrono::nanoseconds budget);
+
+  // Changes how tokens are chosen, from the next one on. Random numbers go on as they were unless the
+  // seed is another one, which begins a new stream of them. Nothing changes on error.
+  // Errors: as Sampler::create().
+  Status set_sampling(const SamplingOptions& sampling);
+
+  // Writes the session, as Session::save() does, and then the generation: options, random numbers, the
+  // place in the grammar, and text held back. Session::load_generation() goes on with it. What piece()
+  // shows now counts as seen. Errors: io if `write` fails; invalid_argument if generation has stopped
+  // with an error; unsupported if the grammar's state is too large to be saved.
+  Status save(ByteWriter write) const;
 
   StopReason stop_reason() const noexcept;
   // Of the last token: its text, or what it completes of the text; whole UTF-8 characters, possibly
@@ -128,8 +150,13 @@ class Generation {
   friend class Session;
   struct Impl;
   Generation() noexcept;
-  enum class Step { working, token, stopped };
-  Step step(const std::chrono::nanoseconds* budget);
+  Status make(Session& session, const GenerateOptions& options);
+  void stop(StopReason reason);
+  void fail(const Error& error);
+  bool is_ready();
+  void choose();
+  static Result<Progress> step(Span<Generation* const> generations,
+                               const std::chrono::nanoseconds* budget, const char* function);
 
   detail::ResourcePtr<Impl> impl_;  // null if it could not be made
   StopReason reason_ = StopReason::none;

@@ -64,6 +64,7 @@ class Grammar {
 
  private:
   friend class GrammarMatcher;
+  friend class Session;
   explicit Grammar(std::shared_ptr<const detail::GrammarProgram> program) noexcept
       : program_(std::move(program)) {}
   std::shared_ptr<const detail::GrammarProgram> program_;
@@ -117,6 +118,12 @@ class GrammarMatcher {
   bool must_end() const noexcept;  // and nothing can follow
 
  private:
+  friend class Generation;
+  // For saved generations: a number that tells grammars apart, and the place in the grammar.
+  std::uint64_t fingerprint() const noexcept;
+  template <class Archive>
+  void transfer(Archive& archive);
+
   struct Impl;
   explicit GrammarMatcher(detail::ResourcePtr<Impl> impl) noexcept;
   detail::ResourcePtr<Impl> impl_;

@@ -21,6 +21,7 @@
 #include "mixtral/byte_stream.hpp"
 #include "mixtral/executor.hpp"
 #include "mixtral/observer.hpp"
+#include "mixtral/progress.hpp"
 #include "mixtral/sampling.hpp"
 #include "mixtral/session.hpp"
 #include "mixtral/thread_pool.hpp"

@@ -12,6 +12,7 @@
 #include "mixtral/checkpoint.hpp"
 #include "mixtral/config.hpp"
 #include "mixtral/error.hpp"
+#include "mixtral/progress.hpp"
 #include "mixtral/tokenizer.hpp"
 
 namespace mixtral {
@@ -36,6 +37,11 @@ struct ModelOptions {
   // shared with other processes, and delays the start; they are then in the order that the SIMD target
   // reads fastest and, on Linux, in large pages. Results are the same bits.
   bool copy_weights = false;
+  // Told, on the calling thread, how many bytes of the weights were copied of how many, from 0 on; opening
+  // ends with ErrorCode::cancelled when it returns false. Without copy_weights opening reads little, so
+  // that there is nothing to tell: weights are then read from the file when they are first needed, and
+  // Observer::on_progress() tells how far the evaluation is.
+  ProgressListener progress;
   // Instead of what the file says or implies. GGUF files of Mistral 7B v0.1 do not tell its sliding
   // window of 4096 tokens; 0 is none.
   std::optional<ChatFormat> chat_format;
@@ -51,7 +57,7 @@ class Model {
  public:
   // Maps the GGUF file at `path` (UTF-8), the first part if it has several, and checks it; weights
   // are not copied. For other formats than GGUF see mixtral/checkpoints.hpp.
-  // Errors: io; bad_format or unsupported, naming the key or tensor; out_of_memory.
+  // Errors: io; bad_format or unsupported, naming the key or tensor; out_of_memory; cancelled.
   static Result<Model> open(const char* path, const ModelOptions& options = {});
 
   // The same from bytes that the host has: Bytes::view() of memory, Bytes::read_all() by callback.

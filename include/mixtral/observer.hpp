@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "mixtral/progress.hpp"
 #include "mixtral/role.hpp"
 #include "mixtral/span.hpp"
 
@@ -21,8 +22,17 @@ enum class Part : std::uint8_t {
 };
 constexpr std::size_t kParts = 6;
 
-// Called by Session::evaluate() on the calling thread, between parallel parts. The views are valid
-// during the call only.
+// Called by Session::evaluate() and its relatives on the calling thread, between parallel parts. The views
+// are valid during the call only.
+//
+// An observer may call what reads the session under evaluation and its forks (tokens(), context(),
+// remaining(), model(), has_logits()) and Session::cancel(), and do whatever it likes with sessions of
+// another open(). All else that could change what is being computed is refused with
+// ErrorCode::invalid_argument, in an executor and in the callbacks of save() and load() as well:
+// appending, evaluating, generating, forking, rewinding, saving and loading. clear() does nothing there.
+// Destroying a session or fork there is allowed; its evaluation then ends as after cancel().
+//
+// An observer may throw. The exception passes through the evaluation, which is then as after cancel().
 class Observer {
  public:
   virtual ~Observer() = default;
@@ -62,6 +72,10 @@ class Observer {
     static_cast<void>(expert);
     static_cast<void>(input);
   }
+
+  // How much of the evaluation is done, after each layer of each pass and after its last one. In
+  // progress.hpp stands what is counted.
+  virtual void on_progress(const Progress& progress) { static_cast<void>(progress); }
 
   // If true, the clock is read and on_time() called.
   virtual bool wants_times() const { return false; }

@@ -16,8 +16,10 @@
 #include "mixtral/error.hpp"
 #include "mixtral/executor.hpp"
 #include "mixtral/generation.hpp"
+#include "mixtral/grammar.hpp"
 #include "mixtral/model.hpp"
 #include "mixtral/observer.hpp"
+#include "mixtral/progress.hpp"
 #include "mixtral/resource_ptr.hpp"
 #include "mixtral/span.hpp"
 
@@ -63,8 +65,13 @@ class Logits : public Span<const float> {
 };
 
 // Not for concurrent use, except cancel(); a session and its forks together count as one. Move only; a
-// moved-from session may only be destroyed or assigned to. Keeps the model alive. All memory of the
-// session's own is taken in open(), but for a few bytes of each fork.
+// moved-from session may only be destroyed or assigned to: its functions that give a Status or Result
+// then give invalid_argument. Keeps the model alive. All memory of the session's own is taken in open(),
+// but for a few bytes of each fork.
+//
+// What an observer, an executor and the callbacks of save() and load() may call is told in observer.hpp;
+// other calls from there give invalid_argument. An exception that one of them throws passes through the
+// call, and the session is then as after cancel().
 class Session {
  public:
   // Errors: invalid_argument (a context longer than the model's, a cache format that is none),
@@ -96,18 +103,20 @@ class Session {
   // Computes all appended tokens. After success logits() follow the last token.
   // Errors: cancelled, then whole batches done so far remain and the call can be repeated;
   // invalid_argument if the session is empty; context_full if forks have taken all room for keys and
-  // values.
+  // values; bad_format, naming the token's position and the layer, if numbers become infinite or NaN, as
+  // damaged weights make them.
   Status evaluate(Observer* observer = nullptr);
 
-  // The same in slices of time, for a host that has other things to do: works for about `budget`, less
+  // Evaluates in slices of time, for a host that has other things to do: works for about `budget`, less
   // if the next piece of work would not fit, then returns and goes on at the next call. The result is
   // the same, to the bit. Pieces are small (32 rows of a matrix): a slice ends late by less than one
-  // of them, and does one even if the budget is too short. Errors: as evaluate().
+  // of them, and does one even if the budget is too short, zero or negative. Any budget is allowed; one of
+  // more than a century counts as a century. Errors: as evaluate().
   Result<Progress> advance(std::chrono::nanoseconds budget, Observer* observer = nullptr);
 
-  // The same for several sessions of one open() at once: their tokens go through the model together,
-  // so that weights are read once for all of them, and each gets the results that it gets alone, to the
-  // bit. cancel() of any of them counts. Errors: invalid_argument if they are not of one open().
+  // Evaluates several sessions of one open() at once: their tokens go through the model together, so
+  // that weights are read once for all of them, and each gets the results that it gets alone, to the bit.
+  // cancel() of any of them counts. Errors: as evaluate(); invalid_argument if they are not of one open().
   static Status evaluate_all(Span<Session* const> sessions, Observer* observer = nullptr);
   static Result<Progress> advance_all(Span<Session* const> sessions,
                                       std::chrono::nanoseconds budget,
@@ -140,7 +149,7 @@ class Session {
   // values. Errors: io if `write` fails.
   Status save(ByteWriter write) const;
 
-  // Makes this session what the saved one was. Nothing changes on errors that the first bytes show:
+  // Makes this session what the saved one was, or what the session of a saved generation was. Nothing changes on errors that the first bytes show:
   // bad_format (no saved session, or of another version), invalid_argument (of another model or another
   // kv_format), context_full (longer than the context). After others it is empty: bad_format (damaged),
   // io (`read` fails), context_full (forks have taken all room for keys and values).
@@ -149,20 +158,33 @@ class Session {
   // True if logits() may be called: something was evaluated and nothing appended since.
   bool has_logits() const noexcept;
   // vocab_size unnormalised log-probabilities of the next token; valid until this session's next
-  // evaluation. Only if has_logits().
+  // evaluation. Empty unless has_logits().
   Logits logits() const noexcept;
-  // ln p(token) as the next token. Only if has_logits().
+  // ln p(token) as the next token: minus infinity for a token that the vocabulary does not have, and
+  // unless has_logits().
   double log_probability(Token token) const;
 
   // Text as it comes: `for (std::string_view piece : session.generate(options))`. The session must
   // outlive the generation. See generation.hpp.
   Generation generate(const GenerateOptions& options = {});
 
-  // Makes the evaluation in progress, or else the next one, return ErrorCode::cancelled soon.
-  // From any thread.
+  // Goes on with a generation that Generation::save() wrote: makes this session what that one's was and
+  // gives the generation, whose further text is what it would have been. `grammar` is the grammar of its
+  // options, compiled anew from the same text, if it had one; all other options were saved. Errors: those
+  // of load(); invalid_argument if the grammar is another. After errors of what follows the session in
+  // the data, the session is empty.
+  Result<Generation> load_generation(ByteReader read, const Grammar& grammar = {});
+
+  // Ends what this session is doing, soon, from any thread: the generations that were begun before this
+  // call and have not ended stop with StopReason::cancelled, and the evaluation of tokens that were
+  // appended before it, in progress or not yet begun, gives ErrorCode::cancelled, once. What the host
+  // appends or generates after it is not concerned, and if there is nothing to end, nothing is.
+  // So a host that hands work to another thread loses no cancel() if that thread appends the text or
+  // makes the generation first, then looks whether the work is still wanted, and then evaluates.
   void cancel() noexcept;
 
-  // Forgets everything.
+  // Forgets everything. Does nothing when called from an observer, an executor or a callback of save()
+  // or load().
   void clear() noexcept;
 
   Span<const Token> tokens() const noexcept;  // all that was appended or generated

@@ -261,6 +261,16 @@ Status GrammarMatcher::accept(Token token) {
   return {};
 }
 
+std::uint64_t GrammarMatcher::fingerprint() const noexcept {
+  return impl_->grammar.program_->fingerprint();
+}
+
+template <class Archive>
+void GrammarMatcher::transfer(Archive& archive) {
+  archive.flag(impl_->drops_space);
+  impl_->automaton.transfer(archive, impl_->path[0]);
+}
+
 bool GrammarMatcher::can_end() const noexcept {
   return !impl_->failed && impl_->automaton.accepts(impl_->path[0]);
 }

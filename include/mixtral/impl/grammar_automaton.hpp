@@ -92,6 +92,23 @@ class GrammarAutomaton {
   // Can a byte follow?
   bool goes_on(State state) const noexcept { return states_[state].n_threads != 0; }
 
+  // Writes or reads a state: the calls that its threads return to, inner ones after outer ones, and the
+  // threads. `archive` is a SnapshotWriter or a SnapshotReader; the state was made by a program with the
+  // same fingerprint. Reading forgets all other states; what is no state of the program fails.
+  template <class Archive>
+  void transfer(Archive& archive, State& state) {
+    if constexpr (Archive::kReads) {
+      forget();
+      state = read_state(archive);
+      if (state == kFull) {
+        archive.fail();
+        state = kDead;
+      }
+    } else {
+      write_state(archive, state);
+    }
+  }
+
   // Counts how often states were forgotten: numbers from before are void.
   std::size_t generation() const noexcept { return generation_; }
 
@@ -180,6 +197,66 @@ class GrammarAutomaton {
       moved_[at] = outer;
     }
     return outer;
+  }
+
+  template <class Archive>
+  void write_state(Archive& archive, State state) {
+    const StateData data = states_[state];
+    const Thread* threads = threads_.data() + data.first_thread;
+    moved_.assign(calls_.size(), kNone);  // the numbers that calls have in the archive
+    moved_[kNoCall] = kNoCall;
+    for (std::uint32_t t = 0; t < data.n_threads; ++t) {
+      for (std::uint32_t at = threads[t].call; moved_[at] == kNone; at = calls_[at].outer) {
+        moved_[at] = 0;  // below it gets its number
+      }
+    }
+    std::uint32_t n_calls = 1;
+    for (std::uint32_t at = 1; at < calls_.size(); ++at) {
+      if (moved_[at] != kNone) moved_[at] = n_calls++;
+    }
+    archive.value(n_calls);
+    for (std::uint32_t at = 1; at < calls_.size(); ++at) {
+      if (moved_[at] == kNone) continue;
+      archive.value(calls_[at].instruction);
+      archive.value(moved_[calls_[at].outer]);
+    }
+    archive.flag(data.accepts);
+    archive.value(data.n_threads);
+    for (std::uint32_t t = 0; t < data.n_threads; ++t) {
+      archive.value(threads[t].instruction);
+      archive.value(moved_[threads[t].call]);
+    }
+  }
+
+  // kFull if it is none.
+  template <class Archive>
+  State read_state(Archive& archive) {
+    std::uint32_t n_calls = 0, n_threads = 0;
+    archive.value(n_calls);
+    if (n_calls == 0 || n_calls > most_calls_) return kFull;
+    moved_.assign(n_calls, kNoCall);
+    begin_closure();
+    for (std::uint32_t i = 1; i < n_calls; ++i) {
+      std::uint32_t instruction = 0, outer = 0;
+      archive.value(instruction);
+      archive.value(outer);
+      if (instruction >= program_.code.size() || outer >= i) return kFull;
+      moved_[i] = intern(instruction, moved_[outer]);
+    }
+    archive.flag(accepts_);
+    archive.value(n_threads);
+    if (n_threads > most_threads_ / 4) return kFull;
+    for (std::uint32_t t = 0; t < n_threads; ++t) {
+      std::uint32_t instruction = 0, call = 0;
+      archive.value(instruction);
+      archive.value(call);
+      if (instruction >= program_.code.size() || call >= n_calls ||
+          program_.code[instruction].op != GrammarProgram::Op::bytes) {
+        return kFull;
+      }
+      found_.push_back({instruction, moved_[call]});
+    }
+    return archive.good() ? finish_closure() : kFull;
   }
 
   State make_start() {

@@ -10,6 +10,7 @@
 
 #include "mixtral/error.hpp"
 #include "mixtral/impl/code_points.hpp"
+#include "mixtral/impl/fingerprint.hpp"
 #include "mixtral/impl/gbnf.hpp"
 
 namespace mixtral::detail {
@@ -39,6 +40,20 @@ struct GrammarProgram {
   std::array<std::uint8_t, 256> class_of{};
   std::size_t n_classes = 0;
   std::pmr::vector<ByteSet> class_sets;
+
+  // A number that tells programs apart, as far as their automata differ.
+  std::uint64_t fingerprint() const noexcept {
+    Checksum sum;
+    for (const Instruction& i : code) {
+      const std::uint32_t words[] = {static_cast<std::uint32_t>(i.op), i.a, i.b};
+      sum.add(words, sizeof words);
+    }
+    sum.add(rules.data(), rules.size() * sizeof(std::uint32_t));
+    sum.add(&root, sizeof root);
+    sum.add(class_of.data(), class_of.size());
+    sum.add(class_sets.data(), class_sets.size() * sizeof(ByteSet));
+    return sum.value();
+  }
 
   bool takes(std::uint32_t set, std::size_t byte_class) const noexcept {
     return (class_sets[set][byte_class / 64] >> (byte_class % 64) & 1) != 0;

@@ -5,6 +5,7 @@
 
 #include "mixtral/checkpoint.hpp"
 #include "mixtral/impl/checkpoint.hpp"
+#include "mixtral/impl/fingerprint.hpp"
 #include "mixtral/impl/token_trie.hpp"
 #include "mixtral/impl/weights_copier.hpp"
 #include "mixtral/model.hpp"
@@ -29,6 +30,12 @@ struct ModelData {
   bool bf16_activations = false;
   Weights weights;
   std::pmr::vector<double> rope_frequencies;  // [head_size / 2], radians a position
+
+  // What tells this model from others, wherever its weights lie. Reads a page of each matrix.
+  std::uint64_t fingerprint() const noexcept {
+    return fingerprint_before_copy ? *fingerprint_before_copy : model_fingerprint(config, weights);
+  }
+  std::optional<std::uint64_t> fingerprint_before_copy;  // with weights_copy
 
   // Made when a grammar first needs it.
   const TokenTrie& token_trie() const {
@@ -91,9 +98,13 @@ Result<Model> Model::from_checkpoint(Checkpoint checkpoint, const ModelOptions& 
     data->tokenizer.emplace(*std::move(tokenizer));
     Result<Weights> weights = Weights::create(checkpoint, *kernels, resource);
     if (!weights) return weights.error();
+    data->config = checkpoint.config;
+    if (options.sliding_window) data->config.sliding_window = *options.sliding_window;
     if (options.copy_weights) {
       const std::uint64_t bytes_in_file = weights->bytes;
-      Result<detail::Slab> copy = detail::WeightsCopier(checkpoint, *kernels, resource).copy();
+      data->fingerprint_before_copy = detail::model_fingerprint(data->config, *weights);
+      Result<detail::Slab> copy =
+          detail::WeightsCopier(checkpoint, *kernels, options.progress, resource).copy();
       if (!copy) return copy.error();
       data->weights_copy = *std::move(copy);
       checkpoint.files.clear();
@@ -102,8 +113,6 @@ Result<Model> Model::from_checkpoint(Checkpoint checkpoint, const ModelOptions& 
       weights->bytes = bytes_in_file;
     }
     data->weights = *std::move(weights);
-    data->config = checkpoint.config;
-    if (options.sliding_window) data->config.sliding_window = *options.sliding_window;
     data->chat_format = options.chat_format
                             ? *options.chat_format
                             : detect_chat_format(*data->tokenizer, checkpoint.chat_template);

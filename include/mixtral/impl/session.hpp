@@ -9,6 +9,25 @@
 
 namespace mixtral {
 
+namespace detail {
+
+// A call in progress of a workspace, which it deletes if the last session was destroyed meanwhile.
+class WorkspaceCall {
+ public:
+  explicit WorkspaceCall(Workspace* work) noexcept : work_(work) { work->begin_call(); }
+  WorkspaceCall(const WorkspaceCall&) = delete;
+  WorkspaceCall& operator=(const WorkspaceCall&) = delete;
+  ~WorkspaceCall() {
+    std::pmr::memory_resource* resource = work_->data().resource;
+    if (work_->end_call()) ResourceDelete<Workspace>{resource}(work_);
+  }
+
+ private:
+  Workspace* work_;
+};
+
+}  // namespace detail
+
 struct Session::Impl {
   Impl(detail::Workspace* shared, detail::Branch* own) : work(shared), branch(own) {}
   Impl(const Impl&) = delete;
@@ -20,6 +39,20 @@ struct Session::Impl {
 
   detail::Workspace* work;  // shared with forks; the last one deletes it
   detail::Branch* branch;
+
+  // May a function of this name be called on the session now?
+  static Status check_usable(const Impl* session, const char* function) {
+    if (session == nullptr) {
+      return Error(ErrorCode::invalid_argument, "%s() of a session that was moved from", function);
+    }
+    if (!session->work->in_call()) return {};
+    return Error(
+        ErrorCode::invalid_argument,
+        "%s() during an evaluation, save or load of the session or one of its forks: an "
+        "observer, executor or stream may only cancel and read it (see observer.hpp); call "
+        "it after that returned",
+        function);
+  }
 
   const detail::ModelData& data() const noexcept { return work->data(); }
   std::pmr::memory_resource* resource() const noexcept { return data().resource; }
@@ -58,6 +91,13 @@ struct Session::Impl {
                  "context or append less",
                  tokens.size(), static_cast<unsigned>(context() - room),
                  static_cast<unsigned>(context()));
+  }
+
+  // What the host appends is new work; what a generation appends is not.
+  Status append_work(Span<const Token> tokens) {
+    MIXTRAL_RETURN_IF_ERROR(append(tokens));
+    branch->begin_work();
+    return {};
   }
 
   Status append(Span<const Token> tokens) {
@@ -112,6 +152,7 @@ struct Session::Impl {
     const auto kept = static_cast<std::uint32_t>(differ - tokens.begin());
     work->rewind(*branch, kept);
     put(tokens.subspan(kept, tokens.size() - kept), turn());
+    branch->begin_work();
     return kept;
   }
 
@@ -128,7 +169,7 @@ struct Session::Impl {
     std::memcpy(header.magic, header.kMagic, sizeof header.magic);
     header.version = header.kVersion;
     header.kv_format = static_cast<std::uint32_t>(work->sizes().kv_format);
-    header.model = detail::model_fingerprint(data());
+    header.model = data().fingerprint();
     header.rotary_offset = branch->rotary_offset;
     header.n_tokens = branch->n_tokens;
     header.n_evaluated = branch->n_evaluated;
@@ -138,11 +179,11 @@ struct Session::Impl {
     bool good = write(&header, sizeof header);
     if (good) {
       detail::SnapshotWriter out(write);
-      out.put(branch->history, header.n_tokens * sizeof(Token));
-      out.put(branch->turns, header.n_tokens);
+      out.bytes(branch->history, header.n_tokens * sizeof(Token));
+      out.bytes(branch->turns, header.n_tokens);
       branch->past.for_each_run(header.n_evaluated,
-                                [&](const void* rows, std::size_t size) { out.put(rows, size); });
-      if (branch->has_logits) out.put(branch->logits, logits().size() * sizeof(float));
+                                [&](const void* rows, std::size_t size) { out.bytes(rows, size); });
+      if (branch->has_logits) out.bytes(branch->logits, logits().size() * sizeof(float));
       out.put_checksum();
       good = out.good();
     }
@@ -169,22 +210,27 @@ struct Session::Impl {
                    "are free; open the session with more kv_tokens, or let forks of it go",
                    end - first, work->pages().n_free(), work->pages().n_pages());
     }
+    struct Undo {  // unless all was read, also if `read` throws
+      detail::KvPast* past;
+      ~Undo() {
+        if (past != nullptr) past->drop_from(0);
+      }
+    } undo{&past};
     past.begin_at(first);
     past.prepare(first, end);
     detail::SnapshotReader in(read);
-    in.get(branch->history, header.n_tokens * sizeof(Token));
-    in.get(branch->turns, header.n_tokens);
-    past.for_each_run(end, [&](void* rows, std::size_t size) { in.get(rows, size); });
-    if (header.has_logits != 0) in.get(branch->logits, logits().size() * sizeof(float));
+    in.bytes(branch->history, header.n_tokens * sizeof(Token));
+    in.bytes(branch->turns, header.n_tokens);
+    past.for_each_run(end, [&](void* rows, std::size_t size) { in.bytes(rows, size); });
+    if (header.has_logits != 0) in.bytes(branch->logits, logits().size() * sizeof(float));
     const bool good = in.checksum_matches();
-    if (!good || !is_valid(header)) {
-      past.drop_from(0);
-      return in.good() ? damaged : failed;
-    }
+    if (!good || !is_valid(header)) return in.is_read() ? damaged : failed;
+    undo.past = nullptr;
     branch->n_tokens = header.n_tokens;
     branch->n_evaluated = header.n_evaluated;
     branch->rotary_offset = header.rotary_offset;
     branch->has_logits = header.has_logits != 0;
+    branch->begin_work();
     return {};
   }
 
@@ -206,7 +252,7 @@ struct Session::Impl {
       return Error(ErrorCode::bad_format,
                    "loading a session: its header is damaged; load another copy");
     }
-    if (header.model != detail::model_fingerprint(data())) {
+    if (header.model != data().fingerprint()) {
       return Error(ErrorCode::invalid_argument,
                    "loading a session: it was saved with another model; open the very file that it "
                    "was made with");
@@ -236,20 +282,29 @@ struct Session::Impl {
     return true;
   }
 
-  Result<bool> advance(const detail::Workspace::Clock::time_point* deadline, Observer* observer) {
-    if (branch->n_tokens == 0) {
-      return Error(ErrorCode::invalid_argument,
-                   "nothing to evaluate: append text, tokens or a chat first");
-    }
-    work->wanted()[0] = branch;
-    return work->advance(1, deadline, observer);
+  static Error nothing_to_evaluate() noexcept {
+    return Error(ErrorCode::invalid_argument,
+                 "nothing to evaluate: append text, tokens or a chat first");
+  }
+  static Error nothing_to_evaluate(std::size_t session) noexcept {
+    return Error(ErrorCode::invalid_argument,
+                 "session %zu has nothing to evaluate: append text, tokens or a chat first",
+                 session);
   }
 
-  // The same for several sessions.
-  static Result<bool> advance(Span<Session* const> sessions,
-                              const detail::Workspace::Clock::time_point* deadline,
-                              Observer* observer) {
-    if (sessions.empty()) return true;
+  // Evaluates what is pending in the sessions, until `deadline` unless that is null. A session may be
+  // given several times.
+  static Result<Progress> advance(Span<Session* const> sessions, const char* function,
+                                  const detail::Workspace::Clock::time_point* deadline,
+                                  Observer* observer) {
+    if (sessions.empty()) return Progress(Progress::done);
+    for (std::size_t i = 0; i < sessions.size(); ++i) {
+      if (sessions[i] == nullptr) {
+        return Error(ErrorCode::invalid_argument, "%s() of session %zu, which is null", function,
+                     i);
+      }
+      MIXTRAL_RETURN_IF_ERROR(check_usable(sessions[i]->impl_.get(), function));
+    }
     detail::Workspace& work = *sessions[0]->impl_->work;
     std::size_t n = 0;
     for (std::size_t i = 0; i < sessions.size(); ++i) {
@@ -261,13 +316,23 @@ struct Session::Impl {
                      i);
       }
       if (session.branch->n_tokens == 0) {
-        return Error(ErrorCode::invalid_argument,
-                     "session %zu has nothing to evaluate: append text, tokens or a chat first", i);
+        return sessions.size() == 1 ? nothing_to_evaluate() : nothing_to_evaluate(i);
       }
       detail::Branch** const end = work.wanted() + n;
       if (std::find(work.wanted(), end, session.branch) == end) *end = session.branch, ++n;
     }
-    return work.advance(n, deadline, observer);
+    return advance(work, n, deadline, observer);
+  }
+
+  // The first n of work.wanted(). A session may be gone when this returns, if a callback destroyed it.
+  static Result<Progress> advance(detail::Workspace& work, std::size_t n,
+                                  const detail::Workspace::Clock::time_point* deadline,
+                                  Observer* observer) {
+    const detail::WorkspaceCall call(&work);
+    const Result<bool> done = work.advance(n, deadline, observer);
+    MIXTRAL_RETURN_IF_ERROR(done);
+    const Progress progress = work.progress();
+    return Progress(*done ? Progress::done : Progress::working, progress.n_done, progress.n_total);
   }
 };
 
@@ -373,6 +438,7 @@ Result<Session> Session::open(const Model& model, const SessionOptions& options)
 }
 
 Result<Session> Session::fork() const {
+  MIXTRAL_RETURN_IF_ERROR(Impl::check_usable(impl_.get(), "fork"));
   return detail::guard_memory("forking a session", [&]() -> Result<Session> {
     detail::Workspace* work = impl_->work;
     detail::Branch* branch = work->take_branch();
@@ -391,23 +457,29 @@ Result<Session> Session::fork() const {
     auto impl = detail::make_resource_ptr<Impl>(impl_->resource(), work, branch);
     give_back.branch = nullptr;
     work->copy(*impl_->branch, *branch);
+    branch->begin_work();
     return Session(std::move(impl));
   });
 }
 
 Status Session::append(std::string_view text) {
+  MIXTRAL_RETURN_IF_ERROR(Impl::check_usable(impl_.get(), "append"));
   return detail::guard_memory("appending text", [&]() -> Status {
     std::pmr::vector<Token> tokens(impl_->resource());
     MIXTRAL_RETURN_IF_ERROR(impl_->encode(text, impl_->branch->n_tokens == 0, tokens));
-    return impl_->append(Span<const Token>(tokens.data(), tokens.size()));
+    return impl_->append_work(Span<const Token>(tokens.data(), tokens.size()));
   });
 }
 
-Status Session::append(Span<const Token> tokens) { return impl_->append(tokens); }
+Status Session::append(Span<const Token> tokens) {
+  MIXTRAL_RETURN_IF_ERROR(Impl::check_usable(impl_.get(), "append"));
+  return impl_->append_work(tokens);
+}
 
-Status Session::append(Token token) { return impl_->append(Span<const Token>(&token, 1)); }
+Status Session::append(Token token) { return append(Span<const Token>(&token, 1)); }
 
 Status Session::append_chat(Span<const Message> messages, const ChatOptions& options) {
+  MIXTRAL_RETURN_IF_ERROR(Impl::check_usable(impl_.get(), "append_chat"));
   return detail::guard_memory("appending a chat", [&]() -> Status {
     const Span<const Token> past = impl_->tokens();
     Turn turn = impl_->turn();
@@ -421,7 +493,7 @@ Status Session::append_chat(Span<const Message> messages, const ChatOptions& opt
     std::pmr::vector<Token> tokens(impl_->resource());
     MIXTRAL_RETURN_IF_ERROR(
         encode_chat(model().tokenizer(), model().chat_format(), messages, options, turn, tokens));
-    MIXTRAL_RETURN_IF_ERROR(impl_->append(Span<const Token>(tokens.data(), tokens.size())));
+    MIXTRAL_RETURN_IF_ERROR(impl_->append_work(Span<const Token>(tokens.data(), tokens.size())));
     detail::Branch& branch = *impl_->branch;
     std::uint8_t& mark = branch.turns[branch.n_tokens - 1];
     mark = static_cast<std::uint8_t>(turn);
@@ -432,51 +504,67 @@ Status Session::append_chat(Span<const Message> messages, const ChatOptions& opt
 }
 
 Status Session::evaluate(Observer* observer) {
-  const Result<bool> done = impl_->advance(nullptr, observer);
+  Session* const self = this;
+  const auto done = Impl::advance({&self, 1}, "evaluate", nullptr, observer);
   MIXTRAL_RETURN_IF_ERROR(done);
   return {};
 }
 
 Result<Progress> Session::advance(std::chrono::nanoseconds budget, Observer* observer) {
-  const auto deadline = detail::Workspace::Clock::now() + budget;
-  const Result<bool> done = impl_->advance(&deadline, observer);
-  MIXTRAL_RETURN_IF_ERROR(done);
-  return *done ? Progress::done : Progress::working;
+  Session* const self = this;
+  const auto deadline = detail::deadline_after(budget);
+  return Impl::advance({&self, 1}, "advance", &deadline, observer);
 }
 
 Status Session::evaluate_all(Span<Session* const> sessions, Observer* observer) {
-  const Result<bool> done = Impl::advance(sessions, nullptr, observer);
+  const auto done = Impl::advance(sessions, "evaluate_all", nullptr, observer);
   MIXTRAL_RETURN_IF_ERROR(done);
   return {};
 }
 
 Result<Progress> Session::advance_all(Span<Session* const> sessions,
                                       std::chrono::nanoseconds budget, Observer* observer) {
-  const auto deadline = detail::Workspace::Clock::now() + budget;
-  const Result<bool> done = Impl::advance(sessions, &deadline, observer);
-  MIXTRAL_RETURN_IF_ERROR(done);
-  return *done ? Progress::done : Progress::working;
+  const auto deadline = detail::deadline_after(budget);
+  return Impl::advance(sessions, "advance_all", &deadline, observer);
 }
 
 Status Session::rewind(std::uint32_t n) {
+  MIXTRAL_RETURN_IF_ERROR(Impl::check_usable(impl_.get(), "rewind"));
   if (n > impl_->branch->n_tokens) {
     return Error(ErrorCode::invalid_argument, "rewinding to %u tokens; the session has %u",
                  static_cast<unsigned>(n), static_cast<unsigned>(impl_->branch->n_tokens));
   }
   impl_->work->rewind(*impl_->branch, n);
+  impl_->branch->begin_work();
   return {};
 }
 
 Result<std::uint32_t> Session::forget_oldest(std::uint32_t keep_first, std::uint32_t n) {
-  return impl_->forget_oldest(keep_first, n);
+  MIXTRAL_RETURN_IF_ERROR(Impl::check_usable(impl_.get(), "forget_oldest"));
+  const auto gone = impl_->forget_oldest(keep_first, n);
+  if (gone) impl_->branch->begin_work();
+  return gone;
 }
 
-Status Session::save(ByteWriter write) const { return impl_->save(write); }
-Status Session::load(ByteReader read) { return impl_->load(read); }
+Status Session::save(ByteWriter write) const {
+  MIXTRAL_RETURN_IF_ERROR(Impl::check_usable(impl_.get(), "save"));
+  const detail::WorkspaceCall call(impl_->work);
+  return impl_->save(write);
+}
 
-Result<std::uint32_t> Session::replace(Span<const Token> tokens) { return impl_->replace(tokens); }
+Status Session::load(ByteReader read) {
+  MIXTRAL_RETURN_IF_ERROR(Impl::check_usable(impl_.get(), "load"));
+  const detail::WorkspaceCall call(impl_->work);
+  return impl_->load(read);
+}
+
+Result<std::uint32_t> Session::replace(Span<const Token> tokens) {
+  MIXTRAL_RETURN_IF_ERROR(Impl::check_usable(impl_.get(), "replace"));
+  return impl_->replace(tokens);
+}
 
 Result<std::uint32_t> Session::replace(std::string_view text) {
+  MIXTRAL_RETURN_IF_ERROR(Impl::check_usable(impl_.get(), "replace"));
   return detail::guard_memory("replacing text", [&]() -> Result<std::uint32_t> {
     std::pmr::vector<Token> tokens(impl_->resource());
     MIXTRAL_RETURN_IF_ERROR(impl_->encode(text, true, tokens));
@@ -484,24 +572,33 @@ Result<std::uint32_t> Session::replace(std::string_view text) {
   });
 }
 
-bool Session::has_logits() const noexcept { return impl_->has_logits(); }
+bool Session::has_logits() const noexcept { return impl_ != nullptr && impl_->has_logits(); }
 
 Logits Session::logits() const noexcept {
+  if (!has_logits()) return {};
   return Logits(impl_->branch->logits, model().config().vocab_size);
 }
 
 double Session::log_probability(Token token) const {
-  return mixtral::log_probability(impl_->logits(), token);
+  return mixtral::log_probability(logits(), token);
 }
 
-void Session::cancel() noexcept { impl_->branch->cancelled.store(true); }
+void Session::cancel() noexcept {
+  if (impl_ != nullptr) impl_->branch->cancels.fetch_add(1);
+}
 
-void Session::clear() noexcept { impl_->work->rewind(*impl_->branch, 0); }
+void Session::clear() noexcept {
+  if (!Impl::check_usable(impl_.get(), "clear")) return;
+  impl_->work->rewind(*impl_->branch, 0);
+  impl_->branch->begin_work();
+}
 
-Span<const Token> Session::tokens() const noexcept { return impl_->tokens(); }
-std::uint32_t Session::context() const noexcept { return impl_->context(); }
+Span<const Token> Session::tokens() const noexcept {
+  return impl_ == nullptr ? Span<const Token>() : impl_->tokens();
+}
+std::uint32_t Session::context() const noexcept { return impl_ == nullptr ? 0 : impl_->context(); }
 std::uint32_t Session::remaining() const noexcept {
-  return impl_->context() - impl_->branch->n_tokens;
+  return impl_ == nullptr ? 0 : impl_->context() - impl_->branch->n_tokens;
 }
 const Model& Session::model() const noexcept { return impl_->work->model(); }
 

@@ -8,41 +8,24 @@
 //   logits           float32[vocab_size], if has_logits
 //   checksum         uint64, of everything after the header: of the tokens, the turns, each run of rows
 //                    of one head and the logits, each filled up with zeros to whole 64-bit words
+//
+// A saved generation is a saved session with what Generation::Impl::transfer() writes after it, in the
+// order that stands there. It begins with the bytes "MIXTRALG" and a version of its own and ends with a
+// checksum like the session's; numbers are little-endian, a flag is one byte, a sequence is its length
+// as uint64 and its elements.
 #ifndef MIXTRAL_IMPL_SNAPSHOT_HPP_
 #define MIXTRAL_IMPL_SNAPSHOT_HPP_
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "mixtral/byte_stream.hpp"
-#include "mixtral/impl/model.hpp"
+#include "mixtral/impl/fingerprint.hpp"
 
 namespace mixtral::detail {
-
-// Changes with any change of one 64-bit word, and with nearly all others: each step is a bijection
-// of the sum for a given word, and of the word for a given sum.
-class Checksum {
- public:
-  void add(const void* bytes, std::size_t size) noexcept {
-    const auto* from = static_cast<const std::uint8_t*>(bytes);
-    for (; size >= sizeof(std::uint64_t); size -= sizeof(std::uint64_t)) {
-      add_word(from, sizeof(std::uint64_t));
-      from += sizeof(std::uint64_t);
-    }
-    if (size != 0) add_word(from, size);
-  }
-  std::uint64_t value() const noexcept { return sum_; }
-
- private:
-  void add_word(const std::uint8_t* from, std::size_t size) noexcept {
-    std::uint64_t word = 0;
-    std::memcpy(&word, from, size);
-    sum_ = (sum_ ^ word) * 0x9E3779B97F4A7C15u;
-    sum_ ^= sum_ >> 32;
-  }
-  std::uint64_t sum_ = 0xCBF29CE484222325u;
-};
 
 struct SnapshotHeader {
   static constexpr char kMagic[8] = {'M', 'I', 'X', 'T', 'R', 'A', 'L', 'S'};
@@ -67,87 +50,110 @@ struct SnapshotHeader {
 };
 static_assert(sizeof(SnapshotHeader) == 56, "no padding: it is written as it lies in memory");
 
-// Tells models apart: the configuration, and the shape, format, first and last bytes of each matrix.
-inline std::uint64_t model_fingerprint(const ModelData& data) noexcept {
-  Checksum sum;
-  const Config& c = data.config;
-  const std::uint32_t sizes[] = {c.dim,        c.n_layers,      c.n_heads,   c.n_kv_heads,
-                                 c.head_size,  c.hidden_dim,    c.n_experts, c.n_experts_used,
-                                 c.vocab_size, c.sliding_window};
-  sum.add(sizes, sizeof sizes);
-  const float numbers[] = {c.rope_theta, c.rope_scale, c.norm_epsilon};
-  sum.add(numbers, sizeof numbers);
-  const auto add = [&](const simd::Matrix& matrix) {
-    const std::uint64_t shape[] = {matrix.rows, matrix.cols,
-                                   static_cast<std::uint64_t>(matrix.format)};
-    sum.add(shape, sizeof shape);
-    if (matrix.data == nullptr || matrix.bytes() == 0) return;
-    const std::size_t n = matrix.bytes() < 64 ? static_cast<std::size_t>(matrix.bytes()) : 64;
-    sum.add(matrix.data, n);
-    sum.add(matrix.data + matrix.bytes() - n, n);
-  };
-  const auto add_floats = [&](const float* floats, std::size_t n) {
-    if (floats != nullptr) sum.add(floats, n * sizeof(float));
-  };
-  const Weights& weights = data.weights;
-  add(weights.token_embedding);
-  add(weights.output);
-  add_floats(weights.output_norm, c.dim);
-  add_floats(weights.rope_factors, c.head_size / 2);
-  for (const LayerWeights& layer : weights.layers) {
-    add_floats(layer.attention_norm, c.dim);
-    add_floats(layer.ffn_norm, c.dim);
-    for (const simd::Matrix* m : {&layer.wq, &layer.wk, &layer.wv, &layer.wo, &layer.router})
-      add(*m);
-    for (std::size_t e = 0; e < c.n_experts; ++e) {
-      const ExpertWeights& expert = layer.experts[e];
-      for (const simd::Matrix* m : {&expert.w1, &expert.w2, &expert.w3}) add(*m);
-    }
-  }
-  return sum.value();
-}
-
-// Writes with a running checksum.
+// Writes with a running checksum. Reader and writer have functions of the same names, so that one template
+// can state a format for both; kReads tells it which of them it has.
 class SnapshotWriter {
  public:
+  static constexpr bool kReads = false;
+
   explicit SnapshotWriter(ByteWriter write) : write_(write) {}
-  void put(const void* bytes, std::size_t size) {
+  void bytes(const void* from, std::size_t size) {
     if (!good_) return;
-    sum_.add(bytes, size);
-    good_ = write_(bytes, size);
+    sum_.add(from, size);
+    good_ = write_(from, size);
+  }
+  template <class T>
+  void value(const T& number) {
+    static_assert(std::is_arithmetic_v<T> && !std::is_same_v<T, bool>);
+    bytes(&number, sizeof number);
+  }
+  void flag(bool is_set) { value(static_cast<std::uint8_t>(is_set ? 1 : 0)); }
+  // A vector or string of simple elements, `most` of them at most.
+  template <class Sequence>
+  void sequence(const Sequence& elements, std::size_t most) {
+    static_assert(std::is_trivially_copyable_v<typename Sequence::value_type>);
+    if (elements.size() > most) return fail();
+    value(static_cast<std::uint64_t>(elements.size()));
+    bytes(elements.data(), elements.size() * sizeof(typename Sequence::value_type));
   }
   void put_checksum() {
     const std::uint64_t sum = sum_.value();
     if (good_) good_ = write_(&sum, sizeof sum);
   }
+  // To be called for something that is too large for the format.
+  void fail() noexcept {
+    good_ = false;
+    is_too_large_ = true;
+  }
   bool good() const noexcept { return good_; }
+  bool is_too_large() const noexcept { return is_too_large_; }
 
  private:
   ByteWriter write_;
   Checksum sum_;
   bool good_ = true;
+  bool is_too_large_ = false;
 };
 
+// Reads what a SnapshotWriter wrote, or anything else: what cannot have been written, and what is read
+// once something was not good, leaves zeros and empty sequences.
 class SnapshotReader {
  public:
+  static constexpr bool kReads = true;
+
   explicit SnapshotReader(ByteReader read) : read_(read) {}
-  void get(void* bytes, std::size_t size) {
-    if (!good_) return;
-    good_ = read_(bytes, size);
-    if (good_) sum_.add(bytes, size);
+  void bytes(void* to, std::size_t size) {
+    if (good()) is_read_ = read_(to, size);
+    if (good()) {
+      sum_.add(to, size);
+    } else {
+      std::memset(to, 0, size);
+    }
+  }
+  template <class T>
+  void value(T& number) {
+    static_assert(std::is_arithmetic_v<T> && !std::is_same_v<T, bool>);
+    bytes(&number, sizeof number);
+  }
+  void flag(bool& is_set) {
+    std::uint8_t byte = 0;
+    value(byte);
+    if (byte > 1) fail();
+    is_set = good() && byte == 1;
+  }
+  // Takes memory as elements come, so that a damaged number of them takes none.
+  template <class Sequence>
+  void sequence(Sequence& elements, std::size_t most) {
+    using Element = typename Sequence::value_type;
+    static_assert(std::is_trivially_copyable_v<Element>);
+    constexpr std::size_t kPiece = 4096;
+    std::uint64_t size = 0;
+    value(size);
+    if (size > most) fail();
+    elements.clear();
+    while (good() && elements.size() < size) {
+      const std::size_t begin = elements.size();
+      const auto n = static_cast<std::size_t>(std::min<std::uint64_t>(kPiece, size - begin));
+      elements.resize(begin + n);
+      bytes(&elements[begin], n * sizeof(Element));
+    }
+    if (!good()) elements.clear();
   }
   // Does what was read have the checksum that comes now?
   bool checksum_matches() {
     std::uint64_t sum = 0;
-    if (good_) good_ = read_(&sum, sizeof sum);
-    return good_ && sum == sum_.value();
+    if (good()) is_read_ = read_(&sum, sizeof sum);
+    return good() && sum == sum_.value();
   }
-  bool good() const noexcept { return good_; }
+  void fail() noexcept { is_possible_ = false; }
+  bool good() const noexcept { return is_read_ && is_possible_; }
+  bool is_read() const noexcept { return is_read_; }  // no read has failed
 
  private:
   ByteReader read_;
   Checksum sum_;
-  bool good_ = true;
+  bool is_read_ = true;
+  bool is_possible_ = true;
 };
 
 }  // namespace mixtral::detail

@@ -7,7 +7,9 @@
 #include <vector>
 
 #include "mixtral/checkpoint.hpp"
+#include "mixtral/error.hpp"
 #include "mixtral/impl/slab.hpp"
+#include "mixtral/progress.hpp"
 #include "mixtral/simd/kernels.hpp"
 
 namespace mixtral::detail {
@@ -15,12 +17,16 @@ namespace mixtral::detail {
 // Copies what the tensors of a checkpoint point to, interleaved where `kernels` can, and lets them point to
 // the copy, which replaces the checkpoint's files. An expert's w1 and w3, whose rows are multiplied in turns, lie
 // in turns, too: measured, memory is read a third faster as one stream. The checkpoint's tensors are those
-// of its configuration. Errors: out_of_memory, also thrown.
+// of its configuration. Errors: out_of_memory, also thrown; cancelled.
 class WeightsCopier {
  public:
-  WeightsCopier(Checkpoint& checkpoint, const simd::Kernels& kernels,
+  WeightsCopier(Checkpoint& checkpoint, const simd::Kernels& kernels, ProgressListener progress,
                 std::pmr::memory_resource* resource)
-      : checkpoint_(checkpoint), kernels_(kernels), resource_(resource), w3_(resource) {
+      : checkpoint_(checkpoint),
+        kernels_(kernels),
+        progress_(progress),
+        resource_(resource),
+        w3_(resource) {
     w3_.resize(std::size_t{checkpoint.config.n_layers} * checkpoint.config.n_experts);
     for (NamedTensor& tensor : checkpoint.tensors) {
       if (tensor.role == Role::w3) w3_[expert_of(tensor)] = &tensor;
@@ -41,6 +47,7 @@ class WeightsCopier {
                    "ModelOptions::copy_weights they stay in the file",
                    static_cast<unsigned long long>(size));
     }
+    MIXTRAL_RETURN_IF_ERROR(tell_progress(slab, size));
     // Pairs first: all else does not belong to one or was not yet copied.
     for (NamedTensor& tensor : checkpoint_.tensors) {
       if (tensor.role != Role::w1) continue;
@@ -48,17 +55,27 @@ class WeightsCopier {
       if (can_pair(copied(tensor.matrix), copied(other.matrix))) {
         copy_pair(slab, tensor.matrix, other.matrix);
         drop_pages();
+        MIXTRAL_RETURN_IF_ERROR(tell_progress(slab, size));
       }
     }
     for (NamedTensor& tensor : checkpoint_.tensors) {
       if (tensor.matrix.gap_bytes != 0) continue;
       copy_one(slab, tensor.matrix);
       drop_pages();
+      MIXTRAL_RETURN_IF_ERROR(tell_progress(slab, size));
     }
     return slab;
   }
 
  private:
+  Status tell_progress(const Slab& slab, std::uint64_t size) const {
+    const std::uint64_t n_done = slab.used();
+    const auto state = n_done == size ? Progress::done : Progress::working;
+    if (progress_(Progress(state, n_done, size))) return {};
+    return Error(ErrorCode::cancelled, "cancelled after copying %llu of %llu bytes of weights",
+                 static_cast<unsigned long long>(n_done), static_cast<unsigned long long>(size));
+  }
+
   // There is no need for room for the file and the copy at the same time.
   void drop_pages() const noexcept {
     for (const Bytes& file : checkpoint_.files) file.drop_pages();
@@ -124,6 +141,7 @@ class WeightsCopier {
 
   Checkpoint& checkpoint_;
   const simd::Kernels& kernels_;
+  ProgressListener progress_;
   std::pmr::memory_resource* resource_;
   std::pmr::vector<NamedTensor*> w3_;  // of each layer's experts
 };

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstdio>
 
 #include "mixtral/executor.hpp"
 #include "mixtral/impl/model.hpp"
@@ -12,6 +13,7 @@
 #include "mixtral/network/forward_pass.hpp"
 #include "mixtral/network/kv_cache.hpp"
 #include "mixtral/observer.hpp"
+#include "mixtral/progress.hpp"
 #include "mixtral/session.hpp"
 
 namespace mixtral::detail {
@@ -28,13 +30,40 @@ struct Branch {
   std::uint64_t rotary_offset = 0;  // what rotary positions are ahead of those in the history
   bool has_logits = false;
   bool in_use = false;
-  std::atomic<bool> cancelled{false};
+  bool leaves = false;           // its session was destroyed during a call
+  std::uint32_t work_begin = 0;  // n_evaluated when the history was last changed from outside
+
+  // How often Session::cancel() was called, and up to which of these calls the evaluation of what is
+  // pending is not concerned: those before the history was last changed from outside, or before an
+  // evaluation that ended as cancelled.
+  std::atomic<std::uint32_t> cancels{0};
+  std::uint32_t cancels_before = 0;
+
+  bool is_cancelled() const noexcept {
+    return cancels.load(std::memory_order_relaxed) != cancels_before;
+  }
+
+  // To be called when the host changes what is to be computed: what was cancelled is no longer wanted.
+  void begin_work() noexcept {
+    cancels_before = cancels.load();
+    work_begin = n_evaluated;
+  }
 
   // Tokens to be computed before there are logits: the last one again if they were lost.
   std::uint32_t n_pending() const noexcept {
     return n_evaluated < n_tokens ? n_tokens - n_evaluated : has_logits || n_tokens == 0 ? 0 : 1;
   }
 };
+
+// Returns the moment that is `budget` from now. A negative budget counts as none, and one of more than a
+// century as a century, so that the sum stays within the clock's range.
+inline std::chrono::steady_clock::time_point deadline_after(
+    std::chrono::nanoseconds budget) noexcept {
+  using Clock = std::chrono::steady_clock;
+  constexpr std::chrono::nanoseconds kCentury = std::chrono::hours(24 * 365 * 100);
+  budget = std::clamp(budget, std::chrono::nanoseconds(0), kCentury);
+  return Clock::now() + std::chrono::duration_cast<Clock::duration>(budget);
+}
 
 struct WorkspaceSizes {
   std::uint32_t context = 0;
@@ -77,17 +106,39 @@ class Workspace {
     for (std::size_t i = 0; i < sizes_.branches; ++i) {
       if (branches_[i].in_use) continue;
       branches_[i].in_use = true;
+      branches_[i].begin_work();
       ++n_in_use_;
       return &branches_[i];
     }
     return nullptr;
   }
-  // True if it was the last one.
+  // True if it was the last one, so that nobody uses the workspace any more. During a call the branch
+  // goes when the call ends, and what is computed for it is cancelled.
   bool give_back(Branch& branch) noexcept {
+    if (in_call_) {
+      branch.leaves = true;
+      branch.cancels.fetch_add(1);
+      return false;
+    }
     rewind(branch, 0);
-    branch.in_use = false;
-    branch.cancelled.store(false);
+    branch.in_use = branch.leaves = false;
     return --n_in_use_ == 0;
+  }
+
+  // A call is what hands control to code of the host: an executor, an observer, a byte stream. Until it
+  // ends, nothing else may change the workspace. Calls do not nest.
+  bool in_call() const noexcept { return in_call_; }
+  void begin_call() noexcept { in_call_ = keeps_pass_ = true; }
+  // Ends the call, in whatever way it ended: a pass that advance() worked on is given up unless it said
+  // that it goes on. True if nobody uses the workspace any more.
+  bool end_call() noexcept {
+    in_call_ = false;
+    if (!keeps_pass_) abandon();
+    bool is_unused = false;
+    for (std::size_t i = 0; i < sizes_.branches; ++i) {
+      if (branches_[i].leaves) is_unused = give_back(branches_[i]);
+    }
+    return is_unused;
   }
 
   void rewind(Branch& branch, std::uint32_t n) noexcept {
@@ -99,6 +150,7 @@ class Workspace {
     branch.past.drop_from(branch.n_evaluated);
     if (branch.past.is_empty()) branch.n_evaluated = 0;
     if (branch.n_evaluated == 0) branch.rotary_offset = 0;
+    branch.work_begin = std::min(branch.work_begin, branch.n_evaluated);
   }
 
   // Takes the n tokens from `begin` on out of the history; n in whole pages, unless they are its last.
@@ -124,6 +176,7 @@ class Workspace {
     std::copy(branch.history + end, branch.history + branch.n_tokens, branch.history + begin);
     std::copy(branch.turns + end, branch.turns + branch.n_tokens, branch.turns + begin);
     branch.n_tokens -= n;
+    branch.work_begin = std::min(branch.work_begin, branch.n_evaluated);
     return true;
   }
 
@@ -143,34 +196,65 @@ class Workspace {
   Branch** wanted() const noexcept { return wanted_; }
 
   // Computes what is pending in the first n of wanted(), until `deadline` unless that is null; a pass
-  // of others that is in progress is finished first. True if all is done.
+  // of others that is in progress is finished first. True if all is done. Within a call only.
   Result<bool> advance(std::size_t n, const Clock::time_point* deadline, Observer* observer) {
     n_wanted_ = n;
+    failed_ = nullptr;
+    keeps_pass_ = false;
     bool ran = false;
     while (!is_cancelled()) {
       if (!running_) {
         MIXTRAL_RETURN_IF_ERROR(begin_pass(observer));
         if (!running_) break;
       }
-      if (!run(deadline, observer, ran)) {
-        if (!is_cancelled()) return false;
-        break;
+      const bool complete = run(deadline, observer, ran);
+      if (pass_.not_finite()) {
+        const Error error = not_finite(*pass_.not_finite());
+        abandon();
+        if (failed_ == nullptr) continue;  // one of others, who will see for themselves
+        return error;
+      }
+      if (!complete) {
+        if (is_cancelled()) break;
+        keeps_pass_ = true;
+        return false;
       }
       finish_pass();
+      if (observer != nullptr) observer->on_progress(progress());
     }
-    // A request that came too late for the last pass, or before a call with nothing to do, counts too:
-    // it must not stay for a call that nobody meant.
     std::uint32_t n_evaluated = 0, n_tokens = 0;
     bool cancelled = false;
     for (std::size_t i = 0; i < n; ++i) {
-      cancelled = wanted_[i]->cancelled.exchange(false) || cancelled;
-      n_evaluated += wanted_[i]->n_evaluated;
-      n_tokens += wanted_[i]->n_tokens;
+      Branch& branch = *wanted_[i];
+      const std::uint32_t cancels = branch.cancels.load();
+      cancelled = cancelled || cancels != branch.cancels_before;
+      branch.cancels_before = cancels;
+      n_evaluated += branch.n_evaluated;
+      n_tokens += branch.n_tokens;
     }
     if (!cancelled) return true;
-    abandon();
     return Error(ErrorCode::cancelled, "cancelled after %u of %u tokens; evaluate again to go on",
                  static_cast<unsigned>(n_evaluated), static_cast<unsigned>(n_tokens));
+  }
+
+  // Which of wanted() the last advance() failed for; null if it did not, or for none in particular.
+  const Branch* failed() const noexcept { return failed_; }
+
+  // How much of what the last advance() was asked for is done.
+  Progress progress() const noexcept {
+    const std::uint64_t units_a_token = std::uint64_t{data_->config.n_layers} + 1;
+    std::uint64_t n_done = 0, n_total = 0;
+    for (std::size_t i = 0; i < n_wanted_; ++i) {
+      const Branch& branch = *wanted_[i];
+      n_total += branch.n_evaluated + branch.n_pending() - branch.work_begin;
+      n_done += branch.n_evaluated - branch.work_begin;
+    }
+    n_done *= units_a_token;
+    n_total *= units_a_token;
+    for (std::size_t i = 0; running_ && i < n_wanted_; ++i) {
+      n_done += std::uint64_t{wanted_[i]->n_in_pass} * pass_.layer_number();
+    }
+    return Progress(n_done == n_total ? Progress::done : Progress::working, n_done, n_total);
   }
 
  private:
@@ -224,9 +308,31 @@ class Workspace {
 
   bool is_cancelled() const noexcept {
     for (std::size_t i = 0; i < n_wanted_; ++i) {
-      if (wanted_[i]->cancelled.load(std::memory_order_relaxed)) return true;
+      if (wanted_[i]->is_cancelled()) return true;
     }
     return false;
+  }
+
+  // What to tell of a pass whose numbers are not finite; notes whose it was in failed_.
+  Error not_finite(const NotFinite& where) noexcept {
+    const PassRow& row = pass_.rows()[where.row];
+    for (std::size_t i = 0; i < n_wanted_; ++i) {
+      if (&wanted_[i]->past == row.past) failed_ = wanted_[i];
+    }
+    char place[40];
+    if (where.part == Part::embedding) {
+      std::snprintf(place, sizeof place, "its embedding is");
+    } else if (where.part == Part::output) {
+      std::snprintf(place, sizeof place, "its logits are");
+    } else {
+      std::snprintf(place, sizeof place, "the %s of layer %u is",
+                    where.part == Part::router ? "router" : "result",
+                    static_cast<unsigned>(where.layer));
+    }
+    return Error(ErrorCode::bad_format,
+                 "evaluating token %d at position %u: %s infinite or no number (NaN); weights are "
+                 "damaged, get the file again and compare its checksum",
+                 static_cast<int>(row.token), static_cast<unsigned>(row.position), place);
   }
 
   // Positions that a token at `position` does not need any more come before this one.
@@ -237,6 +343,7 @@ class Workspace {
 
   // Begins a pass over as many pending tokens as it takes, if there are any.
   Status begin_pass(Observer* observer) {
+    const bool all_logits = observer != nullptr && observer->wants_all_logits();
     std::uint32_t n_rows = 0;
     PassRow* rows = pass_.rows();
     for (std::size_t b = 0; b < n_wanted_; ++b) {
@@ -254,6 +361,7 @@ class Workspace {
       branch->past.drop_before(first_needed(begin));
       if (branch->past.n_pages_to_take(begin, begin + n) > pages_.n_free()) {
         if (n_rows != 0) break;  // go on with those that have room
+        failed_ = branch;
         return Error(ErrorCode::context_full,
                      "no room for keys and values of %u more tokens: the session and its forks "
                      "have %zu pages of %zu tokens, of which %zu are free; open it with more "
@@ -263,6 +371,7 @@ class Workspace {
       }
       branch->past.prepare(begin, begin + n);
       branch->n_in_pass = n;
+      branch->work_begin = std::min(branch->work_begin, begin);
       for (std::uint32_t i = 0; i < n; ++i) {
         const std::uint32_t position = begin + i;
         row_branch_[n_rows] = branch;
@@ -279,7 +388,7 @@ class Workspace {
     next_chunk_.store(0);
     stage_seconds_ = 0.0;
     running_ = true;
-    pass_.begin(n_rows, observer != nullptr && observer->wants_all_logits());
+    pass_.begin(n_rows, all_logits);
     return {};
   }
 
@@ -301,7 +410,8 @@ class Workspace {
     running_ = false;
   }
 
-  // Goes on with the pass, true if to its end; false if the deadline came or it was cancelled.
+  // Goes on with the pass, true if to its end; false if the deadline came, it was cancelled, or its
+  // numbers are not finite.
   // `ran` tells whether anything was done before, since the beginning of a time slice.
   bool run(const Clock::time_point* deadline, Observer* observer, bool& ran) {
     const bool timed = observer != nullptr && observer->wants_times();
@@ -314,7 +424,10 @@ class Workspace {
       if (timed) observer->on_time(pass_.part(), pass_.layer_number(), stage_seconds_);
       stage_seconds_ = 0.0;
       next_chunk_.store(0);
+      const std::uint32_t layer = pass_.layer_number();
       pass_.next_stage(observer);
+      if (pass_.not_finite()) return false;
+      if (observer != nullptr && pass_.layer_number() != layer) observer->on_progress(progress());
     }
     return true;
   }
@@ -369,7 +482,10 @@ class Workspace {
   std::size_t n_in_use_ = 0;
   Branch** wanted_ = nullptr;  // [branches]
   std::size_t n_wanted_ = 0;
-  float* key_ = nullptr;  // [head_size], and the cosines and sines of its rotation
+  const Branch* failed_ = nullptr;
+  bool in_call_ = false;
+  bool keeps_pass_ = false;  // at the end of the call
+  float* key_ = nullptr;     // [head_size], and the cosines and sines of its rotation
 
   bool running_ = false;                    // a pass is in progress:
   std::uint32_t n_rows_ = 0;                // over so many rows,

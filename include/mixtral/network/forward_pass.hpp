@@ -8,6 +8,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <optional>
 
 #include "mixtral/impl/model.hpp"
 #include "mixtral/network/activations.hpp"
@@ -27,6 +29,25 @@ struct PassRow {
   float* logits = nullptr;  // where the logits that follow the token are put; null: nowhere
 };
 
+// Where a pass first met numbers that are infinite or NaN, which nothing after them recovers from.
+struct NotFinite {
+  std::size_t row;  // of the pass
+  Part part;        // embedding; output: the logits; router: its logits; experts: a layer's result
+  std::uint32_t layer;  // for the latter two
+};
+
+// True if all n numbers are finite. Written over bits, so that compilers make vectors of it.
+inline bool all_finite(const float* x, std::size_t n) noexcept {
+  constexpr std::uint32_t kExponent = 0x7F800000u;
+  std::uint32_t largest = 0;
+  for (std::size_t i = 0; i < n; ++i) {
+    std::uint32_t bits;
+    std::memcpy(&bits, x + i, sizeof bits);
+    largest = std::max(largest, bits & kExponent);
+  }
+  return largest != kExponent;
+}
+
 class ForwardPass {
  public:
   // Plans memory for passes of up to max_rows tokens, in which so many sessions want logits.
@@ -36,6 +57,7 @@ class ForwardPass {
     const std::size_t k = config.n_experts_used;
     rows_ = slab.take<PassRow>(max_rows);
     x_ = slab.take<float>(max_rows * config.dim);
+    is_finite_ = slab.take<bool>(max_rows);
     const Forms forms = wanted_forms();
     normed_.take(slab, kernels(), max_rows, config.dim, forms.normed);
     qkv_ = slab.take<float>(max_rows * qkv_width());
@@ -62,6 +84,7 @@ class ForwardPass {
     n_rows_ = n_rows;
     all_logits_ = all_logits;
     shortened_ = false;
+    not_finite_.reset();
     std::size_t depth = 1;
     for (std::size_t row = 0; row < n_rows; ++row) {
       depth = std::max(depth, std::size_t{rows_[row].position} + 1);
@@ -103,6 +126,7 @@ class ForwardPass {
     switch (stage_) {
       case Stage::embed: return embed(i);
       case Stage::attention_norm:
+        is_finite_[i] = all_finite(x(i), model_->config.dim);
         return normalize(i, layer().attention_norm, kernels().in_groups(n_rows_));
       case Stage::qkv: return qkv(i);
       case Stage::cache: return rotate_and_cache(i);
@@ -120,9 +144,18 @@ class ForwardPass {
     }
   }
 
-  // To be called once all chunks of the current stage have run. The observer may be null.
+  // Tells where numbers stopped being finite, if they did: the pass is of no use then. Known after the
+  // next_stage() that follows the layer, or the output matrix, that they came from.
+  const std::optional<NotFinite>& not_finite() const noexcept { return not_finite_; }
+
+  // To be called once all chunks of the current stage have run, unless not_finite(). The observer may
+  // be null.
   void next_stage(Observer* observer) {
     observer_ = observer;
+    if (stage_ == Stage::attention_norm || stage_ == Stage::router || stage_ == Stage::final_norm) {
+      find_not_finite();
+      if (not_finite_) return;
+    }
     if (observer_ != nullptr && observer_->wants_inputs()) show_inputs();
     switch (stage_) {
       case Stage::cache:
@@ -338,6 +371,7 @@ class ForwardPass {
   void route(std::size_t row) const {
     const Config& config = model_->config;
     normalize(row, layer().ffn_norm, false);
+    is_finite_[row] = true;
     if (!config.has_router()) {
       assignment_.experts(row)[0] = 0;
       assignment_.weights(row)[0] = 1.0f;
@@ -352,6 +386,7 @@ class ForwardPass {
                        std::memcpy(logits + first, values, n * sizeof(float));
                      });
     }
+    is_finite_[row] = all_finite(logits, config.n_experts);
     select_experts(logits, config.n_experts, config.n_experts_used, assignment_.experts(row),
                    assignment_.weights(row));
   }
@@ -506,7 +541,27 @@ class ForwardPass {
     stage_ = n_logit_rows_ == 0 ? Stage::done : Stage::final_norm;
   }
 
+  // Looks at what the stage has found out of the residual stream that it read, or of its router logits.
+  void find_not_finite() {
+    const bool is_last = stage_ == Stage::final_norm;
+    const std::size_t n = is_last ? n_logit_rows_ : n_rows_;
+    const bool* const begin = is_finite_;
+    const bool* const found = std::find(begin, begin + n, false);
+    if (found == begin + n) return;
+    const auto i = static_cast<std::size_t>(found - begin);
+    const std::size_t row = is_last ? logit_rows_[i] : i;
+    const auto l = static_cast<std::uint32_t>(layer_);
+    if (stage_ == Stage::router) {
+      not_finite_ = NotFinite{row, Part::router, l};
+    } else if (layer_ == 0) {
+      not_finite_ = NotFinite{row, Part::embedding, 0};
+    } else {
+      not_finite_ = NotFinite{row, Part::experts, l - 1};
+    }
+  }
+
   void final_norm(std::size_t i) const {
+    is_finite_[i] = all_finite(x(logit_rows_[i]), model_->config.dim);
     kernels().rms_norm(x(logit_rows_[i]), model_->weights.output_norm, model_->config.norm_epsilon,
                        model_->config.dim, final_.row(i));
     final_.complete_row(i, kernels().in_groups(n_logit_rows_));
@@ -526,6 +581,10 @@ class ForwardPass {
     for (std::size_t i = 0; i < n_logit_rows_; ++i) {
       const float* logits = logits_ + i * vocab_size;
       const PassRow& row = rows_[logit_rows_[i]];
+      if (!all_finite(logits, vocab_size)) {
+        not_finite_ = NotFinite{logit_rows_[i], Part::output, 0};
+        return;
+      }
       if (row.logits != nullptr) std::memcpy(row.logits, logits, vocab_size * sizeof(float));
       if (observer_ != nullptr) {
         observer_->on_logits(row.position, Span<const float>(logits, vocab_size));
@@ -548,11 +607,14 @@ class ForwardPass {
   std::size_t n_logit_rows_ = 0;
   std::size_t most_logit_rows_ = 1;
 
+  std::optional<NotFinite> not_finite_;
+
   PassRow* rows_ = nullptr;
-  float* x_ = nullptr;     // the residual stream, [row][dim]
-  Activations normed_;     // input of the projections and experts, [row][dim]
-  float* qkv_ = nullptr;   // [row][q_dim + kv_dim + kv_dim]
-  float* cos2_ = nullptr;  // rotary factors, [row][head_size], each twice
+  float* x_ = nullptr;         // the residual stream, [row][dim]
+  bool* is_finite_ = nullptr;  // what the stage looked at is; [row] or [logit row]
+  Activations normed_;         // input of the projections and experts, [row][dim]
+  float* qkv_ = nullptr;       // [row][q_dim + kv_dim + kv_dim]
+  float* cos2_ = nullptr;      // rotary factors, [row][head_size], each twice
   float* sin2_ = nullptr;
   Activations attention_;           // output of attention, [row][q_dim]
   float* router_logits_ = nullptr;  // [row][n_experts]
