@@ -13,6 +13,7 @@
 
 #include "mixtral/impl/model.hpp"
 #include "mixtral/network/activations.hpp"
+#include "mixtral/network/finite.hpp"
 #include "mixtral/network/kv_cache.hpp"
 #include "mixtral/network/portable_math.hpp"
 #include "mixtral/network/router.hpp"
@@ -35,18 +36,6 @@ struct NotFinite {
   Part part;        // embedding; output: the logits; router: its logits; experts: a layer's result
   std::uint32_t layer;  // for the latter two
 };
-
-// True if all n numbers are finite. Written over bits, so that compilers make vectors of it.
-inline bool all_finite(const float* x, std::size_t n) noexcept {
-  constexpr std::uint32_t kExponent = 0x7F800000u;
-  std::uint32_t largest = 0;
-  for (std::size_t i = 0; i < n; ++i) {
-    std::uint32_t bits;
-    std::memcpy(&bits, x + i, sizeof bits);
-    largest = std::max(largest, bits & kExponent);
-  }
-  return largest != kExponent;
-}
 
 class ForwardPass {
  public:

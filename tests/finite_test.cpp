@@ -1,0 +1,26 @@
+// Finding numbers that are infinite or NaN.
+#include "support.hpp"
+
+#include <mixtral/network/finite.hpp>
+
+TEST_CASE("finite: one number among many that is not is seen, wherever it is") {
+  const float none = std::numeric_limits<float>::quiet_NaN();
+  const float infinity = std::numeric_limits<float>::infinity();
+  const float largest = std::numeric_limits<float>::max();
+  const float smallest = std::numeric_limits<float>::denorm_min();
+  for (std::size_t n = 0; n < 20; ++n) {
+    std::vector<float> x(n);
+    for (std::size_t i = 0; i < n; ++i) {
+      x[i] = i % 4 == 0 ? -largest : i % 4 == 1 ? largest : i % 4 == 2 ? -0.0f : smallest;
+    }
+    CHECK(mixtral::detail::all_finite(x.data(), n));
+    for (std::size_t i = 0; i < n; ++i) {
+      for (const float bad : {none, -none, infinity, -infinity}) {
+        std::vector<float> y = x;
+        y[i] = bad;
+        CHECK(!mixtral::detail::all_finite(y.data(), n));
+        CHECK(mixtral::detail::all_finite(y.data(), i));
+      }
+    }
+  }
+}
