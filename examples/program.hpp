@@ -90,13 +90,6 @@ inline std::string read_file(const std::string& path) {
   return read_all(in, "'" + path + "'");
 }
 
-inline void write_file(const std::string& path, std::string_view bytes) {
-  std::ofstream out(path, std::ios::binary);
-  out.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-  out.close();
-  if (!out) throw std::runtime_error("cannot write '" + path + "'");
-}
-
 // For a command line: the chat formats by name.
 inline std::map<std::string, mixtral::ChatFormat> chat_formats() {
   std::map<std::string, mixtral::ChatFormat> formats;
