@@ -643,6 +643,80 @@ class Quantize(Case):
         self.assertIn(b"bits a weight", shown)
 
 
+class InputFiles(Case):
+    """What cannot be read is refused at once, with the path and the system's reason."""
+
+    def readers(self, path):
+        """The command lines that open a model at a path."""
+        prompt = self.file("prompt.txt", b"Once")
+        rest = {"complete": ["--prompt", "a"], "score": ["--file", prompt],
+                "quantize": ["--output", self.folder / "x.gguf", "--type", "Q4_0"]}
+        for name in PROGRAMS:
+            yield [name, "--input" if name == "quantize" else "--model", path, *rest.get(name, [])]
+
+    def test_models(self):
+        special = self.folder / "special"
+        special.mkdir()
+        os.mkfifo(special / "pipe.gguf")
+        listener = socket.socket(socket.AF_UNIX)
+        self.addCleanup(listener.close)
+        listener.bind(str(special / "socket"))
+        (special / "empty.gguf").touch()
+        (special / "folder").mkdir()
+        (special / "folder" / "b.gguf").touch()
+        long = special / "/".join(["x" * 100] * 20) / "end.gguf"
+        for path, words in ((special / "pipe.gguf", "pipe"), (special / "socket", "socket"),
+                            ("/dev/null", "device"), (special / "empty.gguf", "empty"),
+                            (special / "folder", "'b.gguf'"), ("no/caf\u00e9.gguf", "No such file"),
+                            (long, "x/end.gguf': No such file"), ("", "No such file"),
+                            (special / "empty.gguf" / "x", "Not a directory")):
+            for command in self.readers(path):
+                with self.subTest(f"{path} {command[0]}"):
+                    error = self.error_of(*command)
+                    self.assertIn(words, error)
+                    self.assertIn(pathlib.Path(path).name, error)
+        self.assertEqual(sorted(p.name for p in self.folder.iterdir()), ["prompt.txt", "special"])
+
+    @unittest.skipIf(os.geteuid() == 0, "the superuser may read everything")
+    def test_unreadable_files(self):
+        path = self.file("secret.gguf", b"x")
+        path.chmod(0)
+        for command in self.readers(path):
+            self.assertIn("Permission denied", self.error_of(*command))
+
+    def test_importance(self):
+        pipe = self.folder / "pipe"
+        os.mkfifo(pipe)
+        for path, word in ((pipe, "pipe"), (self.folder, "folder"), ("no/such", "No such file")):
+            self.assertIn(word, self.error_of(
+                "quantize", "--input", MODEL, "--output", self.folder / "x.gguf", "--type", "Q2_K",
+                "--importance", path))
+
+    def test_texts(self):
+        for name, option, rest in (("complete", "--prompt-file", []),
+                                   ("complete", "--grammar", ["--prompt", "a"]),
+                                   ("complete", "--json-schema", ["--prompt", "a"]),
+                                   ("score", "--file", ["--model", MODEL])):
+            for path, word in (("no/such.txt", "No such file"), (self.folder, "Is a directory"),
+                               (MODEL / "x", "Not a directory")):
+                with self.subTest(f"{name} {option} {path}"):
+                    error = self.error_of(name, option, path, *rest)
+                    self.assertIn(word, error)
+                    self.assertIn(str(path), error)
+
+    def test_texts_may_come_through_pipes(self):
+        expected = self.json_of("complete", "--prompt", "Once upon", "--temperature", 0,
+                                "--max-tokens", 5)["tokens"]
+        tokens = lambda *source, **options: self.json_of(
+            "complete", "--prompt-file", *source, "--temperature", 0, "--max-tokens", 5,
+            **options)["tokens"]
+        self.assertEqual(tokens("/dev/stdin", text=b"Once upon"), expected)
+        shell = subprocess.run(
+            ["bash", "-c", '"$0" --prompt-file <(printf "Once upon") --temperature 0 --max-tokens 5 '
+             "--json", self.bin / "complete"], capture_output=True, timeout=300)
+        self.assertEqual(json.loads(shell.stdout)["tokens"], expected)
+
+
 class OutputFiles(Case):
     """All programs write files in one way: complete or not at all, and never over what is to be kept."""
 
