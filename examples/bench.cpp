@@ -166,12 +166,11 @@ json summary(const std::vector<double>& rates) {
 }
 
 void write(const mixtral::Checkpoint& checkpoint, const mixtral::Quantization& type,
-           const std::string& path) {
-  program::GgufFile file(path);
+           const std::string& path, bool force) {
+  program::GgufFile file(path, force, {});
   mixtral::QuantizeOptions options;
   options.type = &type;
-  program::check(mixtral::write_gguf(checkpoint, options, file));
-  file.finish();
+  file.finish(mixtral::write_gguf(checkpoint, options, file));
 }
 
 void print(const json& report) {
@@ -232,7 +231,7 @@ int main(int argc, char** argv) {
   Plan plan;
   mixtral::ModelOptions model_options;
   mixtral::BlockFormat kv_format = mixtral::BlockFormat::f16;
-  bool as_json = false, profile = false;
+  bool as_json = false, profile = false, force = false;
   std::vector<std::string> shapes;
   for (const auto& item : program::model_shapes()) shapes.push_back(item.first);
   auto* source = app.add_option_group("Model", "One of these");
@@ -250,8 +249,11 @@ int main(int argc, char** argv) {
         return mixtral::find_quantization(name) != nullptr ? ""
                                                            : "no such type; see quantize --help";
       });
-  app.add_option("--write", written, "Write the synthetic model to this GGUF file, measure nothing")
-      ->needs(synthetic);
+  CLI::Option* writes =
+      app.add_option("--write", written,
+                     "Write the synthetic model to this GGUF file, measure nothing")
+          ->needs(synthetic);
+  app.add_flag("--force", force, "Overwrite the file of --write if it is there");
   app.add_option("--threads", threads, "Threads to use (default: all)")->check(CLI::Range(1, 1024));
   app.add_option("--prompt", plan.prompt, "Tokens of the prompt; 0 leaves it out")
       ->capture_default_str();
@@ -282,7 +284,7 @@ int main(int argc, char** argv) {
       mixtral::Config config = program::model_shapes().at(shape);
       if (n_layers != 0) config.n_layers = n_layers;
       random.emplace(config, *type);
-      if (!written.empty()) return write(random->checkpoint, *type, written);
+      if (*writes) return write(random->checkpoint, *type, written, force);
       load = program::Stopwatch();
     } else {
       opened = program::value(mixtral::open_checkpoint(path.c_str()));

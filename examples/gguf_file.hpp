@@ -2,38 +2,28 @@
 #ifndef MIXTRAL_EXAMPLES_GGUF_FILE_HPP_
 #define MIXTRAL_EXAMPLES_GGUF_FILE_HPP_
 
-#include <atomic>
-#include <filesystem>
 #include <mixtral/quantize.hpp>
 
+#include "output_file.hpp"
 #include "program.hpp"
 
 namespace program {
 
-// A file under a temporary name, which becomes `path` by finish() and vanishes otherwise.
 class GgufFile : public mixtral::GgufSink {
  public:
-  // Writing ends when `interrupted` turns true.
-  explicit GgufFile(const std::string& path, const std::atomic<bool>* interrupted = nullptr)
-      : path_(std::filesystem::u8path(path)),
-        temporary_(std::filesystem::u8path(path + ".part")),
-        bar_("writing"),
-        interrupted_(interrupted) {
-    file_.open(temporary_, std::ios::binary | std::ios::trunc);
-    if (!file_) throw std::runtime_error("cannot write '" + temporary_.u8string() + "'");
-  }
-  ~GgufFile() override {
-    if (finished_) return;
-    file_.close();
-    std::error_code ignored;
-    std::filesystem::remove(temporary_, ignored);
-  }
+  // Errors: as OutputFile, whose arguments these are.
+  GgufFile(const std::string& path, bool force, const Inputs& inputs)
+      : file_(path, force, inputs), bar_("writing") {}
 
   bool write(mixtral::Span<const std::uint8_t> bytes) override {
-    file_.write(reinterpret_cast<const char*>(bytes.data()),
-                static_cast<std::streamsize>(bytes.size()));
+    try {
+      file_.write({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+    } catch (const std::runtime_error& error) {
+      error_ = error.what();
+      return false;
+    }
     size_ += bytes.size();
-    return static_cast<bool>(file_);
+    return true;
   }
   void on_tensor(const mixtral::TensorReport& report) override {
     ++n_tensors_;
@@ -44,14 +34,14 @@ class GgufFile : public mixtral::GgufSink {
   bool on_progress(std::uint64_t done, std::uint64_t total) override {
     n_weights_ = total;
     bar_.update(done, total);
-    return interrupted_ == nullptr || !*interrupted_;
+    return true;
   }
 
-  void finish() {
-    file_.close();
-    if (!file_) throw std::runtime_error("cannot write '" + temporary_.u8string() + "'");
-    std::filesystem::rename(temporary_, path_);
-    finished_ = true;
+  // `written` is what write_gguf() returned. Throws its error, or rather the system's that led to it.
+  void finish(const mixtral::Status& written) {
+    if (!error_.empty()) throw std::runtime_error(error_);
+    check(written);
+    file_.finish();
   }
 
   void report(double seconds, bool with_importance) {
@@ -71,13 +61,12 @@ class GgufFile : public mixtral::GgufSink {
   }
 
  private:
-  std::filesystem::path path_, temporary_;
-  std::ofstream file_;
+  OutputFile file_;
+  std::string error_;  // why write() failed
   ProgressBar bar_;
-  const std::atomic<bool>* interrupted_;
   std::uint64_t size_ = 0, n_weights_ = 0;
   std::size_t n_tensors_ = 0, n_fallbacks_ = 0, n_with_importance_ = 0;
-  bool requantized_ = false, finished_ = false;
+  bool requantized_ = false;
 };
 
 }  // namespace program

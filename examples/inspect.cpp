@@ -1,7 +1,9 @@
 // What is in a model file, and what a model makes of given tokens.
 #include <algorithm>
 #include <filesystem>
+#include <optional>
 
+#include "output_file.hpp"
 #include "router_stats.hpp"
 
 namespace {
@@ -64,10 +66,10 @@ json describe_gguf(const std::pmr::vector<mixtral::Bytes>& parts) {
 json describe_folder(const mixtral::Checkpoint& checkpoint, const std::string& path) {
   json metadata = json::object(), tensors = json::array();
   const bool huggingface = checkpoint.config.head_order == mixtral::HeadOrder::halves;
-  const auto file = std::filesystem::is_directory(path) ? std::filesystem::path(path)
-                                                        : std::filesystem::path(path).parent_path();
+  const auto given = std::filesystem::u8path(path);
+  const auto file = std::filesystem::is_directory(given) ? given : given.parent_path();
   metadata = json::parse(
-      program::read_file((file / (huggingface ? "config.json" : "params.json")).string()));
+      program::read_file((file / (huggingface ? "config.json" : "params.json")).u8string()));
   for (const mixtral::NamedTensor& tensor : checkpoint.tensors) {
     const mixtral::simd::Matrix& matrix = tensor.matrix;
     std::vector<std::uint64_t> shape = {matrix.cols};
@@ -184,6 +186,11 @@ std::string little_endian(const std::vector<float>& values) {
   return bytes;
 }
 
+void finish(program::OutputFile& file, const std::string& bytes) {
+  file.write(bytes);
+  file.finish();
+}
+
 void print_table(const json& report) {
   std::cout << report["format"].get_ref<const std::string&>() << "\n\nmetadata\n";
   for (const auto& [key, value] : report["metadata"].items()) {
@@ -227,26 +234,37 @@ int main(int argc, char** argv) {
   std::vector<mixtral::Token> tokens;
   std::uint32_t context = 0;
   mixtral::BlockFormat kv_format = mixtral::BlockFormat::f16;
-  bool as_json = false;
+  bool as_json = false, force = false;
   app.add_option("--model", path, "GGUF file or model folder")->required();
   program::add_kv_format(app, kv_format);
   app.add_option("--context", context, "Tokens of context to state the memory for (default: 4096)")
       ->check(CLI::PositiveNumber);
   CLI::Option* with_tokens =
       app.add_option("--tokens", tokens, "Token ids to evaluate: 1,2,3")->delimiter(',');
-  app.add_option("--logits", logits_path,
-                 "Write the logits for every position: rows of little-endian float32")
-      ->needs(with_tokens);
-  app.add_option("--router", router_path,
-                 "Write the experts chosen for each layer and token, with their weights, as JSON")
-      ->needs(with_tokens);
+  CLI::Option* with_logits =
+      app.add_option("--logits", logits_path,
+                     "Write the logits for every position: rows of little-endian float32")
+          ->needs(with_tokens);
+  CLI::Option* with_router =
+      app.add_option(
+             "--router", router_path,
+             "Write the experts chosen for each layer and token, with their weights, as JSON")
+          ->needs(with_tokens);
   CLI::Option* with_text = app.add_option("--text", text_path, "A text for --router-stats");
-  app.add_option("--router-stats", stats_path,
-                 "Draw, as SVG, how the text's tokens use the experts of each layer, and keep them")
-      ->needs(with_text);
+  CLI::Option* with_stats =
+      app.add_option(
+             "--router-stats", stats_path,
+             "Draw, as SVG, how the text's tokens use the experts of each layer, and keep them")
+          ->needs(with_text);
+  app.add_flag("--force", force, "Overwrite what is to be written if it is there");
   app.add_flag("--json", as_json, "Print one JSON object");
 
   return program::run(app, argc, argv, [&] {
+    std::optional<program::OutputFile> logits, router, router_stats;
+    const program::Inputs inputs{path, {text_path}};
+    if (*with_logits) logits.emplace(logits_path, force, inputs);
+    if (*with_router) router.emplace(router_path, force, inputs);
+    if (*with_stats) router_stats.emplace(stats_path, force, inputs);
     auto checkpoint = program::value(mixtral::open_checkpoint(path.c_str()));
     const mixtral::Bytes& first = checkpoint.files[0];
     json report = mixtral::gguf::File::recognises({first.data(), first.size()})
@@ -256,14 +274,13 @@ int main(int argc, char** argv) {
     report.update(describe_model(model, context, kv_format));
     if (!tokens.empty()) {
       Recorder recorder = evaluate(model, tokens, kv_format);
-      if (!logits_path.empty()) program::write_file(logits_path, little_endian(recorder.logits));
-      if (!router_path.empty())
-        program::write_file(router_path, program::dump(recorder.router) + '\n');
+      if (logits) finish(*logits, little_endian(recorder.logits));
+      if (router) finish(*router, program::dump(recorder.router) + '\n');
       report["tokens"] = std::move(recorder.next);
     }
-    if (!stats_path.empty()) {
+    if (router_stats) {
       const auto stats = route(model, program::read_file(text_path), kv_format);
-      program::write_file(stats_path, stats.svg());
+      finish(*router_stats, stats.svg());
       report["router_stats"] = stats.json();
     }
     if (as_json) {

@@ -3,10 +3,10 @@
 #define MIXTRAL_EXAMPLES_PROGRAM_HPP_
 
 #include <CLI/CLI.hpp>
+#include <cerrno>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
-#include <fstream>
 #include <iostream>
 #include <iterator>
 #include <map>
@@ -16,6 +16,9 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+
+#include "output_file.hpp"
+#include "utf8_arguments.hpp"
 
 #ifdef _WIN32
 #include <io.h>
@@ -30,8 +33,9 @@ namespace program {
 // in one line on stderr, 2 for bad arguments.
 template <class Body>
 int run(CLI::App& app, int argc, char** argv, Body&& body) {
+  Utf8Arguments arguments(argc, argv);
   try {
-    app.parse(argc, argv);
+    app.parse(arguments.count(), arguments.values());
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
   }
@@ -83,18 +87,30 @@ inline std::string read_all(std::istream& in, const std::string& name) {
   return text;
 }
 
+// The text of a file; of a pipe, as the shell's <(...), or of a terminal, what comes until its end.
 inline std::string read_file(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  // A directory opens, but gives nothing.
-  if (!in || (in.peek(), in.bad())) throw std::runtime_error("cannot read '" + path + "'");
-  return read_all(in, "'" + path + "'");
-}
-
-inline void write_file(const std::string& path, std::string_view bytes) {
-  std::ofstream out(path, std::ios::binary);
-  out.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-  out.close();
-  if (!out) throw std::runtime_error("cannot write '" + path + "'");
+  constexpr std::size_t kMost = std::size_t{1} << 30;  // some devices never end
+  const auto fail = [&](const std::string& reason) {
+    throw std::runtime_error("cannot read '" + path + "': " + reason);
+  };
+  errno = 0;
+#ifdef _WIN32
+  std::FILE* const file = _wfopen(std::filesystem::u8path(path).c_str(), L"rb");
+#else
+  std::FILE* const file = std::fopen(path.c_str(), "rb");
+#endif
+  if (file == nullptr) fail(std::generic_category().message(errno));
+  std::string text;
+  char piece[1 << 14];
+  std::size_t n;
+  while ((n = std::fread(piece, 1, sizeof piece, file)) > 0 && text.size() <= kMost) {
+    text.append(piece, n);
+  }
+  const int code = std::ferror(file) != 0 ? errno : 0;  // a folder opens, but cannot be read
+  std::fclose(file);
+  if (code != 0) fail(std::generic_category().message(code));
+  if (text.size() > kMost) fail("more than " + std::to_string(kMost >> 20) + " MiB of text");
+  return text;
 }
 
 // For a command line: the chat formats by name.

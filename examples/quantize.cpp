@@ -1,15 +1,7 @@
 // Writes a model of any layout as one GGUF file of any type.
-#include <atomic>
-#include <csignal>
-#include <filesystem>
-
 #include "gguf_file.hpp"
 
 namespace {
-
-namespace fs = std::filesystem;
-
-std::atomic<bool> interrupted{false};
 
 std::map<std::string, mixtral::BlockFormat> block_formats() {
   std::map<std::string, mixtral::BlockFormat> formats;
@@ -45,17 +37,11 @@ int main(int argc, char** argv) {
   app.add_option("--importance", importance_path, "What score --importance has written");
   app.add_flag("--pure", pure, "All matrices in the same format, no mixture");
   app.add_option("--threads", threads, "Threads to use (default: all)")->check(CLI::Range(1, 1024));
-  app.add_flag("--force", force, "Overwrite the output if it is there");
+  app.add_flag("--force", force, "Overwrite the output if it is a file that is there");
 
   return program::run(app, argc, argv, [&] {
-    if (!force && fs::exists(fs::u8path(output))) {
-      throw std::runtime_error("'" + output + "' is there already; --force overwrites it");
-    }
+    program::GgufFile file(output, force, {input, {importance_path}});
     const auto checkpoint = program::value(mixtral::open_checkpoint(input.c_str()));
-    std::error_code ignored;
-    if (fs::equivalent(fs::u8path(input), fs::u8path(output), ignored)) {
-      throw std::runtime_error("'" + output + "' is the input");
-    }
     std::optional<mixtral::Importance> importance;
     if (!importance_path.empty()) {
       const auto bytes = program::value(mixtral::Bytes::map_file(importance_path.c_str()));
@@ -72,11 +58,8 @@ int main(int argc, char** argv) {
     options.importance = importance ? &*importance : nullptr;
     options.executor = pool;
 
-    std::signal(SIGINT, [](int) { interrupted = true; });
     const program::Stopwatch time;
-    program::GgufFile file(output, &interrupted);
-    program::check(mixtral::write_gguf(checkpoint, options, file));
-    file.finish();
+    file.finish(mixtral::write_gguf(checkpoint, options, file));
     file.report(time.seconds(), importance.has_value());
   });
 }

@@ -2,7 +2,9 @@
 #include <algorithm>
 #include <cmath>
 #include <mixtral/quantize.hpp>
+#include <optional>
 
+#include "output_file.hpp"
 #include "program.hpp"
 
 namespace {
@@ -69,18 +71,24 @@ int main(int argc, char** argv) {
   std::string model_path, text_path, importance_path;
   std::uint32_t threads = 0, context = 0;
   mixtral::BlockFormat kv_format = mixtral::BlockFormat::f16;
-  bool json = false;
+  bool json = false, force = false;
   app.add_option("--model", model_path, "GGUF file or model folder")->required();
   app.add_option("--file", text_path, "The text")->required();
   app.add_option("--threads", threads, "Threads to use (default: all)")->check(CLI::Range(1, 1024));
   app.add_option("--context", context, "Window for texts longer than this many tokens")
       ->check(CLI::Range(2u, std::numeric_limits<std::uint32_t>::max()));
   program::add_kv_format(app, kv_format);
-  app.add_option("--importance", importance_path,
-                 "Write here how much each column of the matrices mattered, for quantize");
+  CLI::Option* with_importance =
+      app.add_option("--importance", importance_path,
+                     "Write here how much each column of the matrices mattered, for quantize");
+  app.add_flag("--force", force, "Overwrite the file of --importance if it is there");
   app.add_flag("--json", json, "Print one JSON object");
 
   return program::run(app, argc, argv, [&] {
+    std::optional<program::OutputFile> output;
+    if (*with_importance) {
+      output.emplace(importance_path, force, program::Inputs{model_path, {text_path}});
+    }
     const std::string text = program::read_file(text_path);
     const mixtral::Model model = program::value(mixtral::open_model(model_path.c_str()));
     const mixtral::Tokenizer& tokenizer = model.tokenizer();
@@ -97,14 +105,13 @@ int main(int argc, char** argv) {
     auto session = program::value(mixtral::Session::open(model, options));
     const program::Stopwatch time;
     mixtral::Importance importance(model.config());
-    const std::vector<double> scores =
-        score(session, {tokens.data(), tokens.size()}, tokenizer.bos(),
-              importance_path.empty() ? nullptr : &importance);
+    const std::vector<double> scores = score(session, {tokens.data(), tokens.size()},
+                                             tokenizer.bos(), output ? &importance : nullptr);
     const double seconds = time.seconds();
-    if (!importance_path.empty()) {
+    if (output) {
       const auto bytes = program::value(importance.to_gguf());
-      program::write_file(importance_path,
-                          {reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+      output->write({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+      output->finish();
     }
 
     double sum = 0.0;

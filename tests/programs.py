@@ -9,10 +9,13 @@ import os
 import pathlib
 import pty
 import signal
+import socket
+import stat
 import struct
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 import xml.etree.ElementTree
 
@@ -490,12 +493,12 @@ class Inspect(Case):
         self.assertEqual(len(cells), len(stats["layers"]) * 8)
         self.run_program("inspect", "--model", MODEL, "--router-stats", drawing, code=2)
         self.assertIn("no/such", self.error_of("inspect", "--model", MODEL, "--text", "no/such",
-                                               "--router-stats", drawing))
+                                               "--router-stats", drawing, "--force"))
         dense = self.folder / "dense.gguf"
         self.run_program("bench", "--synthetic", "mistral-7b", "--layers", 1, "--type", "Q2_K",
                          "--write", dense)
         self.assertIn("dense", self.error_of("inspect", "--model", dense, "--text", text,
-                                             "--router-stats", drawing))
+                                             "--router-stats", drawing, "--force"))
 
     def test_bad_tokens_and_paths(self):
         self.assertIn("99999999", self.error_of("inspect", "--model", MODEL, "--tokens", 99999999))
@@ -604,7 +607,7 @@ class Quantize(Case):
              "--input", MODEL, "--output", self.folder / "big.gguf", "--type", "F16"],
             capture_output=True, timeout=300)
         self.assertEqual(limited.returncode, 1, limited.stderr)
-        self.assertIn(b"could not be written", limited.stderr)
+        self.assertIn(b"File too large", limited.stderr)
         self.assertEqual(list(self.folder.iterdir()), [])
 
     def test_importance(self):
@@ -638,6 +641,289 @@ class Quantize(Case):
         self.assertEqual(result.returncode, 0)
         self.assertRegex(shown, rb"\d+%, \d+:\d\d left")
         self.assertIn(b"bits a weight", shown)
+
+
+class InputFiles(Case):
+    """What cannot be read is refused at once, with the path and the system's reason."""
+
+    def readers(self, path):
+        """The command lines that open a model at a path."""
+        prompt = self.file("prompt.txt", b"Once")
+        rest = {"complete": ["--prompt", "a"], "score": ["--file", prompt],
+                "quantize": ["--output", self.folder / "x.gguf", "--type", "Q4_0"]}
+        for name in PROGRAMS:
+            yield [name, "--input" if name == "quantize" else "--model", path, *rest.get(name, [])]
+
+    def test_models(self):
+        special = self.folder / "special"
+        special.mkdir()
+        os.mkfifo(special / "pipe.gguf")
+        listener = socket.socket(socket.AF_UNIX)
+        self.addCleanup(listener.close)
+        listener.bind(str(special / "socket"))
+        (special / "empty.gguf").touch()
+        (special / "folder").mkdir()
+        (special / "folder" / "b.gguf").touch()
+        long = special / "/".join(["x" * 100] * 20) / "end.gguf"
+        for path, words in ((special / "pipe.gguf", "pipe"), (special / "socket", "socket"),
+                            ("/dev/null", "device"), (special / "empty.gguf", "empty"),
+                            (special / "folder", "'b.gguf'"), ("no/caf\u00e9.gguf", "No such file"),
+                            (long, "x/end.gguf': No such file"), ("", "No such file"),
+                            (special / "empty.gguf" / "x", "Not a directory")):
+            for command in self.readers(path):
+                with self.subTest(f"{path} {command[0]}"):
+                    error = self.error_of(*command)
+                    self.assertIn(words, error)
+                    self.assertIn(pathlib.Path(path).name, error)
+        self.assertEqual(sorted(p.name for p in self.folder.iterdir()), ["prompt.txt", "special"])
+
+    @unittest.skipIf(os.geteuid() == 0, "the superuser may read everything")
+    def test_unreadable_files(self):
+        path = self.file("secret.gguf", b"x")
+        path.chmod(0)
+        for command in self.readers(path):
+            self.assertIn("Permission denied", self.error_of(*command))
+
+    def test_importance(self):
+        pipe = self.folder / "pipe"
+        os.mkfifo(pipe)
+        for path, word in ((pipe, "pipe"), (self.folder, "folder"), ("no/such", "No such file")):
+            self.assertIn(word, self.error_of(
+                "quantize", "--input", MODEL, "--output", self.folder / "x.gguf", "--type", "Q2_K",
+                "--importance", path))
+
+    def test_texts(self):
+        for name, option, rest in (("complete", "--prompt-file", []),
+                                   ("complete", "--grammar", ["--prompt", "a"]),
+                                   ("complete", "--json-schema", ["--prompt", "a"]),
+                                   ("score", "--file", ["--model", MODEL])):
+            for path, word in (("no/such.txt", "No such file"), (self.folder, "Is a directory"),
+                               (MODEL / "x", "Not a directory")):
+                with self.subTest(f"{name} {option} {path}"):
+                    error = self.error_of(name, option, path, *rest)
+                    self.assertIn(word, error)
+                    self.assertIn(str(path), error)
+
+    def test_texts_may_come_through_pipes(self):
+        expected = self.json_of("complete", "--prompt", "Once upon", "--temperature", 0,
+                                "--max-tokens", 5)["tokens"]
+        tokens = lambda *source, **options: self.json_of(
+            "complete", "--prompt-file", *source, "--temperature", 0, "--max-tokens", 5,
+            **options)["tokens"]
+        self.assertEqual(tokens("/dev/stdin", text=b"Once upon"), expected)
+        shell = subprocess.run(
+            ["bash", "-c", '"$0" --prompt-file <(printf "Once upon") --temperature 0 --max-tokens 5 '
+             "--json", self.bin / "complete"], capture_output=True, timeout=300)
+        self.assertEqual(json.loads(shell.stdout)["tokens"], expected)
+
+
+class OutputFiles(Case):
+    """All programs write files in one way: complete or not at all, and never over what is to be kept."""
+
+    def writers(self, path):
+        """The command lines that write to a path."""
+        text = self.file("text.txt", b"Once upon a time")
+        yield ["quantize", "--input", MODEL, "--type", "Q8_0", "--output", path]
+        yield ["score", "--model", MODEL, "--file", text, "--importance", path]
+        yield ["inspect", "--model", MODEL, "--tokens", "1,2", "--logits", path]
+        yield ["inspect", "--model", MODEL, "--tokens", "1,2", "--router", path]
+        yield ["inspect", "--model", MODEL, "--text", text, "--router-stats", path]
+        yield ["bench", "--synthetic", "mistral-7b", "--layers", 1, "--type", "Q2_K", "--write", path]
+
+    def slow(self, output, *arguments, wait=True):
+        """A run of quantize that writes and is not done for a while."""
+        command = [self.bin / "quantize", "--input", MODEL, "--output", output, "--type", "Q2_K",
+                   "--threads", "1", *arguments]
+        before = set(self.folder.glob("*.part"))
+        run = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        self.addCleanup(run.kill)
+        while wait and run.poll() is None and set(self.folder.glob("*.part")) == before:
+            time.sleep(0.001)
+        return run
+
+    def names(self):
+        return sorted(path.name for path in self.folder.iterdir())
+
+    def test_existing_files_need_force_and_keep_their_mode(self):
+        for mode, command in zip((0o600, 0o640, 0o666, 0o400, 0o755, 0o644),
+                                 self.writers(self.folder / "out")):
+            with self.subTest(command[0:1] + command[-2:-1]):
+                path = self.file("out", b"precious")
+                path.chmod(mode)
+                self.assertIn("--force", self.error_of(*command))
+                self.assertEqual(path.read_bytes(), b"precious")
+                self.run_program(*command, "--force")
+                self.assertNotEqual(path.read_bytes(), b"precious")
+                self.assertEqual(path.stat().st_mode & 0o7777, mode)
+                path.unlink()
+                self.assertEqual(self.names(), ["text.txt"])
+                before = os.umask(0o027)
+                try:
+                    self.run_program(*command)
+                finally:
+                    os.umask(before)
+                self.assertEqual(path.stat().st_mode & 0o7777, 0o640)
+                path.unlink()
+
+    def test_what_is_no_plain_file_is_refused(self):
+        special = self.folder / "special"
+        special.mkdir()
+        os.mkfifo(special / "pipe")
+        listener = socket.socket(socket.AF_UNIX)
+        self.addCleanup(listener.close)
+        listener.bind(str(special / "socket"))
+        precious = self.file("precious", b"precious")
+        (special / "link").symlink_to(precious)
+        (special / "to-nothing").symlink_to("nothing")
+        (special / "folder").mkdir()
+        # Never the system's own device by a user who could replace it.
+        device = pathlib.Path("/dev/null")
+        if os.access(device.parent, os.W_OK):
+            device = special / "device"
+            with contextlib.suppress(PermissionError):  # in a container; then the path is not tried
+                os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+        before = sorted(path.name for path in special.iterdir())
+        for path, word in ((special / "pipe", "pipe"), (special / "socket", "socket"),
+                           (special / "link", "symbolic link"), (special / "folder", "folder"),
+                           (special / "to-nothing", "symbolic link"), (f"{special}/", "folder"),
+                           (special / "none" / "x", "No such file"), (precious / "x", "Not a directory"),
+                           (device, "device"), ("", "empty"), (f"{special}/new/", "folder")):
+            if path == device and not path.exists():
+                continue
+            for command in self.writers(path):
+                with self.subTest(f"{path} {command[0]} {command[-2]}"):
+                    error = self.error_of(*command, "--force")
+                    self.assertIn(word, error)
+                    self.assertIn(str(path), error)
+        self.assertEqual(sorted(path.name for path in special.iterdir()), before)
+        self.assertEqual(precious.read_bytes(), b"precious")
+
+    def test_an_input_is_never_an_output(self):
+        content = MODEL.read_bytes()
+        model = self.file("m.gguf", content)
+        # The name that a temporary file might have.
+        part = self.file("out.gguf.part", content)
+        self.run_program("quantize", "--input", part, "--output", self.folder / "out.gguf", "--type",
+                         "F16")
+        self.assertEqual(part.read_bytes(), content)
+        os.link(model, self.folder / "hard.gguf")
+        (self.folder / "soft.gguf").symlink_to(model)
+        text = self.file("t.txt", b"Once upon")
+        for command in (
+                ["quantize", "--input", model, "--output", model, "--type", "F16"],
+                ["quantize", "--input", model, "--output", self.folder / "hard.gguf", "--type", "F16"],
+                ["quantize", "--input", model, "--output", self.folder / "soft.gguf", "--type", "F16"],
+                ["quantize", "--input", self.folder / "soft.gguf", "--output", model, "--type", "F16"],
+                ["score", "--model", model, "--file", text, "--importance", text],
+                ["score", "--model", model, "--file", text, "--importance", model],
+                ["inspect", "--model", model, "--tokens", 1, "--logits", model],
+                ["inspect", "--model", model, "--text", text, "--router-stats", text]):
+            with self.subTest(command):
+                self.assertRegex(self.error_of(*command, "--force"), "input|symbolic link")
+        importance = self.folder / "i.gguf"
+        self.run_program("score", "--model", model, "--file", text, "--importance", importance)
+        self.assertIn("input", self.error_of("quantize", "--input", model, "--output", importance,
+                                             "--importance", importance, "--type", "F16", "--force"))
+        self.assertEqual(model.read_bytes(), content)
+        self.assertEqual(text.read_bytes(), b"Once upon")
+
+    def test_a_file_of_a_model_folder_or_a_part_is_never_an_output(self):
+        folder = self.folder / "model"
+        folder.mkdir()
+        for name in ("config.json", "model.safetensors", "tokenizer.model", "q.gguf"):
+            (folder / name).write_bytes(name.encode())
+        os.link(folder / "model.safetensors", self.folder / "elsewhere")
+        for i in (1, 2):
+            self.file(f"x-0000{i}-of-00002.gguf", b"part")
+        refused = [(model, output) for model in (folder, folder / "model.safetensors")
+                   for output in (folder / "config.json", folder / "model.safetensors",
+                                  folder / "tokenizer.model", self.folder / "elsewhere")]
+        refused.append((self.folder / "x-00001-of-00002.gguf", self.folder / "x-00002-of-00002.gguf"))
+        for model, output in refused:
+            with self.subTest(f"{model} {output}"):
+                before = output.read_bytes()
+                self.assertIn("one of its files", self.error_of(
+                    "quantize", "--input", model, "--output", output, "--type", "F16", "--force"))
+                self.assertEqual(output.read_bytes(), before)
+        # Another result beside them may be replaced, if only the model could be read.
+        self.assertNotIn("one of its files", self.error_of(
+            "quantize", "--input", folder, "--output", folder / "q.gguf", "--type", "F16", "--force"))
+
+    def test_runs_to_one_output_share_nothing(self):
+        path = self.folder / "out.gguf"
+        runs = [self.slow(path, "--force", wait=False) for _ in range(3)]
+        runs += [self.slow(path, wait=False) for _ in range(3)]
+        codes = [run.wait() for run in runs]
+        self.assertEqual(codes[:3], [0, 0, 0])
+        # Without force, at most the first may take the place.
+        self.assertLessEqual(codes[3:].count(0), 1)
+        self.assertEqual(self.names(), ["out.gguf"])
+        alone = self.folder / "alone.gguf"
+        self.assertEqual(self.slow(alone).wait(), 0)
+        self.assertEqual(path.read_bytes(), alone.read_bytes())
+
+    def test_an_output_that_appears_meanwhile_is_kept(self):
+        run = self.slow(self.folder / "out.gguf")
+        path = self.file("out.gguf", b"precious")
+        self.assertEqual(run.wait(), 1)
+        self.assertEqual(path.read_bytes(), b"precious")
+        self.assertEqual(self.names(), ["out.gguf"])
+
+    def test_signals_leave_nothing_and_end_the_run(self):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE,
+                       signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGXCPU, signal.SIGXFSZ,
+                       signal.SIGABRT, signal.SIGRTMIN):
+            with self.subTest(number):
+                run = self.slow(self.folder / "out.gguf")
+                run.send_signal(number)
+                self.assertEqual(run.wait(), -number)
+                self.assertEqual(self.names(), [])
+
+    def test_an_ignored_signal_stays_ignored(self):
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+        try:
+            run = self.slow(self.folder / "out.gguf")
+        finally:
+            signal.signal(signal.SIGHUP, before)
+        run.send_signal(signal.SIGHUP)
+        self.assertEqual(run.wait(), 0)
+        self.assertEqual(self.names(), ["out.gguf"])
+
+    def test_what_a_killed_run_leaves_harms_no_later_one(self):
+        run = self.slow(self.folder / "out.gguf")
+        run.kill()
+        run.wait()
+        left, = self.names()
+        content = (self.folder / left).read_bytes()
+        self.assertRegex(left, r"^out\.gguf\.[0-9a-f]{16}\.part$")
+        self.assertEqual(self.slow(self.folder / "out.gguf", wait=False).wait(), 0)
+        self.assertEqual(self.names(), sorted([left, "out.gguf"]))
+        self.assertEqual((self.folder / left).read_bytes(), content)
+
+    def test_a_full_disk_is_told_and_leaves_nothing(self):
+        for command in self.writers(self.folder / "out"):
+            if "--importance" in command or "--router" in command or "--router-stats" in command:
+                continue  # less than the least limit
+            with self.subTest(command[0]):
+                for trap, code in (('trap "" XFSZ;', 1), ("", -signal.SIGXFSZ)):
+                    run = subprocess.run(
+                        ["bash", "-c", f'ulimit -c 0; ulimit -f 8; {trap} exec "$@"', "bash",
+                         self.bin / command[0], *map(str, command[1:])], capture_output=True,
+                        restore_signals=True, timeout=300)
+                    self.assertEqual(run.returncode, code, run.stderr)
+                    if code == 1:
+                        self.assertIn(b"File too large", run.stderr)
+                    self.assertEqual(self.names(), ["text.txt"])
+
+    def test_long_names(self):
+        for name in ("n" * 255, "\u00e9" * 127):
+            path = self.folder / name
+            self.run_program("inspect", "--model", MODEL, "--tokens", "1,2", "--logits", path)
+            self.assertEqual(self.names(), [name])
+            path.unlink()
+        self.assertIn("File name too long", self.error_of(
+            "inspect", "--model", MODEL, "--tokens", "1,2", "--logits", self.folder / ("n" * 256)))
+        self.assertEqual(self.names(), [])
 
 
 class Bench(Case):
