@@ -123,8 +123,8 @@ class GrammarCompiler {
           break;
         case Kind::repeat: {
           // Bounds are below 100000: no overflow.
-          const std::uint64_t n = e.most == kNone ? std::uint64_t{e.n} + 1 : e.most;
-          size += n * (std::uint64_t{sizes[e.part]} + (e.most == kNone ? 0 : 1));
+          const std::uint64_t part = sizes[e.part];
+          size += e.n * part + (e.most == kNone ? part : (e.most - e.n) * (part + 1));
           break;
         }
         case Kind::rule: break;
