@@ -408,3 +408,126 @@ TEST_CASE("grammar: a matcher restarts, with or without the vocabulary's space b
     CHECK(again.must_end() == begins_text);
   }
 }
+
+namespace {
+
+// The tokens that go on with a text so that it begins one of these, or with EOS is one: by the definition.
+void check_allowed(const Grammar& grammar, const mixtral::Model& model,
+                   const std::vector<std::string>& sorted, std::uint32_t seed) {
+  const mixtral::Tokenizer& tokenizer = model.tokenizer();
+  GrammarMatcher matcher = value(GrammarMatcher::create(grammar, model));
+  std::mt19937 random(seed);
+  std::string text;
+  const auto begins = [&](const std::string& part) {
+    const auto at = std::lower_bound(sorted.begin(), sorted.end(), part);
+    return at != sorted.end() && at->compare(0, part.size(), part) == 0;
+  };
+  for (;;) {
+    const auto allowed = value(matcher.allowed());
+    std::vector<std::pair<Token, std::string>> choices;
+    std::size_t n_wrong = 0;
+    for (std::size_t t = 0; t < tokenizer.size(); ++t) {
+      const auto token = static_cast<Token>(t);
+      const mixtral::Piece piece = tokenizer.piece(token);
+      std::string part(piece.text);
+      bool expected = false;
+      if (piece.type == mixtral::PieceType::byte) {
+        part = static_cast<char>(std::stoi(part.substr(3, 2), nullptr, 16));
+        expected = begins(text + part);
+      } else if (piece.type == mixtral::PieceType::normal) {
+        for (std::size_t at; (at = part.find("\xE2\x96\x81")) != std::string::npos;) {
+          part.replace(at, 3, " ");
+        }
+        expected = begins(text + part);
+      } else if (token == tokenizer.eos()) {
+        expected = std::binary_search(sorted.begin(), sorted.end(), text);
+      }
+      if (has(allowed, token) != expected) ++n_wrong;
+      if (expected && token != tokenizer.eos()) choices.emplace_back(token, text + part);
+    }
+    CAPTURE(text);
+    CHECK(n_wrong == 0);
+    CHECK(matcher.can_end() == std::binary_search(sorted.begin(), sorted.end(), text));
+    CHECK(matcher.must_end() == choices.empty());
+    if (choices.empty()) return;
+    const auto& [token, now] = choices[random() % choices.size()];
+    REQUIRE(matcher.accept(token));
+    text = now;
+  }
+}
+
+}  // namespace
+
+TEST_CASE("grammar: thousands of choices are read at once, as choices, rules or alternatives") {
+  const mixtral::Model model = tiny();
+  std::mt19937 random(11);
+  std::vector<std::string> texts;
+  for (int i = 0; i < 12000; ++i) {
+    std::string text = i % 3 == 0 ? "The " : i % 3 == 1 ? "" : "the dog \xC3\xA9";
+    const std::size_t n = 1 + random() % 9;
+    for (std::size_t k = 0; k < n; ++k) text += static_cast<char>('a' + random() % 26);
+    texts.push_back(text);
+  }
+  texts.insert(texts.end(), {"", "a", "ab", "abc", texts[5], texts[7] + " and more"});
+  std::string alternatives = "root ::= \"\"", rules = alternatives, tails = alternatives, of_rules;
+  for (std::size_t i = 0; i < texts.size(); ++i) {
+    const std::string literal(value(mixtral::literal_to_gbnf(texts[i])));
+    alternatives += "\n | " + literal;
+    rules += "\n | r" + std::to_string(i);
+    of_rules += "\nr" + std::to_string(i) + " ::= " + literal;
+    tails += " | (" + literal + " (\"\"))";
+  }
+  std::vector<std::string_view> views(texts.begin(), texts.end());
+  std::vector<std::string> sorted = texts;
+  std::sort(sorted.begin(), sorted.end());
+  sorted.erase(std::unique(sorted.begin(), sorted.end()), sorted.end());
+  const Grammar grammars[] = {value(Grammar::from_choices({views.data(), views.size()})),
+                              gbnf(alternatives), gbnf(rules + of_rules), gbnf(tails)};
+  for (const Grammar& grammar : grammars) {
+    for (std::uint32_t seed = 0; seed < 3; ++seed) check_allowed(grammar, model, sorted, seed);
+  }
+  // Alternatives that go on with what is no literal.
+  const Grammar mixed = gbnf(
+      "root ::= \"ab\" \"c\" [x-z] | \"ab\" | (\"ab\" | \"abd\") \"!\"{2} | () \"abc\" \"x\" | "
+      "\"b\"? "
+      "\"y\" | word \"?\" | word\nword ::= \"one\" | \"two\" | \"\"");
+  check_allowed(mixed, model,
+                {"", "?", "ab", "ab!!", "abcx", "abcy", "abcz", "abd!!", "by", "one", "one?", "two",
+                 "two?", "y"},
+                1);
+
+  // And they are generated.
+  mixtral::Session s = session(model, 100);
+  REQUIRE(s.append("Once upon a time"));
+  mixtral::GenerateOptions options;
+  options.grammar = grammars[0];
+  options.sampling.temperature = 2.0f;
+  std::string text;
+  auto generation = s.generate(options);
+  for (const std::string_view piece : generation) text += piece;
+  CAPTURE(text);
+  CHECK(generation.stop_reason() != mixtral::StopReason::error);
+  CHECK(std::binary_search(sorted.begin(), sorted.end(), text));
+}
+
+TEST_CASE("grammar: a grammar that no memory suffices for is refused when a matcher is made") {
+  const mixtral::Model model = tiny();
+  // Alternatives that differ late, in rules: each stays a way of its own.
+  std::string ways = "root ::= r0", rules;
+  for (int i = 0; i < 16000; ++i) {
+    const std::string number = std::to_string(i);
+    if (i > 0) ways += " | r" + number;
+    rules += "\nr" + number + " ::= [a-z]+ \"" + number + "\"";
+  }
+  GrammarMatcher matcher = value(GrammarMatcher::create(gbnf(ways + rules), model));
+  CHECK(matcher.allowed());
+  // More of them by every choice of those before: 2^17 ways.
+  std::string doubled = "root ::= r17 \"!\"\nr0 ::= [a-z]\n";
+  for (int i = 1; i <= 17; ++i) {
+    const std::string rule = "r" + std::to_string(i - 1);
+    doubled += "r" + std::to_string(i) + " ::= " + rule + " \"x\" | " + rule + " \"y\"\n";
+  }
+  const auto refused = GrammarMatcher::create(gbnf(doubled), model);
+  REQUIRE(!refused);
+  CHECK(refused.error().code() == ErrorCode::unsupported);
+}

@@ -1,5 +1,6 @@
 // Grammars, regular expressions and choices: which texts they take, and what is refused.
 #include "grammars.hpp"
+#include "small_stack.hpp"
 
 using namespace support;
 
@@ -230,7 +231,125 @@ TEST_CASE("grammar: choices are taken as they are") {
   CHECK(feeder.match(grammar, "ye") == Match::begins);
   CHECK(feeder.match(grammar, "yesn") == Match::dead);
   check_refused(Grammar::from_choices({}), "no choices", ErrorCode::invalid_argument);
-  check_refused(Grammar::from_choices({"a\xFF"}), "UTF-8");
+  check_refused(Grammar::from_choices({"b", "a\xFF"}), "choice 1 is not UTF-8 at byte 1");
   CHECK(!Grammar());
   CHECK(!GrammarMatcher::create(Grammar(), feeder.model()));
+}
+
+TEST_CASE("grammar: rules of any depth compile on a small stack") {
+  // Each of 500 rules begins with the next one in 190 parentheses.
+  std::string nested = "root ::= r0\n";
+  for (int i = 0; i < 500; ++i) {
+    nested += "r" + std::to_string(i) + " ::= " + std::string(190, '(') + "r" +
+              std::to_string(i + 1) + std::string(190, ')') + " \"y\"?\n";
+  }
+  const std::string end = "r500 ::= \"x\"\n";
+  // 2100 rules begin with one another; and so that they can be empty, and are repeated.
+  std::string chain = "root ::= r0\n", empty_chain = chain, backwards = "r2100 ::= \"x\"\n";
+  for (int i = 0; i < 2100; ++i) {
+    const std::string rule = "r" + std::to_string(i) + " ::= ", next = "r" + std::to_string(i + 1);
+    chain += rule + next + " | \"a\" " + next + "\n";
+    empty_chain += rule + "(" + next + ")* \"b\"?\n";
+    backwards.insert(0, rule + next + "\n");
+  }
+  backwards += "root ::= r0\n";
+  // As many operators and parentheses as there may be.
+  std::string deepest = "root ::= ";
+  for (int i = 0; i < 200; ++i) deepest += '(';
+  deepest += "\"x\"";
+  for (int i = 0; i < 200; ++i) deepest += ")??????????";
+  const auto compiled = [](const std::string& text) {
+    mixtral::Result<Grammar> result = Grammar();
+    on_small_stack([&] { result = Grammar::from_gbnf(text); });
+    return result;
+  };
+  const Feeder feeder;
+  for (const std::string& text : {nested + end, chain + "r2100 ::= \"x\"\n",
+                                  empty_chain + "r2100 ::= \"x\"\n", backwards, deepest}) {
+    CAPTURE(text.substr(0, 60));
+    const Grammar grammar = value(compiled(text));
+    CHECK(feeder.match(grammar, "x") == Match::whole);
+  }
+  check_refused(compiled(nested + "r500 ::= \"\" r0 \"x\" | \"z\"\n"), "left recursion");
+  check_refused(compiled(chain + "r2100 ::= r7 | \"x\"\n"), "left recursion");
+  check_refused(compiled(chain + "r2100 ::= \"x\" r2100\n"), "never comes to an end");
+  check_refused(compiled("root ::= " + std::string(201, '(') + "\"x\"" + std::string(201, ')')),
+                "deep");
+
+  // Regular expressions, with as many groups as there may be.
+  const auto regex = [](const std::string& pattern) {
+    mixtral::Result<Grammar> result = Grammar();
+    on_small_stack([&] { result = Grammar::from_regex(pattern); });
+    return result;
+  };
+  CHECK(regex(std::string(150, '(') + "a" + std::string(150, ')')));
+  check_refused(regex(std::string(151, '(') + "a" + std::string(151, ')')), "deep",
+                ErrorCode::unsupported);
+}
+
+TEST_CASE("grammar: what is told of rules names the right one, with its line") {
+  const auto told = [](const char* text, const char* part) {
+    CAPTURE(text);
+    check_refused(Grammar::from_gbnf(text), part);
+  };
+  // Only b and c call themselves.
+  told("root ::= a\na ::= \"x\" | b\nb ::= \"\" c | \"q\"\nc ::= \"y\"? b \"z\"\n",
+       "left recursion");
+  const auto cycle =
+      Grammar::from_gbnf("root ::= a\na ::= \"x\" | b\nb ::= \"\" b | \"q\"\nc ::= root\n");
+  check_refused(cycle, "line 3: rule 'b' calls itself");
+  told("root ::= \"a\" | b\n\nb ::= \"c\" b", "line 3: rule 'b' never comes");
+  told("root ::= \"a\"\n\n  # what\n | \"b\"\n\nx ::= (\n\"a\"\n\n| ]", "line 9: expected )");
+}
+
+TEST_CASE("grammar: large grammars compile, up to limits that are told before") {
+  // Two megabytes of rules that follow one another, of which the first is defined last.
+  const int n = 16000;
+  std::string rules = "r" + std::to_string(n) + " ::= \"end\"\n";
+  for (int i = n; i-- > 0;) {
+    const std::string number = std::to_string(i);
+    rules += "r" + number + " ::= \"" + std::string(100, 'a' + static_cast<char>(i % 26)) + "\" r" +
+             std::to_string(i + 1) + " | r" + std::to_string(i + 1) + " # a comment\n";
+  }
+  rules += "root ::= \"<\" r0\n";
+  CHECK(rules.size() > 2000000);
+  const Feeder feeder;
+  const Grammar grammar = gbnf(rules);
+  CHECK(feeder.match(grammar, "<") == Match::begins);
+  // One rule of as many lines.
+  std::string lines = "root ::= \"a\"\n";
+  while (lines.size() < 2000000) lines += "  | (\"b\" \"c\" |\n \"d\"*) \"x\" # or\n";
+  CHECK(feeder.match(gbnf(lines), "bcx") == Match::whole);
+
+  const auto refused = [](const mixtral::Result<Grammar>& made, const char* part) {
+    check_refused(made, part, ErrorCode::unsupported);
+  };
+  // The size of the text, the number of rules, and literals with all other parts.
+  const std::size_t most_bytes = std::size_t{1} << 24, most_parts = std::size_t{1} << 22;
+  std::string text = "root ::= \"a\" #";
+  text.resize(most_bytes, '.');
+  CHECK(Grammar::from_gbnf(text));
+  refused(Grammar::from_gbnf(text + "."), "bytes");
+  std::string many = "root ::= r1\n";
+  for (int i = 1; i < 16384; ++i) many += "r" + std::to_string(i) + " ::= \"a\"\n";
+  CHECK(Grammar::from_gbnf(many));
+  refused(Grammar::from_gbnf(many + "one ::= \"\"\n"), "16384 rules");
+  std::string literal(most_parts - 1, 'x');
+  CHECK(Grammar::from_choices({literal}));
+  refused(Grammar::from_choices({literal + "xx"}), "too large");
+  CHECK(Grammar::from_gbnf("root ::= \"" + literal + "x\""));
+  refused(Grammar::from_gbnf("root ::= \"" + literal + "xx\""), "too large");
+  const auto counted = [](std::size_t times, std::size_t size) {
+    return Grammar::from_gbnf("root ::= \"" + std::string(size, 'x') + "\"{" +
+                              std::to_string(times) + "}");
+  };
+  CHECK(counted(4095, 1024));  // and one for the repetition
+  refused(counted(4096, 1024), "too large");
+  // Without the memory that the work would need.
+  std::vector<std::uint8_t> room(1 << 16);
+  std::pmr::monotonic_buffer_resource small(room.data(), room.size(),
+                                            std::pmr::null_memory_resource());
+  refused(Grammar::from_gbnf("root ::= (\"a\"{99999}){99999}", &small), "too large");
+  const std::string_view parts[] = {literal, literal};
+  refused(Grammar::from_choices({parts, 2}, &small), "too large");
 }

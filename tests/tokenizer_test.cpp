@@ -1,5 +1,5 @@
 // The tokenizer against the sentencepiece library's own output (*.vectors.jsonl).
-#include "support.hpp"
+#include "small_stack.hpp"
 
 #include <chrono>
 
@@ -295,6 +295,32 @@ TEST_CASE("tokenizer: user-defined pieces are never split, unused ones never giv
   CHECK(ids("ab") == std::vector<Token>{4, 5});
   CHECK(ids("abc") == std::vector<Token>{3});
   CHECK(ids("abab") == std::vector<Token>{4, 5, 4, 5});
+}
+
+TEST_CASE("tokenizer: unused pieces of unused pieces of any depth are split on a small stack") {
+  // Every beginning of a text of 4000 characters is an unused piece, so that the whole text becomes one.
+  Pieces pieces{{{"<unk>", kUnknown}}, true};
+  std::string text;
+  std::vector<std::string> beginnings;
+  for (char32_t c = 0x4E00; c < 0x4E00 + 4000; ++c) {
+    const std::string character = {static_cast<char>(0xE0 | c >> 12),
+                                   static_cast<char>(0x80 | (c >> 6 & 0x3F)),
+                                   static_cast<char>(0x80 | (c & 0x3F))};
+    pieces.list.push_back({character, kNormal});
+    text += character;
+    beginnings.push_back(text);
+  }
+  for (std::size_t i = 1; i < beginnings.size(); ++i) {
+    pieces.list.push_back({beginnings[i], mixtral::PieceType::unused});
+  }
+  const Tokenizer t = value(pieces.create());
+  std::vector<Token> ids;
+  on_small_stack([&] {
+    const auto made = t.encode(text, {false, false});
+    if (made) ids.assign(made->begin(), made->end());
+  });
+  REQUIRE(ids.size() == 4000);
+  for (std::size_t i = 0; i < ids.size(); ++i) CHECK(ids[i] == static_cast<Token>(i + 1));
 }
 
 TEST_CASE("tokenizer: broken vocabularies give errors that say what and where") {

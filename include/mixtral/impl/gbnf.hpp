@@ -2,6 +2,7 @@
 #ifndef MIXTRAL_IMPL_GBNF_HPP_
 #define MIXTRAL_IMPL_GBNF_HPP_
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <memory_resource>
@@ -16,22 +17,39 @@ namespace mixtral::detail {
 
 constexpr std::uint32_t kNone = 0xFFFFFFFF;
 
-// One expression; what it is made of are further ones, linked by `next`.
+// One expression. An expression stands after all that it is made of, so that a loop over all of them sees
+// the parts before the whole.
 struct Expression {
   enum class Kind : std::uint8_t { text, characters, sequence, choice, repeat, rule };
   Kind kind;
-  std::uint32_t next = kNone;   // after it, in the expression that it is part of
-  std::uint32_t first = kNone;  // sequence, choice, repeat: the first part; rule: its number;
-                                // text, characters: where they begin
-  std::uint32_t n = 0;          // text: bytes; characters: ranges; repeat: how often at least
-  std::uint32_t most = kNone;   // repeat: how often at most; kNone: any number
+  std::uint32_t previous =
+      kNone;                   // the part before it, in the sequence or choice that it is part of
+  std::uint32_t part = kNone;  // sequence, choice: the last part, of two at least; repeat: what it
+                               // repeats; rule: its number; text, characters: where they begin
+  std::uint32_t n = 0;         // text: bytes; characters: ranges; choice: the first part;
+                               // repeat: how often at least
+  std::uint32_t most = kNone;  // repeat: how often at most; kNone: any number
 };
 
 struct Rule {
   std::string_view name;
   std::uint32_t expression = kNone;
-  int line = 0;  // where it is used first
+  int line = 0;  // where it is defined; before that, where it is used first
 };
+
+// What a grammar may have; stated in grammar.hpp.
+constexpr std::size_t kMostGrammarBytes = std::size_t{1} << 24;
+constexpr std::size_t kMostGrammarRules = std::size_t{1} << 14;
+constexpr std::size_t kMostGrammarParts = std::size_t{1} << 22;
+constexpr std::size_t kMostGrammarNesting = 200;
+
+inline Error grammar_too_large() {
+  return Error(
+      ErrorCode::unsupported,
+      "the grammar is too large: more than %zu bytes of literals and other parts; use fewer "
+      "or smaller {counts} of long expressions",
+      kMostGrammarParts);
+}
 
 struct GrammarTree {
   explicit GrammarTree(std::pmr::memory_resource* resource)
@@ -41,12 +59,52 @@ struct GrammarTree {
   std::pmr::vector<Rule> rules;  // names point into the source
   std::pmr::string text;
   CodePoints ranges;
+
+  std::uint32_t add(const Expression& expression) {
+    expressions.push_back(expression);
+    return static_cast<std::uint32_t>(expressions.size() - 1);
+  }
+};
+
+// The parts of a sequence or choice, while they are gathered.
+class ExpressionParts {
+ public:
+  void append(GrammarTree& tree, std::uint32_t part) { append(tree, part, part, 1); }
+
+  // The alternatives of `part`, if it is a choice that was added last, become those of this one.
+  void append_alternatives(GrammarTree& tree, std::uint32_t part) {
+    const Expression choice = tree.expressions[part];
+    if (choice.kind != Expression::Kind::choice) return append(tree, part);
+    tree.expressions.pop_back();
+    append(tree, choice.n, choice.part, 2);
+  }
+
+  // One part is what it is; none are an empty text.
+  std::uint32_t finish(GrammarTree& tree, Expression::Kind kind) const {
+    if (n_ == 1) return last_;
+    Expression whole{};
+    whole.kind = n_ == 0 ? Expression::Kind::text : kind;
+    whole.part = n_ == 0 ? 0 : last_;
+    whole.n = kind == Expression::Kind::choice ? first_ : 0;
+    return tree.add(whole);
+  }
+
+ private:
+  void append(GrammarTree& tree, std::uint32_t first, std::uint32_t last, std::size_t n) {
+    if (n_ == 0) first_ = first;
+    tree.expressions[first].previous = last_;
+    last_ = last;
+    n_ += n;
+  }
+
+  std::uint32_t first_ = kNone, last_ = kNone;
+  std::size_t n_ = 0;  // two if there are more
 };
 
 class GbnfReader {
  public:
   GbnfReader(std::string_view source, GrammarTree& tree, std::pmr::memory_resource* resource)
-      : source_(source), tree_(tree), rule_ids_(resource), resource_(resource) {}
+      : source_(source), tree_(tree), rule_ids_(resource), open_(resource), resource_(resource) {}
 
   Status read() {
     for (std::size_t at = 0; at < source_.size();) {
@@ -73,9 +131,6 @@ class GbnfReader {
   std::uint32_t find(std::string_view name) const { return rule_ids_.find(name)->second; }
 
  private:
-  static constexpr int kMostNested = 200;
-  static constexpr std::size_t kMostRules = 1u << 14;
-
   static bool is_name(char c) noexcept {
     return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' ||
            c == '_';
@@ -84,12 +139,18 @@ class GbnfReader {
   char peek() const noexcept { return at_ < source_.size() ? source_[at_] : '\0'; }
   bool at(std::string_view text) const noexcept { return source_.substr(at_, text.size()) == text; }
 
-  int line() const noexcept {
-    const std::string_view before = source_.substr(0, at_);
-    return 1 + static_cast<int>(std::count(before.begin(), before.end(), '\n'));
+  // The line of at_, counted on from where it was asked for last.
+  int line() noexcept {
+    const bool is_after = at_ >= counted_;
+    const std::string_view between =
+        is_after ? source_.substr(counted_, at_ - counted_) : source_.substr(at_, counted_ - at_);
+    const auto n = static_cast<int>(std::count(between.begin(), between.end(), '\n'));
+    line_ += is_after ? n : -n;
+    counted_ = at_;
+    return line_;
   }
 
-  Error error(const char* what) const {
+  Error error(const char* what) {
     const std::string_view rest = source_.substr(at_, 20);
     return Error(ErrorCode::bad_format, "grammar, line %d: %s%s%.*s%s", line(), what,
                  rest.empty() ? " at the end" : " at '", static_cast<int>(rest.size()), rest.data(),
@@ -120,8 +181,8 @@ class GbnfReader {
     const auto [entry, is_new] =
         rule_ids_.emplace(name, static_cast<std::uint32_t>(tree_.rules.size()));
     if (is_new) {
-      if (tree_.rules.size() == kMostRules) {
-        return Error(ErrorCode::unsupported, "grammar: more than %zu rules", kMostRules);
+      if (tree_.rules.size() == kMostGrammarRules) {
+        return Error(ErrorCode::unsupported, "grammar: more than %zu rules", kMostGrammarRules);
       }
       tree_.rules.push_back({name, kNone, line()});
     }
@@ -134,11 +195,12 @@ class GbnfReader {
     const Result<std::uint32_t> id = rule_id(name);
     MIXTRAL_RETURN_IF_ERROR(id);
     if (tree_.rules[*id].expression != kNone) return error("a rule is defined twice, again");
+    tree_.rules[*id].line = line();
     skip_space(false);
     if (!at("::=")) return error("expected ::=");
     at_ += 3;
     skip_space(true);
-    const Result<std::uint32_t> expression = read_choice(0);
+    const Result<std::uint32_t> expression = read_expression();
     MIXTRAL_RETURN_IF_ERROR(expression);
     tree_.rules[*id].expression = *expression;
     if (peek() == '\r') ++at_;
@@ -146,64 +208,67 @@ class GbnfReader {
     return {};
   }
 
-  std::uint32_t add(Expression::Kind kind) {
-    Expression expression{};
-    expression.kind = kind;
-    tree_.expressions.push_back(expression);
-    return static_cast<std::uint32_t>(tree_.expressions.size() - 1);
-  }
+  // A group in parentheses that has begun, or the rule itself.
+  struct Group {
+    ExpressionParts alternatives, sequence;
+  };
 
-  // Alternatives up to the end of a rule or group.
-  Result<std::uint32_t> read_choice(int depth) {
-    if (depth > kMostNested) return error("parentheses are nested too deep");
-    const std::uint32_t choice = add(Expression::Kind::choice);
-    std::uint32_t last = kNone;
+  // Alternatives up to the end of a rule.
+  Result<std::uint32_t> read_expression() {
+    open_.assign(1, Group());
     for (;;) {
-      const Result<std::uint32_t> part = read_sequence(depth);
-      MIXTRAL_RETURN_IF_ERROR(part);
-      link(choice, last, *part);
-      last = *part;
-      // The next alternative may stand on a line of its own.
-      const std::size_t end = at_;
-      skip_space(true);
-      if (peek() != '|') {
-        at_ = end;
-        return choice;
-      }
-      ++at_;
-      skip_space(true);
-    }
-  }
-
-  void link(std::uint32_t whole, std::uint32_t last, std::uint32_t part) {
-    (last == kNone ? tree_.expressions[whole].first : tree_.expressions[last].next) = part;
-  }
-
-  Result<std::uint32_t> read_sequence(int depth) {
-    const std::uint32_t sequence = add(Expression::Kind::sequence);
-    std::uint32_t last = kNone;
-    for (;;) {
+      if (tree_.expressions.size() > kMostGrammarParts) return grammar_too_large();
       const char c = peek();
-      const bool begins = c == '"' || c == '[' || c == '(' || c == '.' || is_name(c);
-      if (!begins) {
-        if (c == '<' || c == '!') return error("tokens in grammars are not supported,");
-        return sequence;
+      Result<std::uint32_t> part = kNone;
+      if (c == '(') {
+        if (open_.size() > kMostGrammarNesting) return error("parentheses are nested too deep");
+        ++at_;
+        skip_space(true);
+        open_.emplace_back();
+        continue;
       }
-      Result<std::uint32_t> part = c == '"'   ? read_text()
-                                   : c == '[' ? read_characters()
-                                   : c == '(' ? read_group(depth)
-                                   : c == '.' ? read_any()
-                                              : read_reference();
+      if (c == '"') {
+        part = read_text();
+      } else if (c == '[') {
+        part = read_characters();
+      } else if (c == '.') {
+        part = read_any();
+      } else if (is_name(c)) {
+        part = read_reference();
+      } else if (c == '<' || c == '!') {
+        return error("tokens in grammars are not supported,");
+      } else {
+        Group& group = open_.back();
+        group.alternatives.append_alternatives(
+            tree_, group.sequence.finish(tree_, Expression::Kind::sequence));
+        group.sequence = ExpressionParts();
+        // The next alternative may stand on a line of its own.
+        const std::size_t end = at_;
+        skip_space(true);
+        if (peek() == '|') {
+          ++at_;
+          skip_space(true);
+          continue;
+        }
+        part = group.alternatives.finish(tree_, Expression::Kind::choice);
+        open_.pop_back();
+        if (open_.empty()) {
+          at_ = end;
+          return part;
+        }
+        if (peek() != ')') return error("expected )");
+        ++at_;
+      }
       MIXTRAL_RETURN_IF_ERROR(part);
-      skip_space(depth > 0);
-      MIXTRAL_RETURN_IF_ERROR(read_repeats(depth, *part));
-      link(sequence, last, *part);
-      last = *part;
+      const bool in_group = open_.size() > 1;
+      skip_space(in_group);
+      MIXTRAL_RETURN_IF_ERROR(read_repeats(in_group, *part));
+      open_.back().sequence.append(tree_, *part);
     }
   }
 
   // What follows `part` makes it a repetition, or several, one of the other.
-  Status read_repeats(int depth, std::uint32_t& part) {
+  Status read_repeats(bool in_group, std::uint32_t& part) {
     for (int n = 0;; ++n) {
       const char c = peek();
       if (c != '*' && c != '+' && c != '?' && c != '{') return {};
@@ -212,13 +277,13 @@ class GbnfReader {
       std::uint32_t least = c == '+' ? 1 : 0;
       std::uint32_t most = c == '?' ? 1 : kNone;
       if (c == '{') MIXTRAL_RETURN_IF_ERROR(read_bounds(least, most));
-      const std::uint32_t repeat = add(Expression::Kind::repeat);
-      Expression& expression = tree_.expressions[repeat];
-      expression.first = part;
-      expression.n = least;
-      expression.most = most;
-      part = repeat;
-      skip_space(depth > 0);
+      Expression repeat{};
+      repeat.kind = Expression::Kind::repeat;
+      repeat.part = part;
+      repeat.n = least;
+      repeat.most = most;
+      part = tree_.add(repeat);
+      skip_space(in_group);
     }
   }
 
@@ -250,38 +315,28 @@ class GbnfReader {
     return {};
   }
 
-  Result<std::uint32_t> read_group(int depth) {
-    ++at_;
-    skip_space(true);
-    Result<std::uint32_t> choice = read_choice(depth + 1);
-    MIXTRAL_RETURN_IF_ERROR(choice);
-    skip_space(true);
-    if (peek() != ')') return error("expected )");
-    ++at_;
-    return choice;
-  }
-
   Result<std::uint32_t> read_reference() {
     const Result<std::uint32_t> id = rule_id(read_name());
     MIXTRAL_RETURN_IF_ERROR(id);
-    const std::uint32_t reference = add(Expression::Kind::rule);
-    tree_.expressions[reference].first = *id;
-    return reference;
+    Expression reference{};
+    reference.kind = Expression::Kind::rule;
+    reference.part = *id;
+    return tree_.add(reference);
   }
 
   Result<std::uint32_t> read_text() {
     ++at_;
-    const std::uint32_t text = add(Expression::Kind::text);
-    tree_.expressions[text].first = static_cast<std::uint32_t>(tree_.text.size());
+    Expression text{};
+    text.kind = Expression::Kind::text;
+    text.part = static_cast<std::uint32_t>(tree_.text.size());
     while (peek() != '"') {
       const Result<std::uint32_t> c = read_character();
       MIXTRAL_RETURN_IF_ERROR(c);
       append_utf8(*c, tree_.text);
     }
     ++at_;
-    tree_.expressions[text].n =
-        static_cast<std::uint32_t>(tree_.text.size()) - tree_.expressions[text].first;
-    return text;
+    text.n = static_cast<std::uint32_t>(tree_.text.size()) - text.part;
+    return tree_.add(text);
   }
 
   Result<std::uint32_t> read_any() {
@@ -317,11 +372,12 @@ class GbnfReader {
     normalize(set);
     if (negated) set = complement(set);
     if (set.empty()) return error("a set of no characters before");
-    const std::uint32_t characters = add(Expression::Kind::characters);
-    tree_.expressions[characters].first = static_cast<std::uint32_t>(tree_.ranges.size());
-    tree_.expressions[characters].n = static_cast<std::uint32_t>(set.size());
+    Expression characters{};
+    characters.kind = Expression::Kind::characters;
+    characters.part = static_cast<std::uint32_t>(tree_.ranges.size());
+    characters.n = static_cast<std::uint32_t>(set.size());
     tree_.ranges.insert(tree_.ranges.end(), set.begin(), set.end());
-    return characters;
+    return tree_.add(characters);
   }
 
   // One character of a text or set, escapes resolved.
@@ -369,8 +425,11 @@ class GbnfReader {
   std::string_view source_;
   GrammarTree& tree_;
   std::pmr::map<std::string_view, std::uint32_t> rule_ids_;
+  std::pmr::vector<Group> open_;  // the rule and the groups that at_ is in
   std::pmr::memory_resource* resource_;
   std::size_t at_ = 0;
+  std::size_t counted_ = 0;  // where line_ is
+  int line_ = 1;
 };
 
 }  // namespace mixtral::detail

@@ -13,21 +13,30 @@
 
 namespace mixtral {
 
+namespace detail {
+
+inline Result<std::shared_ptr<const GrammarProgram>> compile_grammar(
+    const GrammarTree& tree, std::uint32_t root, std::pmr::memory_resource* resource) {
+  auto program = std::allocate_shared<GrammarProgram>(
+      std::pmr::polymorphic_allocator<GrammarProgram>(resource), resource);
+  MIXTRAL_RETURN_IF_ERROR(GrammarCompiler(tree, *program, resource).compile(root));
+  return std::shared_ptr<const GrammarProgram>(std::move(program));
+}
+
+}  // namespace detail
+
 Result<Grammar> Grammar::from_gbnf(std::string_view text, std::pmr::memory_resource* resource) {
-  constexpr std::size_t kLongest = std::size_t{1} << 26;
-  if (text.size() > kLongest) {
+  if (text.size() > detail::kMostGrammarBytes) {
     return Error(ErrorCode::unsupported, "a grammar of %zu bytes; %zu are the most", text.size(),
-                 kLongest);
+                 detail::kMostGrammarBytes);
   }
   return detail::guard_memory("compiling a grammar", [&]() -> Result<Grammar> {
     detail::GrammarTree tree(resource);
     detail::GbnfReader reader(text, tree, resource);
     MIXTRAL_RETURN_IF_ERROR(reader.read());
-    auto program = std::allocate_shared<detail::GrammarProgram>(
-        std::pmr::polymorphic_allocator<detail::GrammarProgram>(resource), resource);
-    detail::GrammarCompiler compiler(tree, *program, resource);
-    MIXTRAL_RETURN_IF_ERROR(compiler.compile(reader.find("root")));
-    return Grammar(std::move(program));
+    auto program = detail::compile_grammar(tree, reader.find("root"), resource);
+    MIXTRAL_RETURN_IF_ERROR(program);
+    return Grammar(*std::move(program));
   });
 }
 
@@ -44,14 +53,38 @@ Result<Grammar> Grammar::from_choices(Span<const std::string_view> choices,
   if (choices.empty()) {
     return Error(ErrorCode::invalid_argument, "a grammar of no choices: give one at least");
   }
-  return detail::guard_memory("compiling choices", [&]() -> Result<Grammar> {
-    std::pmr::string gbnf("root ::= ", resource);
-    for (std::size_t i = 0; i < choices.size(); ++i) {
-      const auto literal = literal_to_gbnf(choices[i], resource);
-      MIXTRAL_RETURN_IF_ERROR(literal);
-      gbnf.append(i == 0 ? "" : " | ").append(*literal);
+  std::size_t size = 0;
+  for (const std::string_view choice : choices) {
+    size += choice.size() + 1;
+    if (size > detail::kMostGrammarParts || choice.size() > detail::kMostGrammarParts) {
+      return detail::grammar_too_large();
     }
-    return from_gbnf(gbnf, resource);
+  }
+  return detail::guard_memory("compiling choices", [&]() -> Result<Grammar> {
+    detail::GrammarTree tree(resource);
+    detail::ExpressionParts alternatives;
+    tree.text.reserve(size);
+    tree.expressions.reserve(choices.size() + 1);
+    for (std::size_t i = 0; i < choices.size(); ++i) {
+      const std::string_view choice = choices[i];
+      for (std::size_t at = 0; at < choice.size();) {
+        std::uint32_t c = 0;
+        if (!detail::next_code_point(choice, at, c)) {
+          return Error(ErrorCode::bad_format, "choice %zu is not UTF-8 at byte %zu", i, at);
+        }
+      }
+      detail::Expression literal{};
+      literal.kind = detail::Expression::Kind::text;
+      literal.part = static_cast<std::uint32_t>(tree.text.size());
+      literal.n = static_cast<std::uint32_t>(choice.size());
+      tree.text += choice;
+      alternatives.append(tree, tree.add(literal));
+    }
+    const std::uint32_t root = alternatives.finish(tree, detail::Expression::Kind::choice);
+    tree.rules.push_back({"root", root, 1});
+    auto program = detail::compile_grammar(tree, 0, resource);
+    MIXTRAL_RETURN_IF_ERROR(program);
+    return Grammar(*std::move(program));
   });
 }
 
@@ -233,9 +266,11 @@ Result<GrammarMatcher> GrammarMatcher::create(const Grammar& grammar, const Mode
   if (!grammar) return Error(ErrorCode::invalid_argument, "matching with a grammar that is none");
   return detail::guard_memory("following a grammar", [&]() -> Result<GrammarMatcher> {
     std::pmr::memory_resource* resource = model.data_->resource;
-    return GrammarMatcher(detail::make_resource_ptr<Impl>(resource, grammar, model,
-                                                          model.data_->token_trie(), begins_text,
-                                                          detail::AutomatonSizes(), resource));
+    auto impl = detail::make_resource_ptr<Impl>(
+        resource, grammar, model, model.data_->token_trie(), begins_text,
+        detail::AutomatonSizes::of(*grammar.program_), resource);
+    if (impl->failed) return impl->too_ambiguous();
+    return GrammarMatcher(std::move(impl));
   });
 }
 

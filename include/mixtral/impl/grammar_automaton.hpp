@@ -20,6 +20,14 @@ struct AutomatonSizes {
   std::size_t calls = 1u << 14;
   std::size_t threads = 1u << 16;
   std::size_t steps = 1u << 18;  // states * byte classes
+
+  // More threads for a program in which one expression alone can begin in very many ways: each becomes a
+  // thread, and passes a few instructions on the way.
+  static AutomatonSizes of(const GrammarProgram& program) noexcept {
+    AutomatonSizes sizes;
+    while (sizes.threads < (1u << 20) && sizes.threads / 16 < program.most_ways) sizes.threads *= 2;
+    return sizes;
+  }
 };
 
 class GrammarAutomaton {

@@ -147,7 +147,8 @@ class Tokenizer::Encoder {
         text_(resource),
         symbols_(resource),
         agenda_(resource),
-        parts_(resource) {}
+        parts_(resource),
+        later_(resource) {}
 
   void run(std::string_view text, bool leading_space, std::pmr::vector<Token>& out) {
     normalize(text, leading_space && tokenizer_.add_dummy_prefix_);
@@ -298,24 +299,33 @@ class Tokenizer::Encoder {
     return true;
   }
 
+  // Gives out a piece; one that is unused, as the two that it was merged from, and so on. Their number is
+  // up to the text: hence no recursion.
   void emit(std::string_view piece, bool& after_unknown, std::pmr::vector<Token>& out) {
-    const auto found = tokenizer_.ids_.find(piece);
-    if (found != tokenizer_.ids_.end()) {
-      if (type(found->second) == PieceType::unused) {
+    for (;;) {
+      const auto found = tokenizer_.ids_.find(piece);
+      const bool is_piece = found != tokenizer_.ids_.end();
+      if (is_piece && type(found->second) == PieceType::unused) {
         if (const auto parts = parts_.find(piece); parts != parts_.end()) {
-          const auto both = parts->second;
-          emit(both.first, after_unknown, out);
-          emit(both.second, after_unknown, out);
-          return;
+          later_.push_back(parts->second.second);
+          piece = parts->second.first;
+          continue;
         }
       }
-      out.push_back(found->second);
-      after_unknown = false;
-    } else if (tokenizer_.byte_fallback_) {
-      for (const char c : piece) out.push_back(tokenizer_.byte_ids_[static_cast<std::uint8_t>(c)]);
-    } else {
-      if (!after_unknown) out.push_back(tokenizer_.unknown_);  // a run of unknowns is one token
-      after_unknown = true;
+      if (is_piece) {
+        out.push_back(found->second);
+        after_unknown = false;
+      } else if (tokenizer_.byte_fallback_) {
+        for (const char c : piece) {
+          out.push_back(tokenizer_.byte_ids_[static_cast<std::uint8_t>(c)]);
+        }
+      } else {
+        if (!after_unknown) out.push_back(tokenizer_.unknown_);  // a run of unknowns is one token
+        after_unknown = true;
+      }
+      if (later_.empty()) return;
+      piece = later_.back();
+      later_.pop_back();
     }
   }
 
@@ -324,6 +334,7 @@ class Tokenizer::Encoder {
   std::pmr::vector<Symbol> symbols_;
   std::pmr::vector<Pair> agenda_;  // a heap
   std::pmr::unordered_map<std::string_view, std::pair<std::string_view, std::string_view>> parts_;
+  std::pmr::vector<std::string_view> later_;  // pieces that emit() has still to give out
 };
 
 Status Tokenizer::encode(std::string_view text, EncodeOptions options,
