@@ -54,9 +54,8 @@ else()
     target_sources(embedding_host PRIVATE ${unit})
   endforeach()
 endif()
-if(NOT MSVC)
-  target_compile_options(embedding_host PRIVATE -fno-exceptions -fno-rtti -O0 ${MIXTRAL_OLDEST_TARGET})
-endif()
+target_compile_options(embedding_host PRIVATE
+                       "$<${MIXTRAL_GNU}:-fno-exceptions;-fno-rtti;-O0;${MIXTRAL_OLDEST_TARGET}>")
 
 # What only a look from outside can tell: output, exit codes, the README's snippets, staleness.
 find_package(Python3 COMPONENTS Interpreter)

@@ -8,6 +8,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "mixtral/impl/compiler.hpp"
+
 namespace mixtral {
 
 enum class BlockFormat : std::uint32_t {

@@ -6,6 +6,8 @@
 #include <memory>
 #include <type_traits>
 
+#include "mixtral/impl/compiler.hpp"
+
 namespace mixtral {
 
 // Views any callable `bool(const void* bytes, std::size_t size)` that takes bytes from the first to the

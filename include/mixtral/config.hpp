@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "mixtral/impl/compiler.hpp"
+
 namespace mixtral {
 
 // How the rows of wq and wk are ordered within a head, whose elements 2i and 2i + 1 are rotated

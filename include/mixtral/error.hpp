@@ -9,12 +9,7 @@
 #include <utility>
 #include <variant>
 
-#if defined(__GNUC__)
-#define MIXTRAL_PRINTF_LIKE(format_index, first_argument) \
-  __attribute__((format(printf, format_index, first_argument)))
-#else
-#define MIXTRAL_PRINTF_LIKE(format_index, first_argument)
-#endif
+#include "mixtral/impl/compiler.hpp"
 
 namespace mixtral {
 

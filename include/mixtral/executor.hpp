@@ -6,6 +6,8 @@
 #include <memory>
 #include <type_traits>
 
+#include "mixtral/impl/compiler.hpp"
+
 namespace mixtral {
 
 // One unit of work: call it once for every index in [0, n), from any threads, in any order.

@@ -6,6 +6,8 @@
 #include <memory_resource>
 #include <utility>
 
+#include "mixtral/impl/compiler.hpp"
+
 namespace mixtral::detail {
 
 template <class T>

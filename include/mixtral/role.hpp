@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "mixtral/impl/compiler.hpp"
+
 namespace mixtral {
 
 enum class Role : std::uint8_t {

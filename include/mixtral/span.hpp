@@ -6,6 +6,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "mixtral/impl/compiler.hpp"
+
 namespace mixtral {
 
 // Views contiguous elements that somebody else owns.

@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "mixtral/impl/compiler.hpp"
+
 namespace mixtral::utf8 {
 
 constexpr char kReplacement[] = "\xEF\xBF\xBD";  // U+FFFD

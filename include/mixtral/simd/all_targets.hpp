@@ -21,15 +21,20 @@
 #include <limits>
 #include <type_traits>
 
+#include "mixtral/impl/compiler.hpp"
 #include "mixtral/simd/grids.hpp"
 #include "mixtral/simd/half.hpp"
 #include "mixtral/simd/kernels.hpp"
 #include "mixtral/simd/software_fma.hpp"
 
+#if MIXTRAL_MSVC
+#include <intrin.h>
+#endif
+
 // Without -march, Highway 1.0.3 falls back to scalar or emulated code on x86-64, for want of a plain
 // SSE2 target. The least that it has with vectors is SSSE3 (2006); supported_targets() checks that
 // the CPU has it.
-#if (HWY_STATIC_TARGET == HWY_SCALAR || HWY_STATIC_TARGET == HWY_EMU128) && defined(__x86_64__)
+#if (HWY_STATIC_TARGET == HWY_SCALAR || HWY_STATIC_TARGET == HWY_EMU128) && HWY_ARCH_X86_64
 #undef HWY_BASELINE_TARGETS
 #define HWY_BASELINE_TARGETS HWY_SSSE3
 #define MIXTRAL_CHECK_SSSE3
@@ -353,7 +358,7 @@ inline void list_tables(const Kernels** tables, std::index_sequence<kBits...>) {
 
 inline std::int64_t supported_targets() {
 #if defined(HWY_COMPILE_ONLY_STATIC) && defined(MIXTRAL_CHECK_SSSE3)
-  return __builtin_cpu_supports("ssse3") ? HWY_STATIC_TARGET : 0;
+  return MIXTRAL_CPU_HAS_SSSE3() ? HWY_STATIC_TARGET : 0;
 #elif defined(HWY_COMPILE_ONLY_STATIC)
   return HWY_STATIC_TARGET;
 #else

@@ -1,25 +1,8 @@
 // Per target: the 8-bit dot product and half-precision conversion that Highway 1.0.3 lacks.
 
-// What a lambda in a kernel has for a target and for its inlining, which compilers do not always see
-// the worth of; and before a loop that is to be unrolled whole. Sanitizers check each load, so that
-// compilers take minutes for what is inlined and unrolled.
+// What a lambda in a kernel has for a target and for its inlining.
 #ifndef MIXTRAL_LAMBDA
-#ifdef __has_feature
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define MIXTRAL_SANITIZED
-#endif
-#endif
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(MIXTRAL_SANITIZED)
-#define MIXTRAL_LAMBDA HWY_ATTR
-#define MIXTRAL_UNROLL
-#else
-#define MIXTRAL_LAMBDA HWY_ATTR __attribute__((always_inline))
-#ifdef __clang__
-#define MIXTRAL_UNROLL _Pragma("unroll")
-#else
-#define MIXTRAL_UNROLL _Pragma("GCC unroll 8")
-#endif
-#endif
+#define MIXTRAL_LAMBDA HWY_ATTR MIXTRAL_INLINED
 #endif
 
 HWY_BEFORE_NAMESPACE();
@@ -63,8 +46,8 @@ constexpr bool kUnsignedDot = false;
 // than 16.
 template <class V>
 HWY_INLINE V in_this_order(V v) {
-#if HWY_ARCH_X86 && HWY_TARGET > HWY_AVX3 && (HWY_COMPILER_GCC || HWY_COMPILER_CLANG)
-  asm("" : "+x"(v.raw));
+#if HWY_ARCH_X86 && HWY_TARGET > HWY_AVX3
+  MIXTRAL_IN_REGISTER("x", v.raw);
 #endif
   return v;
 }
@@ -72,8 +55,8 @@ HWY_INLINE V in_this_order(V v) {
 // v, loaded from memory once, and not again by each instruction that uses it.
 template <class V>
 HWY_INLINE V loaded_once(V v) {
-#if HWY_ARCH_X86 && (HWY_COMPILER_GCC || HWY_COMPILER_CLANG)
-  asm("" : "+v"(v.raw));
+#if HWY_ARCH_X86
+  MIXTRAL_IN_REGISTER("v", v.raw);
 #endif
   return v;
 }

@@ -60,6 +60,8 @@ HWY_INLINE void order_pairs(std::uint32_t* words) {
 struct Columns {
   static constexpr std::size_t kColumns = 1;  // of a unit
 
+  // The unit of a token, `bits`, in all lanes.
+  static HWY_INLINE VU32 in_all_lanes(std::uint32_t bits) { return hn::Set(DU32(), bits); }
   static HWY_INLINE VF add_product(VF sum, VU32 w, VU32 x) {
     const DF df;
     return mul_add(hn::BitCast(df, w), hn::BitCast(df, x), sum);
@@ -70,6 +72,7 @@ struct Columns {
 struct Pairs {
   static constexpr std::size_t kColumns = 2;
 
+  static HWY_INLINE VU32 in_all_lanes(std::uint32_t bits) { return hn::Set(DU32(), bits); }
   static HWY_INLINE VF add_product(VF sum, VU32 w, VU32 x) {
     sum = Columns::add_product(sum, second_of_pair(w), second_of_pair(x));
     return Columns::add_product(sum, first_of_pair(w), first_of_pair(x));
@@ -81,6 +84,15 @@ struct Pairs {
 struct DotPairs {
   static constexpr std::size_t kColumns = 2;
 
+  // Optimisers that know both the lanes, all the same, and their type, BF16, consider to do the shuffle in
+  // that type; what that costs some cannot say without a crash. They do not know what loaded_once() gives.
+  // It takes no more instructions, since the lanes are in a register anyway: two vectors of rows are
+  // multiplied with them. Other compilers see what they saw before, since clang 14 would not unroll the
+  // loop in multiply_units() otherwise.
+  static HWY_INLINE VU32 in_all_lanes(std::uint32_t bits) {
+    const auto lanes_of_unit = hn::Set(DU32(), bits);
+    return MIXTRAL_BF16_SHUFFLES_CRASH ? loaded_once(lanes_of_unit) : lanes_of_unit;
+  }
   static HWY_INLINE VF add_product(VF sum, VU32 w, VU32 x) {
     return VF{_mm512_dpbf16_ps(sum.raw, reinterpret_cast<__m512bh>(w.raw),
                                reinterpret_cast<__m512bh>(x.raw))};
@@ -89,7 +101,7 @@ struct DotPairs {
 #ifdef __AVX512BF16__
     return true;
 #else
-    return __builtin_cpu_supports("avx512bf16");
+    return MIXTRAL_CPU_HAS_AVX512_BF16();
 #endif
   }
 };
@@ -212,7 +224,7 @@ HWY_NOINLINE void multiply_units(const std::uint32_t* tile, const std::uint8_t* 
       const auto add = [&](VF& sum0, VF& sum1, std::size_t t) MIXTRAL_LAMBDA {
         std::uint32_t unit;
         std::memcpy(&unit, x[t] + 4 * i, 4);
-        const auto xt = hn::Set(d32, unit);
+        const auto xt = Units::in_all_lanes(unit);
         sum0 = Units::add_product(sum0, w0, xt);
         sum1 = Units::add_product(sum1, w1, xt);
       };
@@ -379,7 +391,7 @@ HWY_NOINLINE void multiply_interleaved(const std::uint8_t* const* parts,
           const auto unit = [&](std::size_t u) MIXTRAL_LAMBDA {
             std::uint32_t bits;
             std::memcpy(&bits, x[t] + (pair_at(place) * 2 / Units::kColumns + u) * 4, 4);
-            return hn::Set(d32, bits);
+            return Units::in_all_lanes(bits);
           };
           const auto first = unit(0);
           if (kLater) {

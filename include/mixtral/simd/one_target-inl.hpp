@@ -22,6 +22,10 @@
 #undef MIXTRAL_BF16_DOT
 #define MIXTRAL_BF16_DOT 1
 #endif
+#if !MIXTRAL_GNU_EXTENSIONS  // which it takes to cast a vector to one of BF16
+#undef MIXTRAL_BF16_DOT
+#define MIXTRAL_BF16_DOT 0
+#endif
 
 // Targets with AVX-512 differ in the dot products alone. All else those after the first take from there.
 #undef MIXTRAL_TAKES_COMMON

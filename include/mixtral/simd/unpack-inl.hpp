@@ -64,9 +64,9 @@ HWY_INLINE const std::uint8_t* interleaved_tile(const Matrix& w, std::size_t til
 // How many bytes of each row ahead later tiles are fetched from memory, and where to. Measured on x86: into the
 // second level of caches, which has room for all that is on its way (AVX-512: up to 1.8 times as fast as half a
 // kilobyte ahead into the first level, which a few long tiles fill).
-#if HWY_ARCH_X86 && (HWY_COMPILER_GCC || HWY_COMPILER_CLANG)
+#if HWY_ARCH_X86
 constexpr std::size_t kFetchedAhead = 4096;
-HWY_INLINE void fetch_line(const std::uint8_t* p) { __builtin_prefetch(p, 0, 2); }
+HWY_INLINE void fetch_line(const std::uint8_t* p) { MIXTRAL_PREFETCH_L2(p); }
 #else
 constexpr std::size_t kFetchedAhead = 512;
 HWY_INLINE void fetch_line(const std::uint8_t* p) { hwy::Prefetch(p); }
