@@ -1067,6 +1067,100 @@ class BatchServe(Case):
                 self.assertTrue(answer["error"])
 
 
+    def test_each_field_is_checked(self):
+        whole = "whole number from 0 to"
+        wrong = [("max_tokens", value, whole) for value in
+                 (-1, 1e30, 2**32, 2**64, 2**70, 1.5, -0.5, "3", True, [3], {})]
+        wrong += [("seed", value, whole) for value in (-1, 2**64, 1e30, 0.5, "1", False)]
+        wrong += [("temperature", value, "number from 0 to 1000") for value in
+                  (-1, -1e-9, 1001, 1e300, "0.5", True, [])]
+        wrong += [("stop", value, "list of texts") for value in ("a", [1], ["a", None], {"a": "b"}, 5)]
+        wrong += [("stop", ["a", ""], "not empty"), ("choices", "a", "list of texts"),
+                  ("choices", ["a", 1], "list of texts"), ("regex", 5, "a text"),
+                  ("grammar", ["a"], "a text"), ("json_schema", 5, "JSON schema"),
+                  ("json_schema", "{}", "JSON schema"), ("json_schema", [], "JSON schema"),
+                  ("prompt", ["a"], "a text"), ("user", 5, "a text")]
+        requests = []
+        for i, (name, value, _) in enumerate(wrong):
+            request = {"id": i, "prompt": "Once", name: value}
+            if name == "user":
+                del request["prompt"]
+            requests.append(request)
+        answers = {a["id"]: a for a in self.answers(requests)}
+        for i, (name, value, words) in enumerate(wrong):
+            with self.subTest(f"{name} {value}"):
+                self.assertIn(f'"{name}"', answers[i]["error"])
+                self.assertIn(words, answers[i]["error"])
+        answers = self.answers([{"id": 1, "prompt": "a", "max_token": 3},
+                                {"id": 2, "prompt": "a", "x" * 1000: 3},
+                                {"id": 3, "prompt": "a", "regex": "a", "choices": ["b"]}])
+        for answer, words in zip(answers, ('"max_token"', '"xxx', "one of")):
+            self.assertIn(words, answer["error"])
+            self.assertLess(len(answer["error"]), 200)
+
+    def test_what_is_no_error(self):
+        most = {"max_tokens": 2**32 - 1, "seed": 2**64 - 1, "temperature": 1000, "stop": []}
+        requests = [{"id": "most", "prompt": "Once", "regex": "ab", **most},
+                    {"id": "least", "prompt": "Once", "max_tokens": 0, "temperature": 0, "seed": 0},
+                    {"id": "whole", "prompt": "Once", "max_tokens": 3.0, "seed": 1e3},
+                    {"id": "nulls", "prompt": "Once", "user": None, "max_tokens": None, "seed": None,
+                     "stop": None, "regex": None, "choices": ["x"]},
+                    {"id": {"any": ["thing", None, 1.5]}, "prompt": "Once", "max_tokens": 1}]
+        answers = {str(a["id"]): a for a in self.answers(requests)}
+        self.assertEqual([a["error"] for a in answers.values() if "error" in a], [])
+        self.assertEqual(answers["most"]["text"], "ab")
+        self.assertEqual(answers["least"]["generated_tokens"], 0)
+        self.assertEqual(answers["whole"]["generated_tokens"], 3)
+        self.assertEqual(answers["nulls"]["text"], "x")
+        self.assertIn("{'any': ['thing', None, 1.5]}", answers)
+
+    def on_small_stack(self, lines):
+        """Answers by a program whose threads all have 256 KiB of stack."""
+        result = subprocess.run(["bash", "-c", 'ulimit -s 256; exec "$@"', "bash",
+                                 self.bin / "batch_serve", "--threads", "2"],
+                                input="\n".join(lines).encode(), capture_output=True, timeout=300)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        return [json.loads(line) for line in result.stdout.splitlines()]
+
+    def test_deep_json_is_refused(self):
+        def nested(depth):
+            return "[" * depth + "]" * depth
+        after = '{"id": "after", "prompt": "Once", "max_tokens": 2}'
+        for lines, ids in (
+                (['{"id": %s, "prompt": "a"}' % nested(50000)], [None]),
+                (['{"id": 1, "prompt": "a", "json_schema": %s}' % nested(50000)], [1]),
+                (['{"json_schema": %s, "id": 1, "prompt": "a"}' % ('{"a":' * 50000 + "1" + "}" * 50000)],
+                 [1]),
+                ([nested(50000)], [None]), (["[" * 10**6], [None]), (['{"a":' * 10**6], [None]),
+                (['{"id": %s, "prompt": "a"}' % nested(128)], [None])):
+            with self.subTest(lines[0][:40]):
+                *refused, last = self.on_small_stack(lines + [after])
+                self.assertEqual([answer["id"] for answer in refused], ids)
+                for answer in refused:
+                    self.assertRegex(answer["error"], "nested more than 128|parse error")
+                self.assertEqual((last["id"], last["generated_tokens"]), ("after", 2))
+        # Up to the limit, and in texts, there may be brackets.
+        depth = json.loads(nested(127))
+        answers = self.on_small_stack([json.dumps(request) for request in (
+            {"id": depth, "prompt": "Once", "max_tokens": 1},
+            {"id": "[" * 1000, "prompt": "[{" * 300, "max_tokens": 1})])
+        self.assertEqual([answer["id"] for answer in answers], [depth, "[" * 1000])
+        self.assertEqual([answer.get("error") for answer in answers], [None, None])
+
+    def test_long_lines_are_refused(self):
+        limit = 1 << 24
+        start, end = '{"id": "long", "prompt": "Once", "max_tokens": 1', "}"
+        fits = start + " " * (limit - len(start) - len(end)) + end
+        answers = self.answers([fits, fits + " ", "x" * (3 * limit),
+                                {"id": "after", "prompt": "Once", "max_tokens": 1}])
+        self.assertEqual(sorted(str(a["id"]) for a in answers), ["None", "None", "after", "long"])
+        for answer in answers:
+            if answer["id"] is None:
+                self.assertIn("16 MiB", answer["error"])
+            else:
+                self.assertEqual(answer["generated_tokens"], 1)
+
+
 class EditorComplete(Case):
     def typed(self, text, *arguments):
         return json.loads(self.run_program("editor_complete", "--json", *arguments,
@@ -1114,6 +1208,10 @@ class Npc(Case):
             self.assertRegex(words, "^(Lily|Ben|Mia): [A-Z][a-z ,]{3,40}[.!?]$")
         text = self.run_program("npc", "--seconds", 0.2).stdout.decode()
         self.assertIn("12 frames", text)
+        # There is one, at least.
+        for seconds in (0.001, 1e-300):
+            text = self.run_program("npc", "--seconds", seconds).stdout.decode()
+            self.assertIn("1 frames", text)
 
     def test_examples_are_short(self):
         for name in ("npc", "editor_complete", "batch_serve", "job_system"):

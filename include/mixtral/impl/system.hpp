@@ -5,7 +5,9 @@
 
 #include <cerrno>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
+#include <cwchar>
 #include <string_view>
 
 #if defined(_WIN32)
