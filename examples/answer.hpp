@@ -7,11 +7,12 @@
 #include <optional>
 #include <random>
 
+#include "bundled_model.hpp"
 #include "program.hpp"
 
 // The command line of programs that generate text.
 struct AnswerFlags {
-  std::string model = MIXTRAL_BUNDLED_MODEL;
+  std::string model;
   mixtral::GenerateOptions generate;
   mixtral::ModelOptions model_options;
   std::uint32_t threads = 0;
@@ -42,31 +43,28 @@ struct AnswerFlags {
     return mixtral::open_model(model.c_str(), model_options);
   }
 
-  void add_to(CLI::App& app) {
+  // `standard_context` says in help what `context` is if it is not given.
+  void add_to(CLI::App& app, const std::string& standard_context) {
     generate.max_tokens = 256;
     mixtral::SamplingOptions& sampling = generate.sampling;
     sampling.temperature = 0.8f;
     sampling.min_p = 0.05f;
     sampling.seed = std::random_device()();
-    app.add_option("--model", model, "GGUF file or model folder (default: the bundled tiny model)");
+    program::add_model_or_bundled(app, model);
     program::add_model_options(app, model_options);
-    app.add_option("--chat-format", model_options.chat_format,
-                   "Instead of what the model itself implies")
-        ->transform(CLI::CheckedTransformer(program::chat_formats()));
-    app.add_option("--max-tokens", generate.max_tokens, "Tokens to generate at most")
-        ->capture_default_str();
-    app.add_option("--temperature", sampling.temperature, "0: greedy; more: more varied")
-        ->capture_default_str()
-        ->check(CLI::NonNegativeNumber);
-    app.add_option("--top-k", sampling.top_k, "Choose among the K likeliest tokens; 0: all")
-        ->capture_default_str();
-    app.add_option("--top-p", sampling.top_p, "Choose among the likeliest tokens of sum P; 1: all")
-        ->capture_default_str()
-        ->check(CLI::Range(0.0, 1.0));
-    app.add_option("--min-p", sampling.min_p, "Choose among tokens P times as likely as the best")
-        ->capture_default_str()
-        ->check(CLI::Range(0.0, 1.0));
-    app.add_option("--seed", sampling.seed, "The same seed gives the same text (default: random)");
+    program::add_chat_format(app, model_options.chat_format);
+    program::add_number(app, "--max-tokens", generate.max_tokens, program::at_least(0u),
+                        "Tokens to generate at most");
+    program::add_number(app, "--temperature", sampling.temperature, {0.0f, 1000.0f},
+                        "0: greedy; more: more varied");
+    program::add_number(app, "--top-k", sampling.top_k, program::at_least(0u),
+                        "Choose among the K likeliest tokens; 0: all");
+    program::add_number(app, "--top-p", sampling.top_p, {0.0f, 1.0f},
+                        "Choose among the likeliest tokens of sum P; 1: all");
+    program::add_number(app, "--min-p", sampling.min_p, {0.0f, 1.0f},
+                        "Choose among tokens P times as likely as the best");
+    program::add_number(app, "--seed", sampling.seed, program::at_least(std::uint64_t{0}),
+                        "The same seed gives the same text", "random");
     app.add_option("--stop", generate.stop, "End before this text appears; may be repeated")
         ->allow_extra_args(false)
         ->check([](const std::string& text) {
@@ -76,13 +74,13 @@ struct AnswerFlags {
     rules->add_option("--choice", choices, "One of these texts; may be repeated")
         ->allow_extra_args(false);
     rules->add_option("--regex", regex, "What this regular expression matches");
-    rules->add_option("--grammar", grammar_file, "What this file of GBNF says");
-    rules->add_option("--json-schema", schema_file, "JSON that is valid under this file's schema");
+    program::add_path(*rules, "--grammar", grammar_file, "What this file of GBNF says");
+    program::add_path(*rules, "--json-schema", schema_file,
+                      "JSON that is valid under this file's schema");
     rules->require_option(0, 1);
-    app.add_option("--threads", threads, "Threads to use (default: all)")
-        ->check(CLI::Range(1, 1024));
-    app.add_option("--context", context, "Tokens that the session holds")
-        ->check(CLI::PositiveNumber);
+    program::add_threads(app, threads);
+    program::add_number(app, "--context", context, program::at_least(1u),
+                        "Tokens that the session holds", standard_context);
     program::add_kv_format(app, kv_format);
     app.add_flag("--json", json, "Print one JSON object instead of streaming the text");
   }

@@ -16,6 +16,7 @@
 #include <optional>
 #include <thread>
 
+#include "bundled_model.hpp"
 #include "request.hpp"
 
 namespace {
@@ -171,21 +172,19 @@ class Server {
 int main(int argc, char** argv) {
   CLI::App app{"Answers prompts from standard input, one JSON object a line, many at once.",
                "batch_serve"};
-  std::string path = MIXTRAL_BUNDLED_MODEL, prefix;
+  std::string path, prefix;
   mixtral::ModelOptions model_options;
   std::uint32_t parallel = 16, context = 1024, max_tokens = 128, threads = 0;
-  app.add_option("--model", path, "GGUF file or model folder (default: the bundled tiny model)");
+  program::add_model_or_bundled(app, path);
   app.add_option("--prefix", prefix, "A text that all prompts begin with");
-  app.add_option("--parallel", parallel, "Prompts answered at once, at most")
-      ->check(CLI::Range(1, 4096))
-      ->capture_default_str();
-  app.add_option("--context", context, "Tokens of a prompt and its answer")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  app.add_option("--max-tokens", max_tokens, "Tokens of an answer, if its prompt does not say")
-      ->capture_default_str();
+  program::add_number<std::uint32_t>(app, "--parallel", parallel, {1, 4096},
+                                     "Prompts answered at once, at most");
+  program::add_number(app, "--context", context, program::at_least(1u),
+                      "Tokens of a prompt and its answer");
+  program::add_number(app, "--max-tokens", max_tokens, program::at_least(0u),
+                      "Tokens of an answer, if its prompt does not say");
   program::add_model_options(app, model_options);
-  app.add_option("--threads", threads, "Threads to use (default: all)")->check(CLI::Range(1, 1024));
+  program::add_threads(app, threads);
 
   return program::run(app, argc, argv, [&] {
     const auto model = program::value(mixtral::open_model(path.c_str(), model_options));

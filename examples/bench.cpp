@@ -66,6 +66,8 @@ Work work_of(const mixtral::Checkpoint& checkpoint) {
   return work;
 }
 
+constexpr program::Range<std::uint32_t> kTokens = {0, 1 << 20};
+
 struct Plan {
   std::uint32_t prompt = 512, generate = 32, depth = 0, repeat = 5;
   double slice_ms = 0.0;
@@ -222,55 +224,57 @@ void print(const json& report) {
   }
 }
 
+// What runs need together has no bound, unlike each option.
+std::uint32_t context_of(std::uint64_t n_tokens) {
+  if (n_tokens <= std::numeric_limits<std::uint32_t>::max()) {
+    return static_cast<std::uint32_t>(n_tokens);
+  }
+  throw std::runtime_error("these runs need a context of " + std::to_string(n_tokens) +
+                           " tokens; ask for shorter or fewer ones");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   CLI::App app{"Measures prompt and decode speed beside the limits of the machine.", "bench"};
-  std::string path, shape, type_name = "Q4_K_M", written;
+  std::string path, shape, written;
+  const mixtral::Quantization* type = mixtral::find_quantization("Q4_K_M");
   std::uint32_t threads = 0, n_layers = 0;
   Plan plan;
   mixtral::ModelOptions model_options;
   mixtral::BlockFormat kv_format = mixtral::BlockFormat::f16;
   bool as_json = false, profile = false, force = false;
-  std::vector<std::string> shapes;
-  for (const auto& item : program::model_shapes()) shapes.push_back(item.first);
+  program::Names<std::string> shapes;
+  for (const auto& item : program::model_shapes()) shapes.emplace_back(item.first, item.first);
   auto* source = app.add_option_group("Model", "One of these");
-  source->add_option("--model", path, "GGUF file or model folder");
-  CLI::Option* synthetic =
-      source->add_option("--synthetic", shape, "Random weights of these dimensions")
-          ->check(CLI::IsMember(shapes));
+  program::add_path(*source, "--model", path, "GGUF file or model folder");
+  CLI::Option* synthetic = program::add_choice(*source, "--synthetic", shape, shapes,
+                                               "Random weights of these dimensions");
   source->require_option(1);
-  app.add_option("--layers", n_layers, "Layers of the synthetic model (default: all)")
-      ->needs(synthetic)
-      ->check(CLI::Range(1, 4096));
-  app.add_option("--type", type_name, "Type of the synthetic model (default: Q4_K_M)")
-      ->needs(synthetic)
-      ->check([](const std::string& name) {
-        return mixtral::find_quantization(name) != nullptr ? ""
-                                                           : "no such type; see quantize --help";
-      });
+  program::add_number<std::uint32_t>(app, "--layers", n_layers, {1, 4096},
+                                     "Layers of the synthetic model", "all")
+      ->needs(synthetic);
+  program::add_type(app, type, "Type of the synthetic model (default: Q4_K_M)")->needs(synthetic);
   CLI::Option* writes =
-      app.add_option("--write", written,
-                     "Write the synthetic model to this GGUF file, measure nothing")
+      program::add_path(app, "--write", written,
+                        "Write the synthetic model to this GGUF file, measure nothing")
           ->needs(synthetic);
   app.add_flag("--force", force, "Overwrite the file of --write if it is there");
-  app.add_option("--threads", threads, "Threads to use (default: all)")->check(CLI::Range(1, 1024));
-  app.add_option("--prompt", plan.prompt, "Tokens of the prompt; 0 leaves it out")
-      ->capture_default_str();
-  app.add_option("--generate", plan.generate, "Tokens to decode; 0 leaves it out")
-      ->capture_default_str();
-  app.add_option("--depth", plan.depth,
-                 "Tokens that are there before; then runs go on from each other")
-      ->capture_default_str();
-  app.add_option("--repeat", plan.repeat, "Runs of each, of which the median counts")
-      ->check(CLI::Range(1, 1000))
-      ->capture_default_str();
+  program::add_threads(app, threads);
+  program::add_number(app, "--prompt", plan.prompt, kTokens,
+                      "Tokens of the prompt; 0 leaves it out");
+  program::add_number(app, "--generate", plan.generate, kTokens,
+                      "Tokens to decode; 0 leaves it out");
+  program::add_number(app, "--depth", plan.depth, kTokens,
+                      "Tokens that are there before; then runs go on from each other");
+  program::add_number<std::uint32_t>(app, "--repeat", plan.repeat, {1, 1000},
+                                     "Runs of each, of which the median counts");
   program::add_model_options(app, model_options);
   program::add_kv_format(app, kv_format);
-  app.add_option("--slice-ms", plan.slice_ms, "Also run in slices of so many milliseconds")
-      ->check(CLI::PositiveNumber);
-  app.add_option("--sessions", plan.sessions, "Also decode with so many sessions together")
-      ->check(CLI::Range(2, 4096));
+  program::add_number(app, "--slice-ms", plan.slice_ms, {0.0, 60000.0, true},
+                      "Also run in slices of so many milliseconds", "not");
+  program::add_number<std::uint32_t>(app, "--sessions", plan.sessions, {2, 4096},
+                                     "Also decode with so many sessions together", "not");
   app.add_flag("--profile", profile, "Tell the share of each part, in a run of its own");
   app.add_flag("--json", as_json, "Print one JSON object");
 
@@ -278,7 +282,6 @@ int main(int argc, char** argv) {
     auto pool = program::value(mixtral::ThreadPool::create(threads));
     std::optional<program::SyntheticModel> random;
     std::optional<mixtral::Checkpoint> opened;
-    const mixtral::Quantization* type = mixtral::find_quantization(type_name);
     program::Stopwatch load;
     if (*synthetic) {
       mixtral::Config config = program::model_shapes().at(shape);
@@ -296,13 +299,14 @@ int main(int argc, char** argv) {
     mixtral::SessionOptions options;
     options.executor = pool;
     options.kv_format = kv_format;
-    const std::uint32_t runs = plan.depth == 0 ? 1 : plan.repeat + (profile ? 1 : 0);
-    const std::uint32_t each = (plan.slice_ms > 0.0 ? 2 : 1) * (plan.prompt + plan.generate) +
+    const std::uint64_t runs = plan.depth == 0 ? 1 : plan.repeat + (profile ? 1 : 0);
+    const std::uint64_t each = (plan.slice_ms > 0.0 ? 2 : 1) * (plan.prompt + plan.generate) +
                                (plan.sessions > 1 ? plan.generate : 0);
-    options.context = plan.depth + runs * each + 1;
+    options.context = context_of(plan.depth + runs * each + 1);
     options.branches = plan.sessions;
     // The forks' own tokens, and the beginning that they share.
-    options.kv_tokens = options.context + plan.sessions * (plan.generate + 64);
+    options.kv_tokens =
+        context_of(options.context + plan.sessions * std::uint64_t{plan.generate + 64});
     const std::uint64_t session_bytes =
         program::value(mixtral::Session::memory_needed(model, options));
     auto session = program::value(mixtral::Session::open(model, options));

@@ -6,11 +6,11 @@
 int main(int argc, char** argv) {
   CLI::App app{"Continues a text with a Mixtral, Mistral or Llama 2 model.", "complete"};
   AnswerFlags flags;
-  flags.add_to(app);
+  flags.add_to(app, "as many as the text can take");
   std::string prompt, prompt_file;
   CLI::Option_group* source = app.add_option_group("Prompt", "One of these");
   source->add_option("--prompt", prompt, "The text to continue");
-  source->add_option("--prompt-file", prompt_file, "A file with the text to continue");
+  program::add_path(*source, "--prompt-file", prompt_file, "A file with the text to continue");
   source->require_option(1);
 
   return program::run(app, argc, argv, [&] {

@@ -8,6 +8,7 @@
 #include <mutex>
 #include <thread>
 
+#include "bundled_model.hpp"
 #include "program.hpp"
 
 #ifndef _WIN32
@@ -187,21 +188,20 @@ std::string edit_in_terminal(const RawTerminal& terminal, Completer& completer) 
 
 int main(int argc, char** argv) {
   CLI::App app{"Suggests how a text goes on, while it is typed.", "editor_complete"};
-  std::string path = MIXTRAL_BUNDLED_MODEL;
+  std::string path;
   std::uint32_t threads = 0, context = 2048, typing_ms = 30;
   mixtral::GenerateOptions generate;
   generate.max_tokens = 16;
   generate.stop = {"\n"};
   bool as_json = false;
-  app.add_option("--model", path, "GGUF file or model folder (default: the bundled tiny model)");
-  app.add_option("--max-tokens", generate.max_tokens, "Tokens of a suggestion")
-      ->capture_default_str();
-  app.add_option("--typing-ms", typing_ms, "Time between two keys, from a pipe")
-      ->capture_default_str();
-  app.add_option("--context", context, "Tokens of the text")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  app.add_option("--threads", threads, "Threads to use (default: all)")->check(CLI::Range(1, 1024));
+  program::add_model_or_bundled(app, path);
+  program::add_number(app, "--max-tokens", generate.max_tokens, program::at_least(0u),
+                      "Tokens of a suggestion, at most");
+  program::add_number<std::uint32_t>(app, "--typing-ms", typing_ms, {0, 10000},
+                                     "Milliseconds between two keys, from a pipe");
+  program::add_number(app, "--context", context, program::at_least(1u),
+                      "Tokens of the text and its suggestion");
+  program::add_threads(app, threads);
   app.add_flag("--json", as_json, "Print one JSON object at the end");
 
   return program::run(app, argc, argv, [&] {

@@ -9,6 +9,29 @@
 
 namespace program {
 
+// Which type of file to write.
+inline CLI::Option* add_type(CLI::App& app, const mixtral::Quantization*& type,
+                             const std::string& description) {
+  Names<const mixtral::Quantization*> names;
+  for (const auto& each : mixtral::quantizations()) names.emplace_back(each.name, &each);
+  const auto find = [](const std::string& text) -> std::optional<const mixtral::Quantization*> {
+    const auto* found = mixtral::find_quantization(plain_name(text));  // "Q3_K", too
+    return found == nullptr ? std::nullopt : std::optional<const mixtral::Quantization*>(found);
+  };
+  return add_choice(app, "--type", type, names, description, find);
+}
+
+// Which format matrices are to have.
+inline CLI::Option* add_block_format(CLI::App& app, const std::string& option,
+                                     std::optional<mixtral::BlockFormat>& format,
+                                     const std::string& description) {
+  Names<mixtral::BlockFormat> names;
+  for (const auto& each : mixtral::detail::kBlockFormats) {
+    if (mixtral::can_encode(each.format)) names.emplace_back(each.info.name, each.format);
+  }
+  return add_choice(app, option, format, names, description);
+}
+
 class GgufFile : public mixtral::GgufSink {
  public:
   // Errors: as OutputFile, whose arguments these are.

@@ -230,33 +230,45 @@ void print_table(const json& report) {
 
 int main(int argc, char** argv) {
   CLI::App app{"Shows what a model file holds and what it needs.", "inspect"};
-  std::string path, logits_path, router_path, stats_path, text_path;
+  std::string path, logits_path, router_path, stats_path, text, text_path;
   std::vector<mixtral::Token> tokens;
   std::uint32_t context = 0;
   mixtral::BlockFormat kv_format = mixtral::BlockFormat::f16;
   bool as_json = false, force = false;
-  app.add_option("--model", path, "GGUF file or model folder")->required();
+  program::add_path(app, "--model", path, "GGUF file or model folder")->required();
   program::add_kv_format(app, kv_format);
-  app.add_option("--context", context, "Tokens of context to state the memory for (default: 4096)")
-      ->check(CLI::PositiveNumber);
+  program::add_number(app, "--context", context, program::at_least(1u),
+                      "Tokens of context to state the memory for",
+                      "the model's context, 4096 at most");
   CLI::Option* with_tokens =
-      app.add_option("--tokens", tokens, "Token ids to evaluate: 1,2,3")->delimiter(',');
+      program::add_numbers(app, "--tokens", tokens, "Token ids to evaluate: 1,2,3");
   CLI::Option* with_logits =
-      app.add_option("--logits", logits_path,
-                     "Write the logits for every position: rows of little-endian float32")
+      program::add_path(app, "--logits", logits_path,
+                        "Write the logits for every position: rows of little-endian float32")
           ->needs(with_tokens);
   CLI::Option* with_router =
-      app.add_option(
-             "--router", router_path,
-             "Write the experts chosen for each layer and token, with their weights, as JSON")
+      program::add_path(
+          app, "--router", router_path,
+          "Write the experts chosen for each layer and token, with their weights, as JSON")
           ->needs(with_tokens);
-  CLI::Option* with_text = app.add_option("--text", text_path, "A text for --router-stats");
-  CLI::Option* with_stats =
-      app.add_option(
-             "--router-stats", stats_path,
-             "Draw, as SVG, how the text's tokens use the experts of each layer, and keep them")
-          ->needs(with_text);
+  CLI::Option_group* source = app.add_option_group("Text", "What --router-stats is about");
+  source->add_option("--text", text, "A text");
+  CLI::Option* with_text_file =
+      program::add_path(*source, "--text-file", text_path, "A file with the text");
+  source->require_option(0, 1);
+  CLI::Option* with_stats = program::add_path(
+      app, "--router-stats", stats_path,
+      "Draw, as SVG, how the text's tokens use the experts of each layer, and keep them");
   app.add_flag("--force", force, "Overwrite what is to be written if it is there");
+  app.final_callback([&] {  // each needs the other
+    const bool has_text = source->count_all() != 0;
+    if (with_stats->count() != 0 && !has_text) {
+      throw CLI::ValidationError("--router-stats", "needs --text or --text-file");
+    }
+    if (with_stats->count() == 0 && has_text) {
+      throw CLI::ValidationError("--text, --text-file", "need --router-stats");
+    }
+  });
   app.add_flag("--json", as_json, "Print one JSON object");
 
   return program::run(app, argc, argv, [&] {
@@ -279,7 +291,8 @@ int main(int argc, char** argv) {
       report["tokens"] = std::move(recorder.next);
     }
     if (router_stats) {
-      const auto stats = route(model, program::read_file(text_path), kv_format);
+      const auto stats =
+          route(model, *with_text_file ? program::read_file(text_path) : text, kv_format);
       finish(*router_stats, stats.svg());
       report["router_stats"] = stats.json();
     }

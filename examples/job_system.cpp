@@ -9,6 +9,7 @@
 #include <mutex>
 #include <thread>
 
+#include "bundled_model.hpp"
 #include "program.hpp"
 
 namespace {
@@ -122,16 +123,15 @@ std::string story(const mixtral::Model& model, mixtral::Executor executor, std::
 
 int main(int argc, char** argv) {
   CLI::App app{"Runs the model on a host's own work-stealing job system.", "job_system"};
-  std::string path = MIXTRAL_BUNDLED_MODEL;
+  std::string path;
   std::uint32_t n_workers = 4, n_stories = 4, max_tokens = 40;
-  app.add_option("--model", path, "GGUF file or model folder (default: the bundled tiny model)");
-  app.add_option("--workers", n_workers, "Threads of the job system")
-      ->check(CLI::Range(1, 1024))
-      ->capture_default_str();
-  app.add_option("--stories", n_stories, "Sessions at the same time, each within a job")
-      ->check(CLI::Range(1, 200))
-      ->capture_default_str();
-  app.add_option("--max-tokens", max_tokens, "Tokens of each")->capture_default_str();
+  program::add_model_or_bundled(app, path);
+  program::add_number<std::uint32_t>(app, "--workers", n_workers, {1, 1024},
+                                     "Threads of the job system");
+  program::add_number<std::uint32_t>(app, "--stories", n_stories, {1, 200},
+                                     "Sessions at the same time, each within a job");
+  program::add_number(app, "--max-tokens", max_tokens, program::at_least(0u),
+                      "Tokens of each story, at most");
 
   return program::run(app, argc, argv, [&] {
     const auto model = program::value(mixtral::open_model(path.c_str()));

@@ -10,6 +10,7 @@
 #include <random>
 #include <thread>
 
+#include "bundled_model.hpp"
 #include "program.hpp"
 
 namespace {
@@ -173,16 +174,16 @@ class Game {
 
 int main(int argc, char** argv) {
   CLI::App app{"A village whose people think between frames.", "npc"};
-  std::string path = MIXTRAL_BUNDLED_MODEL;
+  std::string path;
   double seconds = 10.0, think_ms = 8.0;
   std::uint64_t seed = 1;
   bool as_json = false;
-  app.add_option("--model", path, "GGUF file or model folder (default: the bundled tiny model)");
-  app.add_option("--seconds", seconds, "How long to play")->check(CLI::PositiveNumber);
-  app.add_option("--think-ms", think_ms, "Of each frame's 16.7 ms, what thinking gets")
-      ->check(CLI::Range(0.1, 14.0))
-      ->capture_default_str();
-  app.add_option("--seed", seed, "Of where the child goes and what is said");
+  program::add_model_or_bundled(app, path);
+  program::add_number(app, "--seconds", seconds, {0.0, 86400.0, true}, "How long to play");
+  program::add_number(app, "--think-ms", think_ms, {0.1, 14.0},
+                      "Of each frame's 16.7 ms, what thinking gets");
+  program::add_number(app, "--seed", seed, program::at_least(std::uint64_t{0}),
+                      "Seed of where the child goes and what is said");
   app.add_flag("--json", as_json, "Print one JSON object at the end");
 
   return program::run(app, argc, argv, [&] {

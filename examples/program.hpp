@@ -9,14 +9,15 @@
 #include <cstdio>
 #include <iostream>
 #include <iterator>
-#include <map>
 #include <mixtral/checkpoints.hpp>
 #include <mixtral/mixtral.hpp>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <vector>
 
+#include "options.hpp"
 #include "output_file.hpp"
 #include "utf8_arguments.hpp"
 
@@ -29,26 +30,51 @@
 
 namespace program {
 
-// Parses the command line, runs `body` and gives the exit code: 0 for success, 1 for an error, told
-// in one line on stderr, 2 for bad arguments.
+// The name that a program was called by: installed ones are called otherwise than those in the build.
+inline std::string name_of(const char* path, const std::string& otherwise) {
+  std::string name = path == nullptr ? "" : path;
+  const std::size_t slash = name.find_last_of("/\\");
+  if (slash != std::string::npos) name.erase(0, slash + 1);
+  if (name.size() > 4 && name.compare(name.size() - 4, 4, ".exe") == 0)
+    name.resize(name.size() - 4);
+  return name.empty() ? otherwise : name;
+}
+
+// Parses the command line, runs `body` and gives the exit code: 0 for success, 1 for an error, 2 for bad
+// arguments, both told in one line on stderr. All programs get --version here, and answer the shell that
+// completes their options (--completions WORD..., for completions.bash alone).
 template <class Body>
 int run(CLI::App& app, int argc, char** argv, Body&& body) {
   Utf8Arguments arguments(argc, argv);
+  argc = arguments.count();
+  argv = arguments.values();
+  app.name(name_of(argc > 0 ? argv[0] : nullptr, app.get_name()));
+  app.set_version_flag("--version", app.get_name() + ' ' + version(), "Print the version and exit");
+  const auto tell = [&](const std::string& error) {
+    std::cout.flush();
+    std::cerr << app.get_name() << ": " << one_line(error) << '\n';
+  };
   try {
-    app.parse(arguments.count(), arguments.values());
+    if (argc > 1 && std::string_view(argv[1]) == "--completions") {
+      print_completions(app, std::vector<std::string>(argv + 2, argv + argc), std::cout);
+    } else {
+      app.parse(argc, argv);
+      body();
+    }
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
-  }
-  try {
-    body();
-    std::cout.flush();
-    if (!std::cout) throw std::runtime_error("cannot write to standard output");
-    return 0;
+    if (error.get_exit_code() != 0) {
+      tell(message_of(error) + "; " + app.get_name() + " --help lists what there is");
+      return 2;
+    }
+    app.exit(error);  // prints help or version
   } catch (const std::exception& error) {
-    std::cout.flush();
-    std::cerr << app.get_name() << ": " << error.what() << '\n';
+    tell(error.what());
     return 1;
   }
+  std::cout.flush();
+  if (std::cout) return 0;
+  tell("cannot write to standard output");
+  return 1;
 }
 
 // The value of a Result; its error becomes an exception, as suits a program.
@@ -56,25 +82,6 @@ template <class T>
 T value(mixtral::Result<T> result) {
   if (!result) throw std::runtime_error(result.error().message());
   return *std::move(result);
-}
-
-// The option that says how keys and values are kept.
-inline void add_kv_format(CLI::App& app, mixtral::BlockFormat& format) {
-  using mixtral::BlockFormat;
-  const std::map<std::string, BlockFormat> names = {{"f16", BlockFormat::f16},
-                                                    {"f32", BlockFormat::f32},
-                                                    {"bf16", BlockFormat::bf16},
-                                                    {"q8_0", BlockFormat::q8_0}};
-  app.add_option("--kv-format", format, "How keys and values are kept (default: f16)")
-      ->transform(CLI::CheckedTransformer(names));
-}
-
-// How a model's weights are used.
-inline void add_model_options(CLI::App& app, mixtral::ModelOptions& options) {
-  app.add_flag("--copy-weights", options.copy_weights,
-               "Copy the weights into memory: a later start, then faster where pages can be large");
-  app.add_flag("--bf16-activations", options.bf16_activations,
-               "Round what BF16 weights are multiplied with to BF16: faster, less exact");
 }
 
 inline void check(const mixtral::Status& status) {
@@ -111,16 +118,6 @@ inline std::string read_file(const std::string& path) {
   if (code != 0) fail(std::generic_category().message(code));
   if (text.size() > kMost) fail("more than " + std::to_string(kMost >> 20) + " MiB of text");
   return text;
-}
-
-// For a command line: the chat formats by name.
-inline std::map<std::string, mixtral::ChatFormat> chat_formats() {
-  std::map<std::string, mixtral::ChatFormat> formats;
-  for (const auto format : {mixtral::ChatFormat::mistral_v1, mixtral::ChatFormat::mistral_v2,
-                            mixtral::ChatFormat::mistral_v3, mixtral::ChatFormat::llama2}) {
-    formats[mixtral::chat_format_name(format)] = format;
-  }
-  return formats;
 }
 
 // One line of JSON; bytes that are not UTF-8 (from odd vocabularies) become U+FFFD.

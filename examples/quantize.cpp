@@ -1,42 +1,23 @@
 // Writes a model of any layout as one GGUF file of any type.
 #include "gguf_file.hpp"
 
-namespace {
-
-std::map<std::string, mixtral::BlockFormat> block_formats() {
-  std::map<std::string, mixtral::BlockFormat> formats;
-  for (const auto& type : mixtral::quantizations()) {
-    formats[mixtral::block_format_info(type.base)->name] = type.base;
-  }
-  return formats;
-}
-
-}  // namespace
-
 int main(int argc, char** argv) {
   CLI::App app{"Writes a model of any layout as one GGUF file.", "quantize"};
-  std::string input, output, type_name, importance_path;
-  mixtral::BlockFormat output_type{}, expert_type{};
+  std::string input, output, importance_path;
+  mixtral::QuantizeOptions options;
   std::uint32_t threads = 0;
-  bool force = false, pure = false;
-  std::string known;
-  for (const auto& type : mixtral::quantizations()) known += " " + std::string(type.name);
-  const auto is_type = [&](const std::string& name) {
-    return mixtral::find_quantization(name) != nullptr ? "" : "must be one of" + known;
-  };
-  const CLI::CheckedTransformer is_format(block_formats(), CLI::ignore_case);
-  app.add_option("--input", input, "GGUF file or model folder")->required();
-  app.add_option("--output", output, "The file to write")->required();
-  app.add_option("--type", type_name, "One of" + known)->required()->check(is_type);
-  CLI::Option* has_output_type =
-      app.add_option("--output-tensor-type", output_type, "Format of the output matrix")
-          ->transform(is_format);
-  CLI::Option* has_expert_type =
-      app.add_option("--expert-type", expert_type, "Format of the experts' matrices")
-          ->transform(is_format);
-  app.add_option("--importance", importance_path, "What score --importance has written");
-  app.add_flag("--pure", pure, "All matrices in the same format, no mixture");
-  app.add_option("--threads", threads, "Threads to use (default: all)")->check(CLI::Range(1, 1024));
+  bool force = false;
+  program::add_path(app, "--input", input, "GGUF file or model folder")->required();
+  program::add_path(app, "--output", output, "The file to write")->required();
+  program::add_type(app, options.type, "What to write: a format, or a mixture of formats")
+      ->required();
+  program::add_block_format(app, "--output-tensor-type", options.output_tensor_type,
+                            "Format of the output matrix (default: as the type says)");
+  program::add_block_format(app, "--expert-type", options.expert_type,
+                            "Format of the experts' matrices (default: as the type says)");
+  program::add_path(app, "--importance", importance_path, "What score --importance has written");
+  app.add_flag("--pure", options.pure, "All matrices in the same format, no mixture");
+  program::add_threads(app, threads);
   app.add_flag("--force", force, "Overwrite the output if it is a file that is there");
 
   return program::run(app, argc, argv, [&] {
@@ -50,11 +31,6 @@ int main(int argc, char** argv) {
       importance.emplace(*std::move(read));
     }
     auto pool = program::value(mixtral::ThreadPool::create(threads));
-    mixtral::QuantizeOptions options;
-    options.type = mixtral::find_quantization(type_name);
-    if (*has_output_type) options.output_tensor_type = output_type;
-    if (*has_expert_type) options.expert_type = expert_type;
-    options.pure = pure;
     options.importance = importance ? &*importance : nullptr;
     options.executor = pool;
 

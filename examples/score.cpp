@@ -72,15 +72,16 @@ int main(int argc, char** argv) {
   std::uint32_t threads = 0, context = 0;
   mixtral::BlockFormat kv_format = mixtral::BlockFormat::f16;
   bool json = false, force = false;
-  app.add_option("--model", model_path, "GGUF file or model folder")->required();
-  app.add_option("--file", text_path, "The text")->required();
-  app.add_option("--threads", threads, "Threads to use (default: all)")->check(CLI::Range(1, 1024));
-  app.add_option("--context", context, "Window for texts longer than this many tokens")
-      ->check(CLI::Range(2u, std::numeric_limits<std::uint32_t>::max()));
+  program::add_path(app, "--model", model_path, "GGUF file or model folder")->required();
+  program::add_path(app, "--file", text_path, "The file with the text")->required();
+  program::add_threads(app, threads);
+  program::add_number(app, "--context", context, program::at_least(2u),
+                      "Tokens of a window, for texts that are longer",
+                      "the model's context, 4096 at most");
   program::add_kv_format(app, kv_format);
   CLI::Option* with_importance =
-      app.add_option("--importance", importance_path,
-                     "Write here how much each column of the matrices mattered, for quantize");
+      program::add_path(app, "--importance", importance_path,
+                        "Write here how much each column of the matrices mattered, for quantize");
   app.add_flag("--force", force, "Overwrite the file of --importance if it is there");
   app.add_flag("--json", json, "Print one JSON object");
 

@@ -26,10 +26,11 @@ int main(int argc, char** argv) {
   CLI::App app{"Turns the text on stdin into a JSON array of token ids, or back.", "tokenize"};
   std::string path;
   bool bos = false, decodes = false, json_lines = false;
-  app.add_option("--model", path, "GGUF file, model folder, tokenizer.model or tokenizer.json")
+  program::add_path(app, "--model", path,
+                    "GGUF file, model folder, tokenizer.model or tokenizer.json")
       ->required();
-  app.add_flag("--bos", bos, "Put the beginning-of-sequence token first");
-  app.add_flag("--decode", decodes, "Turn ids into text");
+  CLI::Option* with_bos = app.add_flag("--bos", bos, "Put the beginning-of-sequence token first");
+  app.add_flag("--decode", decodes, "Turn ids into text")->excludes(with_bos);
   app.add_flag("--jsonl", json_lines, "A JSON string, or array of ids, on each line");
 
   return program::run(app, argc, argv, [&] {

@@ -155,6 +155,19 @@ TEST_CASE("gguf: broken files are refused with the place and the reason") {
   CHECK(has(error_of(writer.finish()), "general.alignment"));
 }
 
+TEST_CASE("gguf: the error about a tensor's type lists all types that are read") {
+  auto writer = small().writer();
+  writer.tensors[2].type = 99;
+  const std::string error = error_of(writer.finish());
+  const std::size_t list = error.find("use one of ");
+  REQUIRE(list != std::string::npos);
+  const std::string names = ", " + error.substr(list + 11) + ",";
+  for (const auto& entry : mixtral::detail::kBlockFormats) {
+    CAPTURE(error);
+    CHECK(has(names, std::string(", ") + entry.info.name + ","));
+  }
+}
+
 TEST_CASE("gguf: overlapping tensors are refused") {
   Blob blob = small().writer().finish();
   // The second tensor's offset field: move it into the first.

@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 import pty
+import re
 import signal
 import socket
 import stat
@@ -37,8 +38,13 @@ class Case(unittest.TestCase):
         self.addCleanup(folder.cleanup)
         self.folder = pathlib.Path(folder.name)
 
+    def path_of(self, name):
+        """A program's file: as it is in a build by CMake, or else as it is installed."""
+        path = self.bin / name
+        return path if path.exists() else self.bin / f"mixtral-{name.replace('_', '-')}"
+
     def run_program(self, name, *arguments, text=b"", code=0):
-        result = subprocess.run([self.bin / name, *map(str, arguments)], input=text,
+        result = subprocess.run([self.path_of(name), *map(str, arguments)], input=text,
                                 capture_output=True, timeout=300)
         self.assertEqual(result.returncode, code, result.stderr.decode())
         return result
@@ -52,7 +58,8 @@ class Case(unittest.TestCase):
         """The one line on stderr of a run that must fail with exit code 1."""
         result = self.run_program(name, *arguments, code=1, **options)
         message = result.stderr.decode()
-        self.assertTrue(message.startswith(name + ": ") and message.endswith("\n"), message)
+        start = self.path_of(name).name + ": "
+        self.assertTrue(message.startswith(start) and message.endswith("\n"), message)
         self.assertEqual(message.count("\n"), 1, message)
         return message
 
@@ -69,6 +76,71 @@ class EveryProgram(Case):
                 text = self.run_program(name, "--help").stdout.decode()
                 self.assertIn("--input" if name == "quantize" else "--model", text)
                 self.assertIn("--help", text)
+
+    def test_version(self):
+        header = (ROOT / "include" / "mixtral" / "mixtral.hpp").read_text()
+        version = ".".join(re.search(rf"MIXTRAL_VERSION_{part} (\d+)", header)[1]
+                           for part in ("MAJOR", "MINOR", "PATCH"))
+        for name in PROGRAMS:
+            with self.subTest(name):
+                text = self.run_program(name, "--version").stdout.decode()
+                self.assertEqual(text, f"{self.path_of(name).name} {version}\n")
+
+    def test_help_and_errors_are_readable(self):
+        for name in PROGRAMS:
+            with self.subTest(name):
+                text = self.run_program(name, "--help").stdout.decode()
+                self.assertEqual([c for c in text if not c.isprintable() and c != "\n"], [])
+                self.assertNotRegex(text, r"[0-9]{8}|ENUM|->")
+        bad = [["complete", "--prompt", "a", "--temperature", x]
+               for x in ("-1", "1e39", "1e400", "nan", "inf", "-inf", "x", "", " 1", "0x1", "1,5")]
+        bad += [["complete", "--prompt", "a", *option] for option in (
+            ["--chat-format", "alpaca"], ["--kv-format", "q4_0"], ["--kv-format", "\x01"],
+            ["--kv-format", "8"], ["--top-p", "nan"], ["--min-p", "2"], ["--seed", "-1"],
+            ["--seed", str(2**64)], ["--max-tokens", str(2**32)], ["--max-tokens", "1e3"],
+            ["--context", "0"], ["--threads", "1025"], ["--seed", "1", "--seed", "2"],
+            ["--stop"], ["--no\nsuch"], ["--json=maybe"])]
+        bad += [["inspect", "--model", MODEL, "--tokens", "1,-2"],
+                ["inspect", "--model", MODEL, "--tokens", "nan"],
+                ["bench", "--model", MODEL, "--slice-ms", "nan"],
+                ["bench", "--model", MODEL, "--prompt", "-1"],
+                ["bench", "--synthetic", "\x02"], ["npc", "--seconds", "nan"],
+                ["npc", "--think-ms", "1e400"], ["job_system", "--workers", "-1"],
+                ["editor_complete", "--typing-ms", "99999999999"],
+                ["quantize", "--input", MODEL, "--output", "x", "--type", "Q4_K_M",
+                 "--expert-type", "IQ2_S"]]
+        for arguments in bad:
+            with self.subTest(arguments):
+                message = self.run_program(*arguments, code=2).stderr.decode()
+                self.assertTrue(message.startswith(self.path_of(arguments[0]).name + ": "), message)
+                self.assertEqual(message.count("\n"), 1, message)
+                self.assertTrue(message[:-1].isprintable(), message)
+                self.assertNotRegex(message, r"[0-9]{25}")
+                option = [a for a in arguments if str(a).startswith("--")][-1]
+                self.assertIn(option.split("=")[0].replace("\n", "?"), message)
+                self.assertIn("--help", message)
+
+    def test_names_are_listed_and_may_be_written_as_in_the_api(self):
+        for program, option, names in (
+                (["complete", "--prompt", "a"], "--chat-format",
+                 ["mistral-v1", "mistral-v2", "mistral-v3", "llama2"]),
+                (["complete", "--prompt", "a"], "--kv-format", ["f32", "f16", "bf16", "q8_0"]),
+                (["bench"], "--synthetic", ["8x7b", "llama-2-7b"]),
+                (["quantize", "--input", MODEL, "--output", "x", "--type", "F16"], "--expert-type",
+                 ["Q4_K", "IQ4_XS"]),
+                (["quantize", "--input", MODEL, "--output", "x"], "--type", ["Q3_K_M", "BF16"])):
+            with self.subTest(option):
+                text = self.run_program(program[0], "--help").stdout.decode()
+                error = self.run_program(*program, option, "none-such", code=2).stderr.decode()
+                for name in names:
+                    self.assertIn(name, text)
+                    self.assertIn(name, error)
+        fixed = ["complete", "--prompt", "Once", "--max-tokens", 3, "--temperature", 0]
+        for name in ("mistral-v1", "mistral_v1", "Mistral_V1"):
+            self.json_of(*fixed, "--chat-format", name)
+        texts = {self.json_of(*fixed, "--kv-format", name)["text"]
+                 for name in ("q8_0", "Q8_0", "q8-0")}
+        self.assertEqual(len(texts), 1)
 
     def test_bad_arguments_give_2(self):
         needed = {"complete": ["--prompt", "a"], "chat": [], "tokenize": ["--model", MODEL],
@@ -102,10 +174,15 @@ class EveryProgram(Case):
                           ["bench", "--synthetic", "8x7b", "--type", "Q9"],
                           ["bench", "--model", MODEL, "--slice-ms", "0"],
                           ["batch_serve", "--parallel", "0"], ["npc", "--think-ms", "17"],
-                          ["npc", "--seconds", "-1"], ["editor_complete", "--context", "0"]):
+                          ["npc", "--seconds", "-1"], ["editor_complete", "--context", "0"],
+                          ["inspect", "--model", MODEL, "--router-stats", "x"],
+                          ["inspect", "--model", MODEL, "--text", "a"],
+                          ["inspect", "--model", MODEL, "--text", "a", "--text-file", "b",
+                           "--router-stats", "x"],
+                          ["tokenize", "--model", MODEL, "--bos", "--decode"]):
             with self.subTest(arguments):
                 result = self.run_program(*arguments, code=2)
-                self.assertNotEqual(result.stderr, b"")
+                self.assertEqual(result.stderr.count(b"\n"), 1, result.stderr)
 
     def test_errors_give_1_and_one_line(self):
         not_a_model = self.file("not-a-model.gguf", b"this is no model")
@@ -127,7 +204,7 @@ class EveryProgram(Case):
     @unittest.skipUnless(os.path.exists("/dev/full"), "needs /dev/full")
     def test_full_disk_is_an_error(self):
         with open("/dev/full", "wb") as full:
-            result = subprocess.run([self.bin / "complete", "--prompt", "a", "--max-tokens", "3"],
+            result = subprocess.run([self.path_of("complete"), "--prompt", "a", "--max-tokens", "3"],
                                     stdout=full, stderr=subprocess.PIPE, timeout=300)
         self.assertEqual(result.returncode, 1)
         self.assertIn(b"cannot write", result.stderr)
@@ -266,13 +343,118 @@ class Chat(Case):
         lines = [f"Question {i}?\n" for i in range(12)]
         answers = self.answers("--context", 90, "--max-tokens", 20, "--seed", 1, lines=lines)
         self.assertEqual(len(answers), 12)
-        message = self.error_of("chat", "--context", 30, text=b"word " * 100 + b"\n")
-        self.assertIn("fit", message)
+        # Instructions that leave no room for any question are an error of the program.
+        message = self.error_of("chat", "--context", 30, "--system", "word " * 100)
+        self.assertIn("--system", message)
+
+    def test_a_question_too_long_does_not_end_the_conversation(self):
+        fixed = ["--context", 90, "--max-tokens", 15, "--temperature", 1, "--seed", 1]
+        lines = ["Tell me a story.\n", "And then?\n", "Why?\n"]
+        expected = self.answers(*fixed, lines=lines)
+        long = "word " * 200 + "\n"
+        first, error, *rest = self.answers(*fixed, lines=[lines[0], long, *lines[1:]])
+        self.assertEqual(list(error), ["error"])
+        self.assertIn("context of 90", error["error"])
+        for answer, other in zip([first, *rest], expected, strict=True):
+            self.assertEqual(answer["tokens"], other["tokens"])
+            self.assertEqual(answer["timings"]["prompt_tokens"], other["timings"]["prompt_tokens"])
+        result = self.run_program("chat", *fixed, text="".join([lines[0], long, lines[1]]).encode())
+        self.assertEqual(result.stdout.decode(), "".join(a["text"] + "\n" for a in expected[:2]))
+        self.assertEqual(len(re.findall("^chat: .*fit", result.stderr.decode(), re.M)), 1)
+
+    def test_commands(self):
+        fixed = ["--max-tokens", 8, "--temperature", 1, "--seed", 3]
+        first, second = self.answers(*fixed, lines=["Hello\n", "Hello\n"])
+        self.assertGreater(second["timings"]["prompt_tokens"], 0)
+        # What /reset leaves is a new conversation: the second question is as if it were the first.
+        alone, = self.answers(*fixed[:-1], 4, lines=["Hello\n"])
+        self.assertNotEqual(alone["log_probabilities"], second["log_probabilities"])
+        again = self.answers(*fixed, lines=["Hello\n", "/reset\n", "Hello\n"])
+        self.assertEqual([a["log_probabilities"] for a in again],
+                         [first["log_probabilities"], alone["log_probabilities"]])
+        # Instructions stay.
+        system = self.answers(*fixed, "--system", "S", lines=["Hello\n", "/reset\n", "Hello\n"])
+        self.assertEqual(system[0]["timings"]["prompt_tokens"], system[1]["timings"]["prompt_tokens"])
+
+        self.assertEqual(self.answers(*fixed, lines=["/exit\n", "Hello\n"]), [])
+        result = self.run_program("chat", *fixed, text=b"/help\n/foo\n/exit now\n/save\n/\n")
+        self.assertEqual(result.stdout, b"")
+        told = result.stderr.decode()
+        for command in ("/help", "/exit", "/reset", "/save FILE", "/save! FILE", "/load FILE", "//"):
+            self.assertIn(command, told)
+        errors = [line for line in told.splitlines() if line.startswith("chat: ")]
+        self.assertEqual(len(errors), 4, told)
+        self.assertIn("/foo; /help", errors[0])
+        # A question may begin with a slash.
+        slash, = self.answers(*fixed, lines=["//etc\n"])
+        plain, = self.answers(*fixed, lines=["etc\n"])
+        self.assertGreater(slash["timings"]["prompt_tokens"], plain["timings"]["prompt_tokens"])
+
+    def test_a_saved_conversation_goes_on_with_the_same_text(self):
+        path = self.folder / "a conversation"
+        fixed = ["--context", 120, "--max-tokens", 20, "--temperature", 1, "--system", "Be kind."]
+        lines = [f"Question {i}?\n" for i in range(8)]
+        expected = self.answers(*fixed, "--seed", 5, lines=lines)
+        for n in (0, 1, 3, 6):  # the context is full, and what is oldest dropped, before or after it
+            first = self.answers(*fixed, "--seed", 5, lines=[*lines[:n], f"/save! {path} \n"])
+            # Neither this seed nor these instructions count, but those of the file.
+            rest = self.answers(*fixed[:-1], "Be quick.", "--seed", 99,
+                                lines=["Anything.\n", f"/load {path}\n", *lines[n:]])[1:]
+            self.assertEqual([a["tokens"] for a in first + rest], [a["tokens"] for a in expected])
+            self.assertEqual([a["seed"] for a in rest], [a["seed"] for a in expected[n:]])
+
+    def test_files_that_are_no_conversation_are_told_and_it_goes_on(self):
+        path = self.folder / "saved"
+        fixed = ["--max-tokens", 10, "--temperature", 1, "--seed", 1]
+        lines = ["Hello\n", "And then?\n"]
+        expected = self.answers(*fixed, lines=lines)
+        self.answers(*fixed, lines=[lines[0], f"/save {path}\n"])
+        good = path.read_bytes()
+        dense = self.folder / "dense.gguf"
+        self.run_program("quantize", "--input", MODEL, "--output", dense, "--type", "Q4_0")
+        damaged = {f"byte {at}": good[:at] + bytes([good[at] ^ 1]) + good[at + 1:]
+                   for at in [*range(0, 80, 7), *range(80, len(good), len(good) // 40), len(good) - 1]}
+        damaged.update({f"{n} bytes": good[:n] for n in (1, 8, 9, 15, 16, 40, 100, len(good) - 1)})
+        damaged["more"] = good + b"x"
+        bad = [(name, self.file(name, content), "damaged|no saved", [])
+               for name, content in damaged.items()]
+        bad += [("empty", self.file("empty", b""), "contents|no saved", []),
+                ("missing", self.folder / "missing", "missing", []),
+                ("folder", self.folder, "folder|regular", []),
+                ("model", MODEL, "no saved conversation", []),
+                ("other model", path, "another model", ["--model", dense]),
+                ("other format", path, "--chat-format mistral-v1", ["--chat-format", "llama2"]),
+                ("other cache", path, "F16", ["--kv-format", "f32"]),
+                ("context", path, "larger context", ["--context", 14])]
+        for name, file, error, arguments in bad:
+            with self.subTest(name):
+                result = self.run_program("chat", *fixed, *arguments, "--json",
+                                          text=f"{lines[0]}/load {file}\n{lines[1]}".encode())
+                self.assertRegex(result.stderr.decode(), f"^chat: .*({error})[^\n]*\n$")
+                answers = [json.loads(line) for line in result.stdout.splitlines()]
+                self.assertEqual(len(answers), 2)
+                if not arguments:
+                    self.assertEqual([a["tokens"] for a in answers],
+                                     [a["tokens"] for a in expected])
+
+    def test_saving_overwrites_nothing_unasked(self):
+        path = self.file("precious", b"precious")
+        fixed = ["chat", "--max-tokens", 3, "--seed", 1]
+        result = self.run_program(*fixed, text=f"Hello\n/save {path}\n".encode())
+        self.assertIn("/save! replaces", result.stderr.decode())
+        self.assertEqual(path.read_bytes(), b"precious")
+        for bad in (self.folder, self.folder / "no" / "such", "/dev/null", MODEL):
+            result = self.run_program(*fixed, text=f"/save! {bad}\nHello\n".encode())
+            self.assertRegex(result.stderr.decode(), f"chat: .*{re.escape(str(bad))}")
+            self.assertEqual(result.stdout.count(b"\n"), 1)
+        self.run_program(*fixed, text=f"Hello\n/save! {path}\n".encode())
+        self.assertNotEqual(path.read_bytes(), b"precious")
+        self.assertEqual([p.name for p in self.folder.iterdir()], ["precious"])
 
     def test_interrupt_stops_the_answer_and_not_the_program(self):
         leader, follower = pty.openpty()
         chat = subprocess.Popen(
-            [self.bin / "chat", "--max-tokens", "1000000", "--context", "30000", "--temperature",
+            [self.path_of("chat"), "--max-tokens", "1000000", "--context", "30000", "--temperature",
              "5", "--threads", "1"], stdin=follower, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE)
         os.close(follower)
@@ -468,8 +650,11 @@ class Inspect(Case):
         # The figures from the choices themselves.
         golden = GOLDEN["tale"]
         text, drawing = self.file("tale.txt", golden["text"].encode()), self.folder / "stats.svg"
-        stats = self.json_of("inspect", "--model", MODEL, "--kv-format", "f32", "--text", text,
-                             "--router-stats", drawing)["router_stats"]
+        stats = self.json_of("inspect", "--model", MODEL, "--kv-format", "f32", "--text",
+                             golden["text"], "--router-stats", drawing)["router_stats"]
+        self.assertEqual(stats, self.json_of(
+            "inspect", "--model", MODEL, "--kv-format", "f32", "--text-file", text,
+            "--router-stats", drawing, "--force")["router_stats"])
         router_path = self.folder / "router.json"
         self.json_of("inspect", "--model", MODEL, "--kv-format", "f32", "--tokens",
                      ",".join(map(str, golden["ids"])), "--router", router_path)
@@ -492,12 +677,12 @@ class Inspect(Case):
         cells = [e for e in root.iter() if e.tag.endswith("title")]
         self.assertEqual(len(cells), len(stats["layers"]) * 8)
         self.run_program("inspect", "--model", MODEL, "--router-stats", drawing, code=2)
-        self.assertIn("no/such", self.error_of("inspect", "--model", MODEL, "--text", "no/such",
+        self.assertIn("no/such", self.error_of("inspect", "--model", MODEL, "--text-file", "no/such",
                                                "--router-stats", drawing, "--force"))
         dense = self.folder / "dense.gguf"
         self.run_program("bench", "--synthetic", "mistral-7b", "--layers", 1, "--type", "Q2_K",
                          "--write", dense)
-        self.assertIn("dense", self.error_of("inspect", "--model", dense, "--text", text,
+        self.assertIn("dense", self.error_of("inspect", "--model", dense, "--text-file", text,
                                              "--router-stats", drawing, "--force"))
 
     def test_bad_tokens_and_paths(self):
@@ -541,7 +726,7 @@ class Score(Case):
     def test_progress_is_for_terminals(self):
         path = self.file("text.txt", GOLDEN["tale"]["text"].encode())
         leader, follower = pty.openpty()
-        result = subprocess.run([self.bin / "score", "--model", MODEL, "--file", path],
+        result = subprocess.run([self.path_of("score"), "--model", MODEL, "--file", path],
                                 stdout=subprocess.PIPE, stderr=follower, timeout=300)
         os.close(follower)
         shown = b""
@@ -603,7 +788,7 @@ class Quantize(Case):
                               "--type", "F16")
         self.assertIn("x.gguf", error)
         limited = subprocess.run(
-            ["sh", "-c", 'ulimit -f 1000; trap "" XFSZ; exec "$@"', "sh", self.bin / "quantize",
+            ["sh", "-c", 'ulimit -f 1000; trap "" XFSZ; exec "$@"', "sh", self.path_of("quantize"),
              "--input", MODEL, "--output", self.folder / "big.gguf", "--type", "F16"],
             capture_output=True, timeout=300)
         self.assertEqual(limited.returncode, 1, limited.stderr)
@@ -629,7 +814,7 @@ class Quantize(Case):
 
     def test_progress_with_the_time_left(self):
         leader, follower = pty.openpty()
-        result = subprocess.run([self.bin / "quantize", "--input", MODEL, "--output",
+        result = subprocess.run([self.path_of("quantize"), "--input", MODEL, "--output",
                                  self.folder / "x.gguf", "--type", "Q4_K_M"], stderr=follower,
                                 timeout=300)
         os.close(follower)
@@ -727,12 +912,12 @@ class OutputFiles(Case):
         yield ["score", "--model", MODEL, "--file", text, "--importance", path]
         yield ["inspect", "--model", MODEL, "--tokens", "1,2", "--logits", path]
         yield ["inspect", "--model", MODEL, "--tokens", "1,2", "--router", path]
-        yield ["inspect", "--model", MODEL, "--text", text, "--router-stats", path]
+        yield ["inspect", "--model", MODEL, "--text-file", text, "--router-stats", path]
         yield ["bench", "--synthetic", "mistral-7b", "--layers", 1, "--type", "Q2_K", "--write", path]
 
     def slow(self, output, *arguments, wait=True):
         """A run of quantize that writes and is not done for a while."""
-        command = [self.bin / "quantize", "--input", MODEL, "--output", output, "--type", "Q2_K",
+        command = [self.path_of("quantize"), "--input", MODEL, "--output", output, "--type", "Q2_K",
                    "--threads", "1", *arguments]
         before = set(self.folder.glob("*.part"))
         run = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -817,7 +1002,7 @@ class OutputFiles(Case):
                 ["score", "--model", model, "--file", text, "--importance", text],
                 ["score", "--model", model, "--file", text, "--importance", model],
                 ["inspect", "--model", model, "--tokens", 1, "--logits", model],
-                ["inspect", "--model", model, "--text", text, "--router-stats", text]):
+                ["inspect", "--model", model, "--text-file", text, "--router-stats", text]):
             with self.subTest(command):
                 self.assertRegex(self.error_of(*command, "--force"), "input|symbolic link")
         importance = self.folder / "i.gguf"
@@ -908,7 +1093,7 @@ class OutputFiles(Case):
                 for trap, code in (('trap "" XFSZ;', 1), ("", -signal.SIGXFSZ)):
                     run = subprocess.run(
                         ["bash", "-c", f'ulimit -c 0; ulimit -f 8; {trap} exec "$@"', "bash",
-                         self.bin / command[0], *map(str, command[1:])], capture_output=True,
+                         self.path_of(command[0]), *map(str, command[1:])], capture_output=True,
                         restore_signals=True, timeout=300)
                     self.assertEqual(run.returncode, code, run.stderr)
                     if code == 1:
@@ -984,7 +1169,7 @@ class Bench(Case):
 
     @unittest.skipUnless(sys.platform == "linux", "peak memory is measured on Linux")
     def test_memory_is_as_stated(self):
-        if b"__asan_init" in (self.bin / "bench").read_bytes():
+        if b"__asan_init" in (self.path_of("bench")).read_bytes():
             self.skipTest("sanitizers take memory of their own")
         path = self.folder / "synthetic.gguf"
         self.run_program("bench", "--synthetic", "mistral-7b", "--layers", 2, "--type", "Q2_K",

@@ -184,9 +184,17 @@ TEST_CASE("quantize: numbers that a format cannot hold are refused by place") {
     CHECK(mixtral::can_encode(entry.format) == listed);
     CHECK(static_cast<bool>(encode(entry.format, std::vector<float>(256), out)) == listed);
   }
+  const auto unknown =
+      mixtral::encode_rows(static_cast<BlockFormat>(99), nullptr, 0, 0, {}, nullptr);
+  REQUIRE(!unknown);  // its error lists what can be written, and nothing else
+  std::string names = unknown.error().message();
+  names = ", " + names.substr(names.find("use one of ") + 11) + ",";
+  for (const auto& entry : mixtral::detail::kBlockFormats) {
+    const bool named = names.find(std::string(", ") + entry.info.name + ",") != std::string::npos;
+    CHECK(named == mixtral::can_encode(entry.format));
+  }
   CHECK(!encode(BlockFormat::q4_k, std::vector<float>(128), out));
   CHECK(!encode(BlockFormat::q8_0, std::vector<float>(33), out));
-  CHECK(!mixtral::encode_rows(static_cast<BlockFormat>(99), nullptr, 0, 0, {}, nullptr));
   CHECK(!encode(BlockFormat::q8_0, std::vector<float>(64), out, std::vector<float>(32)));
 }
 

@@ -75,6 +75,10 @@ if(Python3_FOUND)
     add_test(NAME programs COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/tests/programs.py
              --bin $<TARGET_FILE_DIR:embedding_host> ${MIXTRAL_WITHOUT})
     set_tests_properties(programs PROPERTIES COST 1000)
+    if(MIXTRAL_INSTALL AND UNIX AND NOT MIXTRAL_SANITIZE)
+      add_test(NAME installed COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/tests/installed.py
+               --compiler ${CMAKE_CXX_COMPILER} -- ${CMAKE_COMMAND} --install ${CMAKE_BINARY_DIR} --prefix)
+    endif()
   endif()
 else()
   message(WARNING "mixtral: without Python 3, the tests of programs, embedding and README are left out")

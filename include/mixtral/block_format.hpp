@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 
 #include "mixtral/impl/compiler.hpp"
 
@@ -78,6 +79,34 @@ constexpr const BlockFormatInfo* block_format_info(BlockFormat format) noexcept 
   }
   return nullptr;
 }
+
+namespace detail {
+
+// The names of all formats that `wanted(format)` is true of, in the order of the table: "F32, F16, BF16".
+// The text lies in the object, for errors that must not allocate.
+class BlockFormatNames {
+ public:
+  template <class Wanted>
+  explicit constexpr BlockFormatNames(const Wanted& wanted) {
+    for (const auto& entry : kBlockFormats) {
+      if (!wanted(entry.format)) continue;
+      if (size_ != 0) add(", ");
+      add(entry.info.name);
+    }
+  }
+  constexpr const char* text() const noexcept { return text_; }
+
+ private:
+  static constexpr std::size_t kSize = std::size(kBlockFormats) * 10;  // "IQ3_XXS, " has nine
+  constexpr void add(const char* part) {
+    for (; *part != '\0' && size_ + 1 < kSize; ++part) text_[size_++] = *part;
+  }
+
+  char text_[kSize] = {};
+  std::size_t size_ = 0;
+};
+
+}  // namespace detail
 
 }  // namespace mixtral
 

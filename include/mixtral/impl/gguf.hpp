@@ -341,11 +341,10 @@ Status Parser::parse_tensor(File& file) {
   tensor.format = static_cast<BlockFormat>(type);
   const BlockFormatInfo* info = block_format_info(tensor.format);
   if (info == nullptr) {
-    return Error(
-        ErrorCode::unsupported,
-        "tensor '%.*s' has GGUF type %u, which is not supported; use F32, F16, BF16, Q8_0, "
-        "Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to Q6_K, IQ4_NL or IQ4_XS",
-        length, name->data(), static_cast<unsigned>(type));
+    constexpr detail::BlockFormatNames readable([](BlockFormat) { return true; });
+    return Error(ErrorCode::unsupported,
+                 "tensor '%.*s' has GGUF type %u, which is not supported; use one of %s", length,
+                 name->data(), static_cast<unsigned>(type), readable.text());
   }
   if (tensor.shape[0] % info->block_size != 0) {
     return error("tensor '%.*s' has rows of %llu, not a multiple of %s's block of %zu", length,

@@ -93,11 +93,19 @@ bool can_encode(BlockFormat format) noexcept {
   }
 }
 
+namespace detail {
+
+inline Error cannot_encode(BlockFormat format) {
+  return Error(ErrorCode::invalid_argument, "block format %u cannot be written; use one of %s",
+               static_cast<unsigned>(format), BlockFormatNames(can_encode).text());
+}
+
+}  // namespace detail
+
 Status encode_rows(BlockFormat format, const float* rows, std::size_t n_rows, std::size_t n_cols,
                    Span<const float> importance, std::uint8_t* out) {
   if (!can_encode(format)) {
-    return Error(ErrorCode::invalid_argument, "block format %u cannot be written",
-                 static_cast<unsigned>(format));
+    return detail::cannot_encode(format);
   }
   const BlockFormatInfo& info = *block_format_info(format);
   if (n_cols % info.block_size != 0) {

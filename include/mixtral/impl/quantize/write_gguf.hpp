@@ -413,10 +413,7 @@ Status write_gguf(const Checkpoint& checkpoint, const QuantizeOptions& options, 
                  "QuantizeOptions::type is not set; see find_quantization()");
   }
   for (const auto& format : {options.output_tensor_type, options.expert_type}) {
-    if (format && !can_encode(*format)) {
-      return Error(ErrorCode::invalid_argument, "block format %u cannot be written",
-                   static_cast<unsigned>(*format));
-    }
+    if (format && !can_encode(*format)) return detail::cannot_encode(*format);
   }
   const simd::Kernels* kernels = simd::select_kernels();
   if (kernels == nullptr) {
