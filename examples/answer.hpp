@@ -39,9 +39,7 @@ struct AnswerFlags {
     return mixtral::Grammar();
   }
 
-  mixtral::Result<mixtral::Model> open_model() const {
-    return mixtral::open_model(model.c_str(), model_options);
-  }
+  mixtral::Model open_model() const { return program::open_model(model, model_options); }
 
   // `standard_context` says in help what `context` is if it is not given.
   void add_to(CLI::App& app, const std::string& standard_context) {
@@ -108,15 +106,22 @@ struct Answer {
   }
 };
 
-// Evaluates what was appended to the session and generates; `show` gets the text as it comes.
+// Evaluates what was appended to the session and generates; `show` gets the text as it comes. A cancel()
+// of the session from now on ends it.
 template <class Show>
 Answer generate_answer(mixtral::Session& session, std::size_t prompt_tokens,
                        const mixtral::GenerateOptions& options, Show&& show) {
   Answer answer;
   answer.seed = options.sampling.seed;
   answer.prompt_tokens = prompt_tokens;
+  mixtral::Generation generation = session.generate(options);
+  if (generation.stop_reason() == mixtral::StopReason::error) {
+    throw std::runtime_error(generation.error().message());
+  }
   const program::Stopwatch prompt_time;
-  const mixtral::Status evaluated = session.evaluate();
+  program::EvaluationBar bar("reading the prompt");
+  const mixtral::Status evaluated = session.evaluate(&bar);
+  bar.clear();
   answer.prompt_seconds = prompt_time.seconds();
   if (!evaluated) {
     if (evaluated.error().code() != mixtral::ErrorCode::cancelled) program::check(evaluated);
@@ -127,7 +132,6 @@ Answer generate_answer(mixtral::Session& session, std::size_t prompt_tokens,
     answer.text += piece;
     show(piece);
   };
-  mixtral::Generation generation = session.generate(options);
   program::Stopwatch generation_time;
   while (generation.next()) {
     if (answer.tokens.empty()) generation_time = program::Stopwatch();

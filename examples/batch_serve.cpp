@@ -96,6 +96,7 @@ struct Job {
   mixtral::Session session;
   std::optional<mixtral::Generation> generation;
   std::string text;
+  std::size_t n_before = 0;  // tokens of the session before the answer
   std::size_t n_prompt = 0, n_generated = 0;
 };
 
@@ -118,7 +119,8 @@ class Server {
       program::check(request.is_chat() ? job.session.append_chat({{"user", text}})
                                        : job.session.append(text));
       if (job.session.tokens().empty()) throw std::runtime_error("the prompt is empty");
-      job.n_prompt = job.session.tokens().size() - before;
+      job.n_before = job.session.tokens().size();
+      job.n_prompt = job.n_before - before;
       job.generation = job.session.generate(request.options(max_tokens_));
       if (job.generation->stop_reason() == mixtral::StopReason::error) {
         throw std::runtime_error(job.generation->error().message());
@@ -131,15 +133,15 @@ class Server {
 
   // One token for each; those that are ready are given out.
   void step() {
-    std::vector<mixtral::Session*> sessions;
-    for (Job& job : jobs_) sessions.push_back(&job.session);
-    program::check(mixtral::Session::evaluate_all({sessions.data(), sessions.size()}));
+    std::vector<mixtral::Generation*> generations;
+    for (Job& job : jobs_) generations.push_back(&*job.generation);
+    program::value(mixtral::Generation::next_all({generations.data(), generations.size()}));
     for (auto job = jobs_.begin(); job != jobs_.end();) {
-      const bool more = job->generation->next();
       job->text += job->generation->piece();
-      if (more) {
-        ++job->n_generated;
-        ++n_tokens_;
+      const std::size_t n_generated = job->session.tokens().size() - job->n_before;
+      n_tokens_ += n_generated - job->n_generated;
+      job->n_generated = n_generated;
+      if (job->generation->stop_reason() == mixtral::StopReason::none) {
         ++job;
       } else {
         finish(*job);
@@ -187,7 +189,7 @@ int main(int argc, char** argv) {
   program::add_threads(app, threads);
 
   return program::run(app, argc, argv, [&] {
-    const auto model = program::value(mixtral::open_model(path.c_str(), model_options));
+    const auto model = program::open_model(path, model_options);
     auto pool = program::value(mixtral::ThreadPool::create(threads));
     mixtral::SessionOptions options;
     options.executor = pool;

@@ -12,12 +12,10 @@ namespace {
 
 // Ctrl-C stops the answer that is being given, if any, and not the program.
 std::atomic<mixtral::Session*> answering{nullptr};
-std::atomic<bool> interrupted{false};
 static_assert(std::atomic<mixtral::Session*>::is_always_lock_free, "used in a signal handler");
 
 void stop_answer(int) {
   std::signal(SIGINT, stop_answer);  // some systems forget it
-  interrupted = true;
   if (mixtral::Session* session = answering) session->cancel();
 }
 
@@ -59,16 +57,13 @@ class Chat {
     const std::size_t prompt_tokens = conversation_.ask(question);
     Answer answer;
     bool shown = false;
-    interrupted = false;
     answering = &session_;
     try {
-      do {  // again if a Ctrl-C came just after the answer before
-        answer = generate_answer(session_, prompt_tokens, options_, [&](std::string_view piece) {
-          if (flags_.json || piece.empty()) return;
-          std::cout << piece << std::flush;
-          shown = true;
-        });
-      } while (answer.stop_reason == mixtral::StopReason::cancelled && !interrupted);
+      answer = generate_answer(session_, prompt_tokens, options_, [&](std::string_view piece) {
+        if (flags_.json || piece.empty()) return;
+        std::cout << piece << std::flush;
+        shown = true;
+      });
     } catch (...) {
       answering = nullptr;
       conversation_.take_back();
@@ -161,7 +156,7 @@ int main(int argc, char** argv) {
 
   return program::run(app, argc, argv, [&] {
     flags.generate.grammar = program::value(flags.grammar());
-    const mixtral::Model model = program::value(flags.open_model());
+    const mixtral::Model model = flags.open_model();
     auto pool = program::value(mixtral::ThreadPool::create(flags.threads));
     mixtral::SessionOptions options;
     options.executor = pool;

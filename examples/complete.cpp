@@ -17,7 +17,7 @@ int main(int argc, char** argv) {
     if (!prompt_file.empty()) prompt = program::read_file(prompt_file);
     flags.generate.grammar = program::value(flags.grammar());
     const program::Stopwatch load_time;
-    const mixtral::Model model = program::value(flags.open_model());
+    const mixtral::Model model = flags.open_model();
     const double load_seconds = load_time.seconds();
 
     mixtral::EncodeOptions with_bos;

@@ -27,8 +27,8 @@ class Completer {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       ends_ = true;
+      session_.cancel();
     }
-    session_.cancel();
     changed_.notify_all();
     thread_.join();
   }
@@ -40,8 +40,8 @@ class Completer {
       text_ = text;
       figures_.n_edits = ++newest_;
       suggestion_.clear();
+      session_.cancel();  // what was begun for the text before
     }
-    session_.cancel();  // whatever is computed for the text before
     changed_.notify_all();
   }
 
@@ -96,24 +96,23 @@ class Completer {
       figures_.n_tokens += session_.tokens().size();
     }
     if (session_.tokens().empty()) return true;
-    const auto prompt = static_cast<std::uint32_t>(session_.tokens().size());
-    for (;;) {
-      auto generation = session_.generate(options_);
-      for (const std::string_view piece : generation) {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        if (version != newest_) break;
-        suggestion_ += piece;
-      }
+    // A key that comes from now on cancels this, and one that came before is seen here: none is missed.
+    auto generation = session_.generate(options_);
+    const auto is_current = [&] { return version == newest_ && !ends_; };
+    bool current = false;
+    {
       const std::lock_guard<std::mutex> lock(mutex_);
-      if (version != newest_ || ends_) {
-        ++figures_.n_cancelled;
-        return false;
-      }
-      if (generation.stop_reason() != mixtral::StopReason::cancelled) return true;
-      // The key that cancelled this was one that this text has already.
-      if (!session_.rewind(prompt)) return true;
-      suggestion_.clear();
+      current = is_current();
     }
+    while (current && generation.stop_reason() == mixtral::StopReason::none) {
+      generation.next();
+      const std::lock_guard<std::mutex> lock(mutex_);
+      current = is_current();
+      if (current) suggestion_ += generation.piece();
+    }
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!current) ++figures_.n_cancelled;
+    return current;
   }
 
   mixtral::Session session_;
@@ -205,7 +204,7 @@ int main(int argc, char** argv) {
   app.add_flag("--json", as_json, "Print one JSON object at the end");
 
   return program::run(app, argc, argv, [&] {
-    const auto model = program::value(mixtral::open_model(path.c_str()));
+    const auto model = program::open_model(path);
     auto pool = program::value(mixtral::ThreadPool::create(threads));
     mixtral::SessionOptions options;
     options.executor = pool;

@@ -125,6 +125,9 @@ class Recorder : public mixtral::Observer {
          {"best_next", best},
          {"log_probability", mixtral::log_probability(row, static_cast<mixtral::Token>(best))}});
   }
+  void on_progress(const mixtral::Progress& progress) override {
+    bar.update(progress.n_done, progress.n_total);
+  }
   void on_router(std::uint32_t layer, std::uint32_t position,
                  mixtral::Span<const std::uint32_t> experts,
                  mixtral::Span<const float> weights) override {
@@ -137,26 +140,24 @@ class Recorder : public mixtral::Observer {
   std::vector<float> logits;
   json next = json::array();
   json router = json::array();
+  program::ProgressBar bar{"reading the tokens"};
 };
 
-Recorder evaluate(const mixtral::Model& model, const std::vector<mixtral::Token>& tokens,
-                  mixtral::BlockFormat kv_format) {
+void evaluate(const mixtral::Model& model, const std::vector<mixtral::Token>& tokens,
+              mixtral::BlockFormat kv_format, Recorder& recorder) {
   mixtral::SessionOptions options;
   options.kv_format = kv_format;
   options.context = static_cast<std::uint32_t>(
       std::min<std::size_t>(tokens.size(), std::numeric_limits<std::uint32_t>::max()));
   auto session = program::value(mixtral::Session::open(model, options));
   program::check(session.append({tokens.data(), tokens.size()}));
-  Recorder recorder;
   program::check(session.evaluate(&recorder));
-  return recorder;
+  recorder.bar.clear();
 }
 
 // Routes a whole text, in windows of the context.
-program::RouterStats route(const mixtral::Model& model, const std::string& text,
-                           mixtral::BlockFormat kv_format) {
-  program::RouterStats stats(model.config());
-  const auto tokens = program::value(model.tokenizer().encode(text));
+void route(const mixtral::Model& model, const std::pmr::vector<mixtral::Token>& tokens,
+           mixtral::BlockFormat kv_format, program::RouterStats& stats) {
   auto pool = program::value(mixtral::ThreadPool::create());
   mixtral::SessionOptions options;
   options.kv_format = kv_format;
@@ -168,10 +169,10 @@ program::RouterStats route(const mixtral::Model& model, const std::string& text,
     if (bos != mixtral::kNoToken) program::check(session.append(bos));
     const auto n = std::min<std::size_t>(session.remaining(), tokens.size() - at);
     program::check(session.append({tokens.data() + at, n}));
+    stats.bar().begin_window(at, n);
     program::check(session.evaluate(&stats));
     at += n;
   }
-  return stats;
 }
 
 std::string little_endian(const std::vector<float>& values) {
@@ -285,14 +286,17 @@ int main(int argc, char** argv) {
     const auto model = program::value(mixtral::Model::from_checkpoint(std::move(checkpoint)));
     report.update(describe_model(model, context, kv_format));
     if (!tokens.empty()) {
-      Recorder recorder = evaluate(model, tokens, kv_format);
+      Recorder recorder;
+      evaluate(model, tokens, kv_format, recorder);
       if (logits) finish(*logits, little_endian(recorder.logits));
       if (router) finish(*router, program::dump(recorder.router) + '\n');
       report["tokens"] = std::move(recorder.next);
     }
     if (router_stats) {
-      const auto stats =
-          route(model, *with_text_file ? program::read_file(text_path) : text, kv_format);
+      const auto text_tokens = program::value(
+          model.tokenizer().encode(*with_text_file ? program::read_file(text_path) : text));
+      program::RouterStats stats(model.config(), text_tokens.size());
+      route(model, text_tokens, kv_format, stats);
       finish(*router_stats, stats.svg());
       report["router_stats"] = stats.json();
     }

@@ -134,7 +134,7 @@ int main(int argc, char** argv) {
                       "Tokens of each story, at most");
 
   return program::run(app, argc, argv, [&] {
-    const auto model = program::value(mixtral::open_model(path.c_str()));
+    const auto model = program::open_model(path);
     JobSystem jobs(n_workers);
     std::vector<std::string> stories(n_stories);
     std::atomic<std::size_t> n_told{0}, n_host_jobs{0};

@@ -187,7 +187,7 @@ int main(int argc, char** argv) {
   app.add_flag("--json", as_json, "Print one JSON object at the end");
 
   return program::run(app, argc, argv, [&] {
-    const auto model = program::value(mixtral::open_model(path.c_str()));
+    const auto model = program::open_model(path);
     const mixtral::Grammar grammar = program::value(mixtral::json_schema_grammar(kSchema));
     mixtral::SessionOptions options;
     options.context = 512;

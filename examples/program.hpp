@@ -173,7 +173,8 @@ class Stopwatch {
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
-// A bar on stderr with the time left, if that is a terminal, else nothing.
+// A bar on stderr with the time left, if that is a terminal, else nothing. What is done within a tenth of a
+// second needs none.
 class ProgressBar {
  public:
   explicit ProgressBar(std::string label) : label_(std::move(label)), shown_(is_terminal(stderr)) {}
@@ -184,7 +185,7 @@ class ProgressBar {
   void update(std::uint64_t done, std::uint64_t total) {
     constexpr std::size_t kWidth = 40;
     const auto percent = static_cast<int>(total == 0 ? 100 : done * 100 / total);
-    if (!shown_ || percent == last_) return;
+    if (!shown_ || percent == last_ || time_.seconds() < 0.1) return;
     last_ = percent;
     const std::size_t filled = kWidth * static_cast<std::size_t>(percent) / 100;
     std::cerr << '\r' << label_ << " [" << std::string(filled, '#')
@@ -215,6 +216,53 @@ class ProgressBar {
   int last_ = -1;
   Stopwatch time_;
 };
+
+// Shows how far an evaluation is, for example of a long prompt, or of a short one whose weights come from
+// the disk.
+class EvaluationBar : public mixtral::Observer {
+ public:
+  explicit EvaluationBar(std::string label) : bar_(std::move(label)) {}
+  bool wants_all_tokens() const override { return false; }
+  void on_progress(const mixtral::Progress& progress) override {
+    bar_.update(progress.n_done, progress.n_total);
+  }
+  void clear() { bar_.clear(); }
+
+ private:
+  ProgressBar bar_;
+};
+
+// Shows how far a text is that is evaluated in windows of some of its tokens.
+class TextBar {
+ public:
+  TextBar(std::string label, std::size_t n_tokens) : bar_(std::move(label)), n_tokens_(n_tokens) {}
+
+  // The next window brings n tokens that are new after the first n_done ones.
+  void begin_window(std::size_t n_done, std::size_t n) {
+    n_done_ = n_done;
+    n_new_ = n;
+  }
+  // Takes the progress of the window's evaluation.
+  void update(const mixtral::Progress& progress) {
+    const double share = progress.fraction() * static_cast<double>(n_new_);
+    bar_.update(n_done_ + static_cast<std::size_t>(share), n_tokens_);
+  }
+
+ private:
+  ProgressBar bar_;
+  std::size_t n_tokens_, n_done_ = 0, n_new_ = 0;
+};
+
+// Opens a model, and shows how far that is where it takes long: with copied weights.
+inline mixtral::Model open_model(const std::string& path, mixtral::ModelOptions options = {}) {
+  ProgressBar bar("loading");
+  const auto listen = [&](const mixtral::Progress& progress) {
+    bar.update(progress.n_done, progress.n_total);
+    return true;
+  };
+  options.progress = listen;
+  return value(mixtral::open_model(path.c_str(), options));
+}
 
 }  // namespace program
 

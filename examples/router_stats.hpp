@@ -12,11 +12,18 @@ namespace program {
 
 class RouterStats : public mixtral::Observer {
  public:
-  explicit RouterStats(const mixtral::Config& config)
-      : n_experts_(config.n_experts), n_used_(config.n_experts_used), layers_(config.n_layers) {
+  // For a text of n_tokens.
+  RouterStats(const mixtral::Config& config, std::size_t n_tokens)
+      : n_experts_(config.n_experts),
+        n_used_(config.n_experts_used),
+        layers_(config.n_layers),
+        bar_("reading the text", n_tokens) {
     if (!config.has_router()) throw std::runtime_error("a dense model has no routers");
     for (Layer& layer : layers_) layer.n_chosen.resize(n_experts_);
   }
+
+  TextBar& bar() { return bar_; }
+  void on_progress(const mixtral::Progress& progress) override { bar_.update(progress); }
 
   void on_router(std::uint32_t l, std::uint32_t position,
                  mixtral::Span<const std::uint32_t> experts, mixtral::Span<const float>) override {
@@ -141,6 +148,7 @@ class RouterStats : public mixtral::Observer {
 
   std::uint32_t n_experts_, n_used_;
   std::vector<Layer> layers_;
+  TextBar bar_;
 };
 
 }  // namespace program

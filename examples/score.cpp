@@ -16,7 +16,7 @@ class Scorer : public mixtral::Observer {
  public:
   // The window is BOS and the tokens [begin, end) of the text; `scores` has ln p of those before.
   Scorer(mixtral::Span<const Token> text, std::size_t begin, std::size_t end,
-         std::vector<double>& scores, program::ProgressBar& bar, mixtral::Importance* importance)
+         std::vector<double>& scores, program::TextBar& bar, mixtral::Importance* importance)
       : text_(text),
         begin_(begin),
         end_(end),
@@ -29,8 +29,8 @@ class Scorer : public mixtral::Observer {
     const std::size_t next = begin_ + position;
     if (next < scores_.size() || next >= end_) return;
     scores_.push_back(mixtral::log_probability(logits, text_[next]));
-    bar_.update(scores_.size(), text_.size());
   }
+  void on_progress(const mixtral::Progress& progress) override { bar_.update(progress); }
 
   bool wants_inputs() const override { return importance_ != nullptr; }
   void on_input(mixtral::Role role, std::uint32_t layer, std::uint32_t expert,
@@ -42,7 +42,7 @@ class Scorer : public mixtral::Observer {
   mixtral::Span<const Token> text_;
   std::size_t begin_, end_;
   std::vector<double>& scores_;
-  program::ProgressBar& bar_;
+  program::TextBar& bar_;
   mixtral::Importance* importance_;
 };
 
@@ -50,11 +50,12 @@ class Scorer : public mixtral::Observer {
 // that each token sees at least half a window before it, except at the beginning.
 std::vector<double> score(mixtral::Session& session, mixtral::Span<const Token> text, Token bos,
                           mixtral::Importance* importance) {
-  program::ProgressBar bar("scoring");
+  program::TextBar bar("scoring", text.size());
   std::vector<double> scores;
   const std::size_t room = session.context() - 1;
   for (std::size_t begin = 0; scores.size() < text.size(); begin += (room + 1) / 2) {
     const std::size_t end = std::min(begin + room, text.size());
+    bar.begin_window(scores.size(), end - scores.size());
     Scorer scorer(text, begin, end, scores, bar, importance);
     session.clear();
     program::check(session.append(bos));
@@ -91,7 +92,7 @@ int main(int argc, char** argv) {
       output.emplace(importance_path, force, program::Inputs{model_path, {text_path}});
     }
     const std::string text = program::read_file(text_path);
-    const mixtral::Model model = program::value(mixtral::open_model(model_path.c_str()));
+    const mixtral::Model model = program::open_model(model_path);
     const mixtral::Tokenizer& tokenizer = model.tokenizer();
     if (tokenizer.bos() == mixtral::kNoToken)
       throw std::runtime_error("the model has no BOS token");
