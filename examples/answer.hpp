@@ -21,6 +21,7 @@ struct AnswerFlags {
 
   std::vector<std::string> choices;
   std::string regex, grammar_file, schema_file;
+  mixtral::JsonSchemaOptions schema_options;
 
   // What the options let be generated; none of them, anything.
   mixtral::Result<mixtral::Grammar> grammar() const {
@@ -33,7 +34,7 @@ struct AnswerFlags {
       return mixtral::Grammar::from_gbnf(program::read_file(grammar_file));
     }
     if (!schema_file.empty()) {
-      return mixtral::json_schema_grammar(program::read_file(schema_file));
+      return mixtral::json_schema_grammar(program::read_file(schema_file), schema_options);
     }
     return mixtral::Grammar();
   }
@@ -77,8 +78,13 @@ struct AnswerFlags {
         ->allow_extra_args(false);
     rules->add_option("--regex", regex, "What this regular expression matches");
     rules->add_option("--grammar", grammar_file, "What this file of GBNF says");
-    rules->add_option("--json-schema", schema_file, "JSON that is valid under this file's schema");
+    CLI::Option* schema = rules->add_option("--json-schema", schema_file,
+                                            "JSON that is valid under this file's schema");
     rules->require_option(0, 1);
+    app.add_flag(
+           "--json-blanks", schema_options.blanks,
+           "Let that JSON have spaces and new lines (default: none, which takes fewer tokens)")
+        ->needs(schema);
     app.add_option("--threads", threads, "Threads to use (default: all)")
         ->check(CLI::Range(1, 1024));
     app.add_option("--context", context, "Tokens that the session holds")
