@@ -22,6 +22,7 @@ struct AnswerFlags {
 
   std::vector<std::string> choices;
   std::string regex, grammar_file, schema_file;
+  mixtral::JsonSchemaOptions schema_options;
 
   // What the options let be generated; none of them, anything.
   mixtral::Result<mixtral::Grammar> grammar() const {
@@ -34,7 +35,7 @@ struct AnswerFlags {
       return mixtral::Grammar::from_gbnf(program::read_file(grammar_file));
     }
     if (!schema_file.empty()) {
-      return mixtral::json_schema_grammar(program::read_file(schema_file));
+      return mixtral::json_schema_grammar(program::read_file(schema_file), schema_options);
     }
     return mixtral::Grammar();
   }
@@ -73,9 +74,12 @@ struct AnswerFlags {
         ->allow_extra_args(false);
     rules->add_option("--regex", regex, "What this regular expression matches");
     program::add_path(*rules, "--grammar", grammar_file, "What this file of GBNF says");
-    program::add_path(*rules, "--json-schema", schema_file,
-                      "JSON that is valid under this file's schema");
+    CLI::Option* schema = program::add_path(*rules, "--json-schema", schema_file,
+                                            "JSON that is valid under this file's schema");
     rules->require_option(0, 1);
+    app.add_flag("--json-blanks", schema_options.blanks,
+                 "Let that JSON have spaces and new lines, which take tokens")
+        ->needs(schema);
     program::add_threads(app, threads);
     program::add_number(app, "--context", context, program::at_least(1u),
                         "Tokens that the session holds", standard_context);

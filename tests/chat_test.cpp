@@ -1,5 +1,5 @@
 // The Instruct format against ids made with the published tokenizer.
-#include "support.hpp"
+#include "small_stack.hpp"
 
 #include <mixtral/tools.hpp>
 
@@ -266,4 +266,48 @@ TEST_CASE("chat: the format can be set by hand") {
   REQUIRE(s.append_chat({{"user", "Hello"}}));
   CHECK(std::vector<Token>(s.tokens().begin(), s.tokens().end()) ==
         encode_as(ChatFormat::llama2, model.tokenizer(), {{"user", "Hello"}}));
+}
+
+TEST_CASE(
+    "chat: JSON of tools is read on a small stack, up to a depth and a size that are stated") {
+  const auto nested = [](std::size_t n) { return std::string(n, '[') + std::string(n, ']'); };
+  // Brackets in strings are none.
+  const auto disguised = [&](std::size_t n) {
+    return R"([{"name":"f","arguments":{"a":"]]]\"]}}","b":)" + nested(n) + "}}]";
+  };
+  const mixtral::ToolCall call{"f", disguised(61), "123456789"};
+  bool reads = false, reads_deeper = true, reads_deepest = true, lists = false, lists_deeper = true;
+  std::string result, deeper, deepest, calls;
+  on_small_stack([&] {
+    reads = bool(mixtral::parse_tool_calls(disguised(61)));
+    reads_deeper = bool(mixtral::parse_tool_calls(disguised(62)));
+    reads_deepest = bool(mixtral::parse_tool_calls(disguised(200000)));
+    lists = bool(mixtral::tool_list(nested(64)));
+    lists_deeper = bool(mixtral::tool_list(nested(65)));
+    result = mixtral::tool_result(ChatFormat::mistral_v3, call, nested(64));
+    deeper = mixtral::tool_result(ChatFormat::mistral_v3, call, nested(65));
+    deepest = mixtral::tool_result(ChatFormat::mistral_v2, call,
+                                   R"({"a":"]]]","b":)" + nested(200000) + "}");
+    calls = mixtral::tool_calls(ChatFormat::mistral_v3, {&call, 1});
+  });
+  CHECK(reads);
+  CHECK(!reads_deeper);
+  CHECK(!reads_deepest);
+  CHECK(lists);
+  CHECK(!lists_deeper);
+  CHECK(result == R"({"content": )" + nested(64) + R"(, "call_id": "123456789"})");
+  CHECK(deeper == R"({"content": ")" + nested(65) + R"(", "call_id": "123456789"})");
+  CHECK(deepest.find(R"("content": "{\"a\":)") != std::string::npos);
+  CHECK(calls.find(R"("arguments": [{"name": "f")") != std::string::npos);
+
+  const auto members = [](int n) {
+    std::string text = "{";
+    for (int i = 0; i < n; ++i) text += (i == 0 ? "\"" : ",\"") + std::to_string(i) + "\":\":\"";
+    return text + "}";
+  };
+  CHECK(mixtral::tool_list("[" + members(4096) + "," + members(4096) + "]"));
+  CHECK(!mixtral::tool_list("[" + members(4097) + "]"));
+  for (const char* text : {"", "\"", "\"\\", "]]]", "{:", ":::", "[}{]"}) {
+    CHECK(!mixtral::tool_list(text));
+  }
 }

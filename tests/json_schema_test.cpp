@@ -1,5 +1,6 @@
 // JSON schemas: what is generated parses and is valid; what is not understood is refused by name.
 #include "grammars.hpp"
+#include "small_stack.hpp"
 
 #include <mixtral/json_schema.hpp>
 
@@ -27,6 +28,27 @@ std::size_t length(const std::string& utf8) {
   std::size_t n = 0;
   for (const char c : utf8) n += (static_cast<unsigned char>(c) & 0xC0) != 0x80 ? 1 : 0;
   return n;
+}
+
+constexpr mixtral::JsonSchemaOptions kBlanks{true};
+
+std::string without_blanks(const std::string& json) {
+  std::string out;
+  bool in_string = false;
+  for (std::size_t i = 0; i < json.size(); ++i) {
+    if (!in_string && (json[i] == ' ' || json[i] == '\n')) continue;
+    if (json[i] == '"') in_string = !in_string;
+    out += json[i];
+    if (in_string && json[i] == '\\') out += json[++i];
+  }
+  return out;
+}
+
+// text(0) to text(n - 1), with commas between them.
+std::string numbered(std::size_t n, const std::function<std::string(std::size_t)>& text) {
+  std::string out;
+  for (std::size_t i = 0; i < n; ++i) out += (i == 0 ? "" : ",") + text(i);
+  return out;
 }
 
 }  // namespace
@@ -255,9 +277,14 @@ TEST_CASE("json_schema: all that is drawn parses and is valid") {
   for (const Case& one : cases) {
     CAPTURE(one.schema);
     const Grammar grammar = value(mixtral::json_schema_grammar(one.schema));
+    const Grammar with_blanks = value(mixtral::json_schema_grammar(one.schema, kBlanks));
     for (const char* text : one.takes) {
       CAPTURE(text);
-      CHECK(feeder.match(grammar, text) == Match::whole);
+      const std::string compact = without_blanks(text);
+      CHECK(feeder.match(with_blanks, text) == Match::whole);
+      CHECK(feeder.match(with_blanks, compact) == Match::whole);
+      CHECK(feeder.match(grammar, compact) == Match::whole);
+      CHECK((feeder.match(grammar, text) == Match::whole) == (text == compact));
       const Json json = Json::parse(text, nullptr, false);
       REQUIRE(!json.is_discarded());
       CHECK(one.valid(json));
@@ -265,10 +292,13 @@ TEST_CASE("json_schema: all that is drawn parses and is valid") {
     for (const char* text : one.refuses) {
       CAPTURE(text);
       CHECK(feeder.match(grammar, text) != Match::whole);
+      CHECK(feeder.match(with_blanks, text) != Match::whole);
     }
-    for (std::uint32_t seed = 0; seed < 60; ++seed) {
-      const std::string text = draw_json(grammar, model, seed);
+    for (std::uint32_t seed = 0; seed < 90; ++seed) {
+      const bool is_compact = seed % 3 != 0;
+      const std::string text = draw_json(is_compact ? grammar : with_blanks, model, seed);
       CAPTURE(text);
+      CHECK((!is_compact || text == without_blanks(text)));
       const Json json = Json::parse(text, nullptr, false);
       REQUIRE(!json.is_discarded());
       CHECK(one.valid(json));
@@ -340,4 +370,192 @@ TEST_CASE("json_schema: what is not understood is refused by name") {
   std::string deep = "true";
   for (int i = 0; i < 99; ++i) deep = R"({"items":)" + deep + "}";
   CHECK(mixtral::json_schema_grammar(deep));
+}
+
+TEST_CASE("json_schema: blanks are an option, and bounded") {
+  const char* schema = R"({"properties": {"a": {"items": {"type": "integer"}}, "b": {}}})";
+  const Feeder feeder;
+  const Grammar compact = value(mixtral::json_schema_grammar(schema));
+  const Grammar with = value(mixtral::json_schema_grammar(schema, kBlanks));
+  const std::string line = "\n" + std::string(20, ' ');
+  const auto matches = [&](const Grammar& grammar, const std::string& text) {
+    return feeder.match(grammar, text) == Match::whole;
+  };
+  CHECK(matches(compact, R"({"a":[1,2],"b":{"c":[[],{}]}})"));
+  for (const std::string& blank : std::vector<std::string>{" ", "\n", "\n ", line}) {
+    CAPTURE(blank);
+    // Everywhere, or at one place alone.
+    std::string all;
+    for (const char* part : {"{",     "\"a\"", ":", "[", "1", ",", "2", "]", ",", "\"b\"", ":", "{",
+                             "\"c\"", ":",     "[", "[", "]", ",", "{", "}", "]", "}",     "}"}) {
+      if (!all.empty()) all += blank;
+      all += part;
+    }
+    CHECK(matches(with, all));
+    CHECK(!matches(compact, all));
+    for (const char* text :
+         {"{#\"a\":[]}", "{\"a\"#:[]}", "{\"a\":#[]}", "{\"a\":[]#}", "{\"a\":[#]}", "{\"a\":[1#]}",
+          "{\"a\":[1#,2]}", "{\"a\":[1,#2]}", "{#}", "{\"b\":{\"x\"#:1}}", "{\"b\":[1,#2]}",
+          "{\"a\":[]#,\"b\":1}"}) {
+      std::string one = text;
+      one.replace(one.find('#'), 1, blank);
+      CAPTURE(one);
+      CHECK(matches(with, one));
+      CHECK(!matches(compact, one));
+      std::string longer = text;
+      longer.replace(longer.find('#'), 1, line + " ");
+      CHECK(!matches(with, longer));
+    }
+  }
+  for (const char* text : {" {}", "{} ", "{  }", "{\t}", "{\n\n}", "{ \n}"}) {
+    CAPTURE(text);
+    CHECK(!matches(with, text));
+  }
+  // An integer takes no more tokens than its digits.
+  const mixtral::Model model = open(bundled_model());
+  mixtral::Session s = session(model, 200);
+  REQUIRE(s.append("Once upon a time"));
+  mixtral::GenerateOptions options;
+  options.grammar = value(mixtral::json_schema_grammar(
+      R"({"properties": {"n": {"type": "integer", "minimum": 0, "maximum": 99}}, "required": ["n"]})"));
+  std::string text;
+  std::size_t n_tokens = 0;
+  auto generation = s.generate(options);
+  for (const std::string_view piece : generation) {
+    text += piece;
+    ++n_tokens;
+  }
+  CAPTURE(text);
+  CHECK(Json::parse(text)["n"].is_number_integer());
+  CHECK(text.find_first_of(" \n") == std::string::npos);
+  CHECK(n_tokens <= text.size());
+  CHECK(n_tokens <= 8);
+}
+
+TEST_CASE("json_schema: schemas of any shape on a small stack, up to limits that are told") {
+  const auto compiled = [](const std::string& schema) {
+    mixtral::Result<Grammar> result = Grammar();
+    on_small_stack([&] { result = mixtral::json_schema_grammar(schema); });
+    return result;
+  };
+  const auto nested = [](int n, const char* before, const char* middle, const char* after) {
+    std::string text = middle;
+    for (int i = 0; i < n; ++i) text = before + text + after;
+    return text;
+  };
+  CHECK(compiled(nested(100, R"({"items":)", "true", "}")));
+  CHECK(compiled(nested(50, R"({"anyOf":[)", "true", "]}")));
+  CHECK(compiled(nested(50, R"({"properties":{"a":)", "true", R"(},"required":["a"]})")));
+  CHECK(compiled(R"({"const":)" + nested(99, "[", "", "]") + "}"));
+  CHECK(compiled(R"({"oneOf":[{"const":)" + nested(97, "[", "1", "]") + R"(},{"const":)" +
+                 nested(97, "[", "2", "]") + "}]}"));
+  for (const char* open : {"[", "{\"a\":", "{\"items\":", "[[]],\"[", "{\"anyOf\":[{\"a\":"}) {
+    std::string text;
+    for (int i = 0; i < 50000; ++i) text += open;
+    CHECK(!compiled(text));
+  }
+  check_refused(compiled(nested(101, R"({"items":)", "true", "}")), "nested more than 100 deep",
+                ErrorCode::unsupported);
+  check_refused(compiled(R"({"const": {"a]": ")" + std::string(200, ']') + R"(", "b":)" +
+                         nested(99, "[", "", "]") + "}}"),
+                "nested more than 100 deep", ErrorCode::unsupported);
+  // References to references, and names with common beginnings, of any length.
+  const auto chain = [](std::size_t n) {
+    return R"({"$ref": "#/$defs/d0", "$defs": {)" +
+           numbered(n,
+                    [&](std::size_t i) {
+                      const std::string next = "\"#/$defs/d" + std::to_string(i + 1) + "\"";
+                      return "\"d" + std::to_string(i) + "\": " +
+                             (i + 1 == n ? "{\"type\": \"null\"}" : "{\"$ref\": " + next + "}");
+                    }) +
+           "}}";
+  };
+  const Feeder feeder;
+  CHECK(feeder.match(value(compiled(chain(4096))), "null") == Match::whole);
+  check_refused(compiled(chain(4097)), "more than 4096 members", ErrorCode::unsupported);
+  const std::string name(5000, 'n');
+  const Grammar long_name = value(compiled(
+      R"({"properties": {")" + name + R"(": {"type": "null"}}, "additionalProperties": true})"));
+  CHECK(feeder.match(long_name, "{\"" + name + "\":null,\"" + name + "n\":1}") == Match::whole);
+  CHECK(feeder.match(long_name, "{\"" + name + "\":1}") == Match::dead);
+
+  // What is large.
+  const auto refused = [](const mixtral::Result<Grammar>& made, const char* part) {
+    check_refused(made, part, ErrorCode::unsupported);
+  };
+  const auto object = [](std::size_t n) {
+    const auto key = [](std::size_t i) { return "\"key " + std::to_string(i) + "\""; };
+    return R"({"properties": {)" +
+           numbered(n, [&](std::size_t i) { return key(i) + R"(: {"type": "integer"})"; }) +
+           "}, \"required\": [" + numbered(n, key) + "]}";
+  };
+  CHECK(feeder.match(value(compiled(object(4096))), "{\"key 0\":1,\"key 1\":2,") == Match::begins);
+  refused(compiled(object(4097)), "members");
+  refused(compiled("{\"required\": [" +
+                   numbered(4097, [](std::size_t i) { return "\"" + std::to_string(i) + "\""; }) +
+                   "]}"),
+          "members");
+  const auto one_of = [](std::size_t n) {
+    return R"({"oneOf": [)" +
+           numbered(n,
+                    [](std::size_t i) {
+                      return R"({"properties": {"k": {"const": )" + std::to_string(i) +
+                             R"(}}, "required": ["k"]})";
+                    }) +
+           "]}";
+  };
+  CHECK(feeder.match(value(compiled(one_of(256))), "{\"k\":255}") == Match::whole);
+  refused(compiled(one_of(257)), "256 parts");
+  std::string comment = R"({"$comment": ")";
+  comment.resize((std::size_t{1} << 22) - 2, '.');
+  CHECK(compiled(comment + "\"}"));
+  refused(compiled(comment + ".\"}"), "4 MiB");
+}
+
+TEST_CASE(
+    "json_schema: an enum of thousands of values, and an object of optional members, are read at "
+    "once") {
+  const mixtral::Model model = open(bundled_model());
+  const std::size_t n = 20000;
+  const auto entry = [](std::size_t i) {
+    return i % 7 == 0 ? std::to_string(i) : "\"value " + std::to_string(i * 7919 % 20000) + "\"";
+  };
+  const std::string values = "{\"enum\": [" + numbered(n, entry) + "]}";
+  const Feeder feeder;
+  for (const std::string& schema :
+       {values, "{\"anyOf\": [" + values + ", {\"type\": \"null\"}]}"}) {
+    const Grammar grammar = value(mixtral::json_schema_grammar(schema));
+    GrammarMatcher matcher = feeder.matcher(grammar);
+    for (std::size_t i = 0; i < n; i += 37) {
+      const std::string text = entry(i);
+      CHECK(feeder.match(matcher, text) == Match::whole);
+    }
+    CHECK(feeder.match(matcher, "\"value 20000\"") == Match::dead);
+    CHECK(feeder.match(matcher, "\"value\"") == Match::dead);
+    mixtral::Session s = session(model, 100);
+    REQUIRE(s.append("Once upon a time"));
+    mixtral::GenerateOptions options;
+    options.grammar = grammar;
+    options.sampling.temperature = 2.0f;
+    std::string text;
+    auto generation = s.generate(options);
+    for (const std::string_view piece : generation) text += piece;
+    CAPTURE(text);
+    CHECK(generation.stop_reason() != mixtral::StopReason::error);
+    CHECK(feeder.match(matcher, text) == Match::whole);
+  }
+  // Every member may come first, or after any before it.
+  const std::string object =
+      "{\"properties\": {" +
+      numbered(
+          4000,
+          [](std::size_t i) { return "\"k" + std::to_string(i) + "\": {\"type\": \"null\"}"; }) +
+      "}}";
+  const Grammar grammar = value(mixtral::json_schema_grammar(object));
+  GrammarMatcher matcher = value(GrammarMatcher::create(grammar, model));
+  CHECK(matcher.allowed());
+  GrammarMatcher by_bytes = feeder.matcher(grammar);
+  CHECK(feeder.match(by_bytes, R"({"k0":null,"k7":null,"k3999":null})") == Match::whole);
+  CHECK(feeder.match(by_bytes, R"({"k3999":null})") == Match::whole);
+  CHECK(feeder.match(by_bytes, R"({"k7":null,"k6":null})") == Match::dead);
 }

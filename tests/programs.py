@@ -265,9 +265,12 @@ class Complete(Case):
                 "type": "object", "required": ["name", "age"], "additionalProperties": False,
                 "properties": {"name": {"type": "string", "maxLength": 12},
                                "age": {"type": "integer", "minimum": 3, "maximum": 12}}}).encode())
-            made = json.loads(text_of("--json-schema", schema, seed=seed))
-            self.assertEqual(set(made), {"name", "age"})
-            self.assertTrue(3 <= made["age"] <= 12 and len(made["name"]) <= 12, made)
+            compact = text_of("--json-schema", schema, seed=seed)
+            with_blanks = text_of("--json-schema", schema, "--json-blanks", seed=seed)
+            self.assertNotRegex(re.sub(r'"(\\.|[^"\\])*"', "", compact), r"\s")
+            for made in (json.loads(compact), json.loads(with_blanks)):
+                self.assertEqual(set(made), {"name", "age"})
+                self.assertTrue(3 <= made["age"] <= 12 and len(made["name"]) <= 12, made)
         fixed = ["complete", "--prompt", "a"]
         self.assertIn("line 1", self.error_of(*fixed, "--grammar", self.file("bad", b"root ::= (")))
         self.assertIn("uniqueItems", self.error_of(
@@ -275,6 +278,7 @@ class Complete(Case):
         self.assertIn("references", self.error_of(*fixed, "--regex", r"(a)\1"))
         self.assertIn("no/such", self.error_of(*fixed, "--grammar", "no/such"))
         self.run_program(*fixed, "--regex", "a", "--choice", "b", code=2)
+        self.run_program(*fixed, "--json-blanks", code=2)
         answers = self.run_program("chat", "--choice", "Yes.", "--choice", "No.", "--json",
                                    text=b"Is it?\nReally?\n").stdout.splitlines()
         for answer in answers:

@@ -21,8 +21,12 @@
 //
 // Anything else that restricts is refused by name. All texts are valid under the schema, but not all
 // valid texts are made: members come in the schema's order; members that it does not name come only if
-// additionalProperties says so, after the others; keys of those have no escapes; members and elements
-// are separated by at most one space, or a new line and spaces.
+// additionalProperties says so, after the others; keys of those have no escapes; there are no blanks
+// outside strings, which would cost tokens, but for what JsonSchemaOptions::blanks lets in.
+//
+// A schema may be a text of 4 MiB, nested 100 deep, with objects of 4096 members, oneOf of 256 parts, and
+// counts up to 10000; its grammar may have 16000 rules (about one for each member and each schema within a
+// schema) and what grammar.hpp states. More is refused before it is parsed or compiled.
 #ifndef MIXTRAL_JSON_SCHEMA_HPP_
 #define MIXTRAL_JSON_SCHEMA_HPP_
 
@@ -35,13 +39,27 @@
 
 namespace mixtral {
 
-// The grammar, in GBNF, of JSON texts that are valid under a schema.
-// Errors: bad_format, unsupported, naming what.
-Result<std::string> json_schema_to_gbnf(std::string_view schema);
+struct JsonSchemaOptions {
+  // Whether there may be blanks, which some models write by habit: after each of { [ , : and before each
+  // of } ] , : at most one space, or one new line and at most 20 spaces. Nothing is longer than that, so
+  // that a model cannot go on with blanks for ever.
+  bool blanks = false;
+};
 
-// The same as a Grammar. Errors: also those of Grammar::from_gbnf.
-Result<Grammar> json_schema_grammar(std::string_view schema, std::pmr::memory_resource* resource =
-                                                                 std::pmr::get_default_resource());
+// The grammar, in GBNF, of JSON texts that are valid under a schema.
+// Errors: bad_format, unsupported, naming what; out_of_memory.
+Result<std::string> json_schema_to_gbnf(std::string_view schema,
+                                        const JsonSchemaOptions& options = {});
+
+// The grammar, compiled. Errors: as json_schema_to_gbnf() and Grammar::from_gbnf().
+Result<Grammar> json_schema_grammar(
+    std::string_view schema, const JsonSchemaOptions& options,
+    std::pmr::memory_resource* resource = std::pmr::get_default_resource());
+inline Result<Grammar> json_schema_grammar(
+    std::string_view schema,
+    std::pmr::memory_resource* resource = std::pmr::get_default_resource()) {
+  return json_schema_grammar(schema, JsonSchemaOptions(), resource);
+}
 
 }  // namespace mixtral
 

@@ -29,6 +29,7 @@
 #include "mixtral/chat.hpp"
 #include "mixtral/generation.hpp"
 #include "mixtral/grammar.hpp"
+#include "mixtral/json_text.hpp"
 #include "mixtral/tokenizer.hpp"
 
 #define MIXTRAL_VERSION_MAJOR 0
