@@ -28,7 +28,7 @@ enum class Progress {
 };
 
 struct GenerateOptions {
-  std::uint32_t max_tokens = std::numeric_limits<std::uint32_t>::max();
+  std::uint32_t max_tokens = (std::numeric_limits<std::uint32_t>::max)();
   SamplingOptions sampling;
   // Generation ends before the first of these texts appears; it is not given out, even if it comes in
   // several pieces.

@@ -45,8 +45,6 @@ Result<Grammar> json_schema_grammar(std::string_view schema, std::pmr::memory_re
 
 }  // namespace mixtral
 
-#if defined(MIXTRAL_IMPLEMENTATION) || defined(MIXTRAL_IMPLEMENTATION_REST)
-#include "mixtral/impl/json_schema.hpp"
-#endif
-
 #endif  // MIXTRAL_JSON_SCHEMA_HPP_
+
+#include "mixtral/implementation.hpp"

@@ -23,7 +23,7 @@ class StopStrings {
     std::size_t longest_stop = 0;
     for (const std::string& stop : stops) {
       if (!stop.empty()) stops_.emplace_back(stop);
-      longest_stop = std::max(longest_stop, stop.size());
+      longest_stop = (std::max)(longest_stop, stop.size());
     }
     text_.reserve(longest_stop + longest_piece);
   }
@@ -34,7 +34,7 @@ class StopStrings {
     text_.erase(0, n_ready_);
     text_.append(piece);
     std::size_t found = std::string_view::npos;
-    for (const auto& stop : stops_) found = std::min(found, text_.find(stop));
+    for (const auto& stop : stops_) found = (std::min)(found, text_.find(stop));
     n_ready_ = found != std::string_view::npos ? found : text_.size() - longest_partial_stop();
     return found != std::string_view::npos;
   }
@@ -57,7 +57,7 @@ class StopStrings {
     std::size_t longest = 0;
     const std::string_view text(text_);
     for (const auto& stop : stops_) {
-      for (std::size_t n = std::min(stop.size() - 1, text.size()); n > longest; --n) {
+      for (std::size_t n = (std::min)(stop.size() - 1, text.size()); n > longest; --n) {
         if (text.substr(text.size() - n) == std::string_view(stop).substr(0, n)) longest = n;
       }
     }

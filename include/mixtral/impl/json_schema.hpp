@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-#include "mixtral/implementation.hpp"
+#include "mixtral/impl/core.hpp"
 //
 #include "mixtral/impl/number_ranges.hpp"
 #include "mixtral/json_schema.hpp"
