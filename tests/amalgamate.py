@@ -1,8 +1,13 @@
 #!/usr/bin/env python3
 """Writes single_include/ from include/mixtral; with --check, says whether it is stale.
 
-mixtral.hpp is the library; each optional header becomes a file beside it. In mixtral.hpp, the part that is compiled once for each SIMD target (simd/one_target-inl.hpp and what it includes)
-comes first, behind MIXTRAL_TARGET_PASS; the loop over the targets includes the file itself again.
+mixtral.hpp is the library; each optional header becomes a file beside it. In mixtral.hpp, the part that is
+compiled once for each SIMD target (simd/one_target-inl.hpp and what it includes) comes first, behind
+MIXTRAL_TARGET_PASS; the loop over the targets includes the file itself again.
+
+Files keep their include guards. Kernels and definitions stand behind all declarations, outside of their guard,
+as in the tree: they come with the first include after the define. What both need is there twice, since a host
+may have either alone; the guards leave one.
 """
 import pathlib
 import re
@@ -12,6 +17,10 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 INCLUDE = ROOT / "include"
 OUTPUT = ROOT / "single_include"
 OPTIONAL = ["checkpoints", "json_schema", "quantize", "tools"]
+LIBRARY = "mixtral/mixtral.hpp"
+IMPLEMENTATION = "mixtral/implementation.hpp"
+CORE = "mixtral/impl/core.hpp"
+CORE_SEEN = set()  # what is in mixtral.hpp where the definitions are
 PER_TARGET = "mixtral/simd/one_target-inl.hpp"
 OWN_INCLUDE = re.compile(r'#include "(mixtral/[^"]+)"')
 
@@ -20,18 +29,9 @@ def lines_of(name):
     return (INCLUDE / name).read_text().splitlines()
 
 
-def without_guard(lines):
-    """Drops the include guard, if the file has one."""
-    text = "\n".join(lines)
-    guard = re.search(r"^#ifndef (MIXTRAL_\w+_HPP_)\n#define \1\n", text, re.M)
-    if not guard:
-        return lines
-    text = text[: guard.start()] + text[guard.end() :]
-    return re.sub(r"\n#endif  // " + guard.group(1) + r"\n?$", "", text).splitlines()
-
-
 def expand(name, seen):
-    for line in without_guard(lines_of(name)):
+    """The lines of a file, with those of its own that were not seen yet in place of their includes."""
+    for line in lines_of(name):
         match = OWN_INCLUDE.match(line)
         if not match:
             yield line
@@ -39,9 +39,45 @@ def expand(name, seen):
             yield "#define MIXTRAL_TARGET_PASS"
             yield '#include "mixtral.hpp"'
             yield "#undef MIXTRAL_TARGET_PASS"
+        elif match.group(1) == IMPLEMENTATION:
+            yield from implementation(name, seen)
         elif match.group(1) not in seen:
             seen.add(match.group(1))
             yield from expand(match.group(1), seen)
+
+
+def implementation(name, seen):
+    """implementation.hpp, or of an optional header the part that is its own."""
+    lines = lines_of(IMPLEMENTATION)
+    includes = [match[1] for match in map(OWN_INCLUDE.match, lines) if match]
+    if name == LIBRARY:
+        for line in lines:
+            match = OWN_INCLUDE.match(line)
+            header = match and pathlib.PurePath(match[1]).stem
+            if not match:
+                yield line
+            elif header in OPTIONAL:
+                # That file begins with an include of this one, which must not come here again.
+                yield "#if !defined(MIXTRAL_OPTIONAL_PASS)"
+                yield "#define MIXTRAL_OPTIONAL_PASS"
+                yield f'#include "mixtral_{header}.hpp"'
+                yield "#undef MIXTRAL_OPTIONAL_PASS"
+                yield "#endif"
+            else:
+                known = seen | {match[1]}
+                yield from expand(match[1], known)
+                if match[1] == CORE:
+                    CORE_SEEN.update(known)
+        return
+    own = f"mixtral/impl/{pathlib.PurePath(name).name}"
+    if own in includes:  # else it is all inline
+        begin, end = (re.findall(pattern, "\n".join(lines), re.M)
+                      for pattern in (r"^#(?:pragma push_macro|undef).*", r"^#pragma pop_macro.*"))
+        yield "#if defined(MIXTRAL_IMPLEMENTATION) || defined(MIXTRAL_IMPLEMENTATION_REST)"
+        yield from begin
+        yield from expand(own, seen | CORE_SEEN | {own})
+        yield from end
+        yield "#endif"
 
 
 def licence():
@@ -68,18 +104,15 @@ def amalgamate():
     for line in lines_of(PER_TARGET):
         match = OWN_INCLUDE.match(line)
         out += lines_of(match.group(1)) if match else [line]
-    out += ["", "#else  // not MIXTRAL_TARGET_PASS", "", "#ifndef MIXTRAL_SINGLE_INCLUDE_HPP_"]
-    out += ["#define MIXTRAL_SINGLE_INCLUDE_HPP_", ""]
-    out += expand("mixtral/mixtral.hpp", seen)
-    out += ["", "#endif  // MIXTRAL_SINGLE_INCLUDE_HPP_", "#endif  // MIXTRAL_TARGET_PASS", ""]
+    out += ["", "#else  // not MIXTRAL_TARGET_PASS", ""]
+    out += expand(LIBRARY, seen)
+    out += ["", "#endif  // MIXTRAL_TARGET_PASS", ""]
     files = {"mixtral.hpp": joined(out)}
     for name in OPTIONAL:
-        guard = f"MIXTRAL_SINGLE_INCLUDE_{name.upper()}_HPP_"
         out = [f"// {name}.hpp of mixtral.hpp, generated by tests/amalgamate.py: do not edit.", "//",
-               licence(), "", f"#ifndef {guard}", f"#define {guard}", "",
-               '#include "mixtral.hpp"', ""]
+               licence(), "", '#include "mixtral.hpp"', ""]
         out += expand(f"mixtral/{name}.hpp", seen | {f"mixtral/{name}.hpp"})
-        files[f"mixtral_{name}.hpp"] = joined(out + ["", f"#endif  // {guard}", ""])
+        files[f"mixtral_{name}.hpp"] = joined(out + [""])
     return files
 
 

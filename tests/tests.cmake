@@ -54,8 +54,24 @@ else()
     target_sources(embedding_host PRIVATE ${unit})
   endforeach()
 endif()
-target_compile_options(embedding_host PRIVATE
-                       "$<${MIXTRAL_GNU}:-fno-exceptions;-fno-rtti;-O0;${MIXTRAL_OLDEST_TARGET}>")
+set(MIXTRAL_EMBEDDED "$<${MIXTRAL_GNU}:-fno-exceptions;-fno-rtti;-O0;${MIXTRAL_OLDEST_TARGET}>")
+target_compile_options(embedding_host PRIVATE ${MIXTRAL_EMBEDDED})
+
+# The same host as one translation unit, whose first files include the header without its implementation; and
+# another of the single headers.
+if(NOT MIXTRAL_SANITIZE)
+  add_executable(embedding_unity tests/embedding/host.cpp tests/embedding/host_other.cpp
+                                 examples/implementation.cpp examples/kernels.cpp)
+  set_target_properties(embedding_unity PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 0)
+  target_link_libraries(embedding_unity PRIVATE mixtral::mixtral nlohmann_json::nlohmann_json mixtral_options)
+  target_compile_options(embedding_unity PRIVATE ${MIXTRAL_EMBEDDED})
+
+  add_executable(embedding_single tests/embedding/optional_headers.cpp)
+  target_include_directories(embedding_single BEFORE PRIVATE single_include)
+  target_compile_definitions(embedding_single PRIVATE MIXTRAL_HEADERS_ONLY)
+  target_link_libraries(embedding_single PRIVATE mixtral::mixtral nlohmann_json::nlohmann_json mixtral_options)
+  target_compile_options(embedding_single PRIVATE ${MIXTRAL_EMBEDDED})
+endif()
 
 # What only a look from outside can tell: output, exit codes, the README's snippets, staleness.
 find_package(Python3 COMPONENTS Interpreter)
@@ -63,7 +79,8 @@ if(Python3_FOUND)
   add_test(NAME single_include COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/tests/amalgamate.py --check)
   add_test(NAME embedding COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/tests/embedding.py
            --bin $<TARGET_FILE_DIR:embedding_host> --library $<TARGET_FILE:mixtral_implementation>
-           --compiler ${CMAKE_CXX_COMPILER})
+           --compiler ${CMAKE_CXX_COMPILER}
+           --include "$<TARGET_PROPERTY:mixtral_implementation,INCLUDE_DIRECTORIES>" COMMAND_EXPAND_LISTS)
   get_target_property(MIXTRAL_EIGEN_DIRS Eigen3::Eigen INTERFACE_INCLUDE_DIRECTORIES)
   get_target_property(MIXTRAL_HWY_DIRS hwy::hwy INTERFACE_INCLUDE_DIRECTORIES)
   add_test(NAME readme COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/tests/readme.py

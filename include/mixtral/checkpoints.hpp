@@ -43,8 +43,6 @@ Result<Vocabulary> read_tokenizer_json(Span<const std::uint8_t> bytes,
 
 }  // namespace mixtral
 
-#if defined(MIXTRAL_IMPLEMENTATION) || defined(MIXTRAL_IMPLEMENTATION_REST)
-#include "mixtral/impl/checkpoints.hpp"
-#endif
-
 #endif  // MIXTRAL_CHECKPOINTS_HPP_
+
+#include "mixtral/implementation.hpp"

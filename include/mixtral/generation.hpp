@@ -25,7 +25,7 @@ namespace mixtral {
 class Session;
 
 struct GenerateOptions {
-  std::uint32_t max_tokens = std::numeric_limits<std::uint32_t>::max();
+  std::uint32_t max_tokens = (std::numeric_limits<std::uint32_t>::max)();
   SamplingOptions sampling;
   // Generation ends before the first of these texts appears; it is not given out, even if it comes in
   // several pieces. A text that begins within a UTF-8 character takes that whole character with it.

@@ -63,8 +63,6 @@ inline Result<Grammar> json_schema_grammar(
 
 }  // namespace mixtral
 
-#if defined(MIXTRAL_IMPLEMENTATION) || defined(MIXTRAL_IMPLEMENTATION_REST)
-#include "mixtral/impl/json_schema.hpp"
-#endif
-
 #endif  // MIXTRAL_JSON_SCHEMA_HPP_
+
+#include "mixtral/implementation.hpp"

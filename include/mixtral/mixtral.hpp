@@ -3,7 +3,8 @@
 // Include this wherever the API is used. In exactly one source file of the program, define
 // MIXTRAL_IMPLEMENTATION before the include: the definitions and SIMD kernels are compiled there. Or have
 // the kernels, which take longest, in one file that defines MIXTRAL_IMPLEMENTATION_KERNELS, and all else in
-// another, that defines MIXTRAL_IMPLEMENTATION_REST: the two compile at the same time.
+// another, that defines MIXTRAL_IMPLEMENTATION_REST: the two compile at the same time. Other files may have
+// included the header in the same translation unit before (a unity build): the include after the define counts.
 // Needs Eigen, and Highway where the implementation is; see README.md for how to link.
 #ifndef MIXTRAL_MIXTRAL_HPP_
 #define MIXTRAL_MIXTRAL_HPP_
@@ -36,11 +37,6 @@
 #define MIXTRAL_VERSION_MINOR 1
 #define MIXTRAL_VERSION_PATCH 0
 
-#if defined(MIXTRAL_IMPLEMENTATION) || defined(MIXTRAL_IMPLEMENTATION_KERNELS)
-#include "mixtral/simd/all_targets.hpp"
-#endif
-#if defined(MIXTRAL_IMPLEMENTATION) || defined(MIXTRAL_IMPLEMENTATION_REST)
-#include "mixtral/implementation.hpp"
-#endif
-
 #endif  // MIXTRAL_MIXTRAL_HPP_
+
+#include "mixtral/implementation.hpp"

@@ -108,8 +108,6 @@ Status write_gguf(const Checkpoint& checkpoint, const QuantizeOptions& options, 
 
 }  // namespace mixtral
 
-#if defined(MIXTRAL_IMPLEMENTATION) || defined(MIXTRAL_IMPLEMENTATION_REST)
-#include "mixtral/impl/quantize.hpp"
-#endif
-
 #endif  // MIXTRAL_QUANTIZE_HPP_
+
+#include "mixtral/implementation.hpp"

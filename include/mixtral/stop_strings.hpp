@@ -25,7 +25,7 @@ class StopStrings {
     std::size_t longest_stop = 0;
     for (const std::string& stop : stops) {
       if (!stop.empty()) stops_.emplace_back(stop);
-      longest_stop = std::max(longest_stop, stop.size());
+      longest_stop = (std::max)(longest_stop, stop.size());
     }
     most_text_ = longest_stop + kLongestCharacter + longest_piece;
     text_.reserve(most_text_);
@@ -37,7 +37,7 @@ class StopStrings {
     text_.erase(0, n_ready_);
     text_.append(piece);
     std::size_t found = std::string_view::npos;
-    for (const auto& stop : stops_) found = std::min(found, text_.find(stop));
+    for (const auto& stop : stops_) found = (std::min)(found, text_.find(stop));
     n_ready_ = whole_characters(
         found != std::string_view::npos ? found : text_.size() - longest_partial_stop());
     return found != std::string_view::npos;
@@ -91,7 +91,7 @@ class StopStrings {
     std::size_t longest = 0;
     const std::string_view text(text_);
     for (const auto& stop : stops_) {
-      for (std::size_t n = std::min(stop.size() - 1, text.size()); n > longest; --n) {
+      for (std::size_t n = (std::min)(stop.size() - 1, text.size()); n > longest; --n) {
         if (text.substr(text.size() - n) == std::string_view(stop).substr(0, n)) longest = n;
       }
     }

@@ -147,3 +147,5 @@ inline Result<std::vector<ToolCall>> parse_tool_calls(std::string_view text) {
 }  // namespace mixtral
 
 #endif  // MIXTRAL_TOOLS_HPP_
+
+#include "mixtral/implementation.hpp"

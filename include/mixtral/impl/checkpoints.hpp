@@ -2,7 +2,7 @@
 #ifndef MIXTRAL_IMPL_CHECKPOINTS_HPP_
 #define MIXTRAL_IMPL_CHECKPOINTS_HPP_
 
-#include "mixtral/implementation.hpp"
+#include "mixtral/impl/core.hpp"
 //
 #include "mixtral/impl/checkpoints/huggingface.hpp"
 #include "mixtral/impl/checkpoints/json.hpp"

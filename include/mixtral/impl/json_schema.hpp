@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "mixtral/implementation.hpp"
+#include "mixtral/impl/core.hpp"
 //
 #include "mixtral/impl/code_points.hpp"
 #include "mixtral/impl/gbnf.hpp"

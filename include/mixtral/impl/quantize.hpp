@@ -2,7 +2,7 @@
 #ifndef MIXTRAL_IMPL_QUANTIZE_HPP_
 #define MIXTRAL_IMPL_QUANTIZE_HPP_
 
-#include "mixtral/implementation.hpp"
+#include "mixtral/impl/core.hpp"
 //
 #include "mixtral/impl/quantize/encode.hpp"
 #include "mixtral/impl/quantize/importance.hpp"
