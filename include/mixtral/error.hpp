@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdio>
 #include <new>
+#include <string_view>
 #include <utility>
 #include <variant>
 
@@ -105,17 +106,16 @@ class ShortName {
  public:
   static constexpr std::size_t kMost = 120;
 
-  explicit ShortName(const char* name, std::size_t most = kMost) noexcept {
+  explicit ShortName(std::string_view name, std::size_t most = kMost) noexcept {
     constexpr std::size_t kDots = 3;
-    std::size_t size = 0;
-    while (name[size] != '\0') ++size;
+    const std::size_t size = name.size();
     if (most > Error::kMaxLength) most = Error::kMaxLength;
     if (most < kDots) most = kDots;
     const bool fits = size <= most;
     std::size_t head = fits ? size : (most - kDots) / 3;
     std::size_t tail = fits ? size : size - (most - kDots - head);
     while (!fits && head > 0 && is_inside_character(name[head])) --head;
-    while (tail < size && is_inside_character(name[tail])) ++tail;
+    while (!fits && tail < size && is_inside_character(name[tail])) ++tail;
     char* out = text_;
     for (std::size_t i = 0; i < head; ++i) *out++ = name[i];
     for (std::size_t i = 0; !fits && i < kDots; ++i) *out++ = '.';
@@ -133,11 +133,9 @@ class ShortName {
 
 // `error` with the name of the file or other thing that it is about before it. All of the error's text
 // is kept if that leaves the name 60 bytes.
-inline Error error_in(const char* name, const Error& error) noexcept {
-  std::size_t length = 0;
-  while (error.message()[length] != '\0') ++length;
+inline Error error_in(std::string_view name, const Error& error) noexcept {
   constexpr std::size_t kBetween = 4, kLeast = 60;
-  const std::size_t needed = length + kBetween;
+  const std::size_t needed = std::string_view(error.message()).size() + kBetween;
   const std::size_t room = needed < Error::kMaxLength ? Error::kMaxLength - needed : 0;
   return Error(error.code(), "'%s': %s", ShortName(name, room < kLeast ? kLeast : room).text(),
                error.message());

@@ -60,8 +60,8 @@ class FolderReader {
 
   std::string path(const std::string& name) const { return folder_ + "/" + name; }
   // The same for error texts, so short that they have room for the rest.
-  std::string shown(const std::string& name) const { return ShortName(path(name).c_str()).text(); }
-  std::string shown_folder() const { return ShortName(folder_.c_str()).text(); }
+  std::string shown(const std::string& name) const { return ShortName(path(name)).text(); }
+  std::string shown_folder() const { return ShortName(folder_).text(); }
 
   // Is there anything of that name? What cannot be read is there as well: reading it then says why not.
   bool exists(const std::string& name) const {
@@ -85,13 +85,13 @@ class FolderReader {
     std::size_t n = 0;
     for (auto name = names.begin(); name != names.end() && n < kMostNames; ++name, ++n) {
       list += n == 0 ? "'" : ", '";
-      list += ShortName(name->c_str(), kMostOfName).text();
+      list += ShortName(*name, kMostOfName).text();
       list += '\'';
     }
     if (names.size() > n) list += " and " + std::to_string(names.size() - n) + " more";
     return Error(ErrorCode::invalid_argument,
                  "'%s' is a folder of GGUF files; name one of them: %s",
-                 ShortName(folder_.c_str(), 80).text(), list.c_str());
+                 ShortName(folder_, 80).text(), list.c_str());
   }
 
   // Maps a file that the checkpoint keeps.
