@@ -35,7 +35,7 @@ inline JsonShape json_shape(std::string_view text) noexcept {
       case '[':
       case '{':
         if (depth < kJsonShapeDepth) n_members[depth] = 0;
-        shape.depth = std::max(shape.depth, ++depth);
+        shape.depth = (std::max)(shape.depth, ++depth);
         break;
       case ']':
       case '}':
@@ -43,7 +43,7 @@ inline JsonShape json_shape(std::string_view text) noexcept {
         break;
       case ':':
         if (depth > 0 && depth <= kJsonShapeDepth) {
-          shape.most_members = std::max(shape.most_members, ++n_members[depth - 1]);
+          shape.most_members = (std::max)(shape.most_members, ++n_members[depth - 1]);
         }
         break;
       default: break;

@@ -6,6 +6,8 @@
 #include <memory>
 #include <type_traits>
 
+#include "mixtral/impl/compiler.hpp"
+
 namespace mixtral {
 
 // Compares with its states: `while (*session.advance(budget) == Progress::working) ...`.
