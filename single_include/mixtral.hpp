@@ -49,6 +49,10 @@
 #undef MIXTRAL_BF16_DOT
 #define MIXTRAL_BF16_DOT 1
 #endif
+#if !MIXTRAL_GNU_EXTENSIONS  // which it takes to cast a vector to one of BF16
+#undef MIXTRAL_BF16_DOT
+#define MIXTRAL_BF16_DOT 0
+#endif
 
 // Targets with AVX-512 differ in the dot products alone. All else those after the first take from there.
 #undef MIXTRAL_TAKES_COMMON
@@ -69,26 +73,9 @@ namespace common = HWY_NAMESPACE;
 
 // Per target: the 8-bit dot product and half-precision conversion that Highway 1.0.3 lacks.
 
-// What a lambda in a kernel has for a target and for its inlining, which compilers do not always see
-// the worth of; and before a loop that is to be unrolled whole. Sanitizers check each load, so that
-// compilers take minutes for what is inlined and unrolled.
+// What a lambda in a kernel has for a target and for its inlining.
 #ifndef MIXTRAL_LAMBDA
-#ifdef __has_feature
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define MIXTRAL_SANITIZED
-#endif
-#endif
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(MIXTRAL_SANITIZED)
-#define MIXTRAL_LAMBDA HWY_ATTR
-#define MIXTRAL_UNROLL
-#else
-#define MIXTRAL_LAMBDA HWY_ATTR __attribute__((always_inline))
-#ifdef __clang__
-#define MIXTRAL_UNROLL _Pragma("unroll")
-#else
-#define MIXTRAL_UNROLL _Pragma("GCC unroll 8")
-#endif
-#endif
+#define MIXTRAL_LAMBDA HWY_ATTR MIXTRAL_INLINED
 #endif
 
 HWY_BEFORE_NAMESPACE();
@@ -132,8 +119,8 @@ constexpr bool kUnsignedDot = false;
 // than 16.
 template <class V>
 HWY_INLINE V in_this_order(V v) {
-#if HWY_ARCH_X86 && HWY_TARGET > HWY_AVX3 && (HWY_COMPILER_GCC || HWY_COMPILER_CLANG)
-  asm("" : "+x"(v.raw));
+#if HWY_ARCH_X86 && HWY_TARGET > HWY_AVX3
+  MIXTRAL_IN_REGISTER("x", v.raw);
 #endif
   return v;
 }
@@ -141,8 +128,8 @@ HWY_INLINE V in_this_order(V v) {
 // v, loaded from memory once, and not again by each instruction that uses it.
 template <class V>
 HWY_INLINE V loaded_once(V v) {
-#if HWY_ARCH_X86 && (HWY_COMPILER_GCC || HWY_COMPILER_CLANG)
-  asm("" : "+v"(v.raw));
+#if HWY_ARCH_X86
+  MIXTRAL_IN_REGISTER("v", v.raw);
 #endif
   return v;
 }
@@ -1765,9 +1752,9 @@ HWY_INLINE const std::uint8_t* interleaved_tile(const Matrix& w, std::size_t til
 // How many bytes of each row ahead later tiles are fetched from memory, and where to. Measured on x86: into the
 // second level of caches, which has room for all that is on its way (AVX-512: up to 1.8 times as fast as half a
 // kilobyte ahead into the first level, which a few long tiles fill).
-#if HWY_ARCH_X86 && (HWY_COMPILER_GCC || HWY_COMPILER_CLANG)
+#if HWY_ARCH_X86
 constexpr std::size_t kFetchedAhead = 4096;
-HWY_INLINE void fetch_line(const std::uint8_t* p) { __builtin_prefetch(p, 0, 2); }
+HWY_INLINE void fetch_line(const std::uint8_t* p) { MIXTRAL_PREFETCH_L2(p); }
 #else
 constexpr std::size_t kFetchedAhead = 512;
 HWY_INLINE void fetch_line(const std::uint8_t* p) { hwy::Prefetch(p); }
@@ -2279,6 +2266,8 @@ HWY_INLINE void order_pairs(std::uint32_t* words) {
 struct Columns {
   static constexpr std::size_t kColumns = 1;  // of a unit
 
+  // The unit of a token, `bits`, in all lanes.
+  static HWY_INLINE VU32 in_all_lanes(std::uint32_t bits) { return hn::Set(DU32(), bits); }
   static HWY_INLINE VF add_product(VF sum, VU32 w, VU32 x) {
     const DF df;
     return mul_add(hn::BitCast(df, w), hn::BitCast(df, x), sum);
@@ -2289,6 +2278,7 @@ struct Columns {
 struct Pairs {
   static constexpr std::size_t kColumns = 2;
 
+  static HWY_INLINE VU32 in_all_lanes(std::uint32_t bits) { return hn::Set(DU32(), bits); }
   static HWY_INLINE VF add_product(VF sum, VU32 w, VU32 x) {
     sum = Columns::add_product(sum, second_of_pair(w), second_of_pair(x));
     return Columns::add_product(sum, first_of_pair(w), first_of_pair(x));
@@ -2300,6 +2290,15 @@ struct Pairs {
 struct DotPairs {
   static constexpr std::size_t kColumns = 2;
 
+  // Optimisers that know both the lanes, all the same, and their type, BF16, consider to do the shuffle in
+  // that type; what that costs some cannot say without a crash. They do not know what loaded_once() gives.
+  // It takes no more instructions, since the lanes are in a register anyway: two vectors of rows are
+  // multiplied with them. Other compilers see what they saw before, since clang 14 would not unroll the
+  // loop in multiply_units() otherwise.
+  static HWY_INLINE VU32 in_all_lanes(std::uint32_t bits) {
+    const auto lanes_of_unit = hn::Set(DU32(), bits);
+    return MIXTRAL_BF16_SHUFFLES_CRASH ? loaded_once(lanes_of_unit) : lanes_of_unit;
+  }
   static HWY_INLINE VF add_product(VF sum, VU32 w, VU32 x) {
     return VF{_mm512_dpbf16_ps(sum.raw, reinterpret_cast<__m512bh>(w.raw),
                                reinterpret_cast<__m512bh>(x.raw))};
@@ -2308,7 +2307,7 @@ struct DotPairs {
 #ifdef __AVX512BF16__
     return true;
 #else
-    return __builtin_cpu_supports("avx512bf16");
+    return MIXTRAL_CPU_HAS_AVX512_BF16();
 #endif
   }
 };
@@ -2431,7 +2430,7 @@ HWY_NOINLINE void multiply_units(const std::uint32_t* tile, const std::uint8_t* 
       const auto add = [&](VF& sum0, VF& sum1, std::size_t t) MIXTRAL_LAMBDA {
         std::uint32_t unit;
         std::memcpy(&unit, x[t] + 4 * i, 4);
-        const auto xt = hn::Set(d32, unit);
+        const auto xt = Units::in_all_lanes(unit);
         sum0 = Units::add_product(sum0, w0, xt);
         sum1 = Units::add_product(sum1, w1, xt);
       };
@@ -2598,7 +2597,7 @@ HWY_NOINLINE void multiply_interleaved(const std::uint8_t* const* parts,
           const auto unit = [&](std::size_t u) MIXTRAL_LAMBDA {
             std::uint32_t bits;
             std::memcpy(&bits, x[t] + (pair_at(place) * 2 / Units::kColumns + u) * 4, 4);
-            return hn::Set(d32, bits);
+            return Units::in_all_lanes(bits);
           };
           const auto first = unit(0);
           if (kLater) {
@@ -4177,39 +4176,147 @@ HWY_AFTER_NAMESPACE();
 
 #else  // not MIXTRAL_TARGET_PASS
 
-#ifndef MIXTRAL_SINGLE_INCLUDE_HPP_
-#define MIXTRAL_SINGLE_INCLUDE_HPP_
-
 // mixtral.hpp: Mixtral, Mistral and Llama 2 inference in any C++17 program.
 //
 // Include this wherever the API is used. In exactly one source file of the program, define
 // MIXTRAL_IMPLEMENTATION before the include: the definitions and SIMD kernels are compiled there. Or have
 // the kernels, which take longest, in one file that defines MIXTRAL_IMPLEMENTATION_KERNELS, and all else in
-// another, that defines MIXTRAL_IMPLEMENTATION_REST: the two compile at the same time.
+// another, that defines MIXTRAL_IMPLEMENTATION_REST: the two compile at the same time. Other files may have
+// included the header in the same translation unit before (a unity build): the include after the define counts.
 // Needs Eigen, and Highway where the implementation is; see README.md for how to link.
+#ifndef MIXTRAL_MIXTRAL_HPP_
+#define MIXTRAL_MIXTRAL_HPP_
 
 // file
 // Where a model's bytes come from: a mapped file, memory the host holds, or a host callback.
+#ifndef MIXTRAL_BYTES_HPP_
+#define MIXTRAL_BYTES_HPP_
 
 #include <cstddef>
 #include <cstdint>
 #include <memory_resource>
 
 // Errors as values: every fallible call returns Result<T>; nothing in this library throws on its own account.
+#ifndef MIXTRAL_ERROR_HPP_
+#define MIXTRAL_ERROR_HPP_
 
 #include <cstdarg>
 #include <cstddef>
 #include <cstdio>
 #include <new>
+#include <string_view>
 #include <utility>
 #include <variant>
 
-#if defined(__GNUC__)
+// What differs between compilers beside the standard. This header alone asks which compiler it is; all
+// others use its macros, so that a compiler that knows none of GNU's extensions needs changes here only.
+// Each public header includes it: a mode older than C++17 is told once, whichever header comes first.
+#ifndef MIXTRAL_IMPL_COMPILER_HPP_
+#define MIXTRAL_IMPL_COMPILER_HPP_
+
+// MSVC keeps __cplusplus at 199711 unless it is told otherwise.
+#if defined(_MSVC_LANG)
+#define MIXTRAL_CPLUSPLUS _MSVC_LANG
+#else
+#define MIXTRAL_CPLUSPLUS __cplusplus
+#endif
+#if MIXTRAL_CPLUSPLUS < 201703L
+#error "mixtral.hpp needs C++17: compile with -std=c++17 or later (MSVC: /std:c++17)"
+// Compilers go on after an #error, but not after a file that does not exist: this one spares the reader
+// the pages of errors that would follow.
+#include "mixtral.hpp needs C++17"
+#endif
+
+// MSVC and clang-cl: the former knows none of what follows, the latter has no run-time library for some.
+#if defined(_MSC_VER)
+#define MIXTRAL_MSVC 1
+#else
+#define MIXTRAL_MSVC 0
+#endif
+
+// Whether GNU's extensions are known: attributes, statements of assembler, casts between vectors.
+#if defined(__GNUC__) || defined(__clang__)
+#define MIXTRAL_GNU_EXTENSIONS 1
+#else
+#define MIXTRAL_GNU_EXTENSIONS 0
+#endif
+
+// Has calls of a function checked like those of printf. Parameters are counted from 1, and `this` counts.
+#if MIXTRAL_GNU_EXTENSIONS
 #define MIXTRAL_PRINTF_LIKE(format_index, first_argument) \
   __attribute__((format(printf, format_index, first_argument)))
 #else
 #define MIXTRAL_PRINTF_LIKE(format_index, first_argument)
 #endif
+
+// Sanitizers check each load, so that compilers take minutes for what is inlined and unrolled.
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define MIXTRAL_SANITIZED 1
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define MIXTRAL_SANITIZED 1
+#endif
+
+// Behind the parameters of a lambda that has to be inlined, which compilers do not always see the worth of.
+#if MIXTRAL_GNU_EXTENSIONS && !defined(MIXTRAL_SANITIZED)
+#define MIXTRAL_INLINED __attribute__((always_inline))
+#else
+#define MIXTRAL_INLINED
+#endif
+
+// Before a loop that is to be unrolled whole.
+#if defined(MIXTRAL_SANITIZED)
+#define MIXTRAL_UNROLL
+#elif defined(__clang__)
+#define MIXTRAL_UNROLL _Pragma("unroll")
+#elif defined(__GNUC__)
+#define MIXTRAL_UNROLL _Pragma("GCC unroll 8")
+#else
+#define MIXTRAL_UNROLL
+#endif
+
+// A statement that does nothing to the variable v but to have it in a register of the kind that the letter
+// means ("x", "v"): optimisers do not know its value afterwards.
+#if MIXTRAL_GNU_EXTENSIONS
+#define MIXTRAL_IN_REGISTER(letter, v) asm("" : "+" letter(v))
+#else
+#define MIXTRAL_IN_REGISTER(letter, v) static_cast<void>(v)
+#endif
+
+// clang 16 and 17 recurse until the stack is used up when they ask what a shuffle of BF16 costs on x86
+// (llvm-project issue 68117). Apple gives its compilers other numbers: its 15 is one of these.
+#if defined(__clang__) && __clang_major__ < 19 && \
+    (__clang_major__ >= 16 || defined(__apple_build_version__))
+#define MIXTRAL_BF16_SHUFFLES_CRASH 1
+#else
+#define MIXTRAL_BF16_SHUFFLES_CRASH 0
+#endif
+
+// x86 only: fetches the line of memory at p into the second level of caches.
+#if MIXTRAL_GNU_EXTENSIONS
+#define MIXTRAL_PREFETCH_L2(p) __builtin_prefetch(p, 0, 2)
+#else
+#define MIXTRAL_PREFETCH_L2(p) _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1)
+#endif
+
+// x86 only: whether the CPU has the instructions. Where MIXTRAL_MSVC is 1, <intrin.h> has to be included.
+#if MIXTRAL_MSVC
+#define MIXTRAL_CPUID_BIT(leaf, subleaf, word, bit) \
+  ([] {                                             \
+    int words[4];                                   \
+    __cpuidex(words, leaf, subleaf);                \
+    return (words[word] >> bit & 1) != 0;           \
+  }())
+#define MIXTRAL_CPU_HAS_SSSE3() MIXTRAL_CPUID_BIT(1, 0, 2, 9)
+#define MIXTRAL_CPU_HAS_AVX512_BF16() MIXTRAL_CPUID_BIT(7, 1, 0, 5)
+#else
+#define MIXTRAL_CPU_HAS_SSSE3() (__builtin_cpu_supports("ssse3") != 0)
+#define MIXTRAL_CPU_HAS_AVX512_BF16() (__builtin_cpu_supports("avx512bf16") != 0)
+#endif
+
+#endif  // MIXTRAL_IMPL_COMPILER_HPP_
 
 namespace mixtral {
 
@@ -4224,15 +4331,19 @@ enum class ErrorCode {
 };
 
 // What went wrong, where, and what to do. Holds its text inline, so that reporting an error
-// never allocates; longer texts are cut. Unprintable bytes (file contents) become '?'.
+// never allocates; longer texts are cut, between UTF-8 characters. Unprintable bytes (file contents)
+// become '?'.
 class Error {
  public:
+  static constexpr std::size_t kMaxLength = 319;  // of message(), in bytes
+
   MIXTRAL_PRINTF_LIKE(3, 4)
   Error(ErrorCode code, const char* format, ...) noexcept : code_(code) {
     va_list arguments;
     va_start(arguments, format);
-    std::vsnprintf(text_, sizeof text_, format, arguments);
+    const int length = std::vsnprintf(text_, sizeof text_, format, arguments);
     va_end(arguments);
+    if (length > static_cast<int>(kMaxLength)) drop_half_character();
     for (char* c = text_; *c != '\0'; ++c) {
       const auto byte = static_cast<unsigned char>(*c);
       if (byte < 0x20 || byte == 0x7f) *c = '?';
@@ -4243,8 +4354,17 @@ class Error {
   const char* message() const noexcept { return text_; }
 
  private:
+  // Of a text that was cut, the last character, unless all its bytes are there.
+  void drop_half_character() noexcept {
+    std::size_t begin = kMaxLength - 1;
+    const auto byte = [&] { return static_cast<unsigned char>(text_[begin]); };
+    while (begin > kMaxLength - 4 && (byte() & 0xC0) == 0x80) --begin;
+    const std::size_t size = byte() >= 0xF0 ? 4 : byte() >= 0xE0 ? 3 : byte() >= 0xC0 ? 2 : 1;
+    if (begin + size > kMaxLength) text_[begin] = '\0';
+  }
+
   ErrorCode code_;
-  char text_[320];
+  char text_[kMaxLength + 1];
 };
 
 // Either a T or an Error. Test it with `if (!result)`, then use *result, result-> or result.error().
@@ -4286,6 +4406,47 @@ using Status = Result<void>;
 
 namespace detail {
 
+// A path or name for an error's text: one longer than `most` bytes (at most kMaxLength) has "..." for its
+// middle, so that both its end, which tells most, and what the error says of it find room.
+class ShortName {
+ public:
+  static constexpr std::size_t kMost = 120;
+
+  explicit ShortName(std::string_view name, std::size_t most = kMost) noexcept {
+    constexpr std::size_t kDots = 3;
+    const std::size_t size = name.size();
+    if (most > Error::kMaxLength) most = Error::kMaxLength;
+    if (most < kDots) most = kDots;
+    const bool fits = size <= most;
+    std::size_t head = fits ? size : (most - kDots) / 3;
+    std::size_t tail = fits ? size : size - (most - kDots - head);
+    while (!fits && head > 0 && is_inside_character(name[head])) --head;
+    while (!fits && tail < size && is_inside_character(name[tail])) ++tail;
+    char* out = text_;
+    for (std::size_t i = 0; i < head; ++i) *out++ = name[i];
+    for (std::size_t i = 0; !fits && i < kDots; ++i) *out++ = '.';
+    for (std::size_t i = tail; i < size; ++i) *out++ = name[i];
+    *out = '\0';
+  }
+  const char* text() const noexcept { return text_; }
+
+ private:
+  static bool is_inside_character(char c) noexcept {
+    return (static_cast<unsigned char>(c) & 0xC0) == 0x80;  // of UTF-8
+  }
+  char text_[Error::kMaxLength + 1];
+};
+
+// `error` with the name of the file or other thing that it is about before it. All of the error's text
+// is kept if that leaves the name 60 bytes.
+inline Error error_in(std::string_view name, const Error& error) noexcept {
+  constexpr std::size_t kBetween = 4, kLeast = 60;
+  const std::size_t needed = std::string_view(error.message()).size() + kBetween;
+  const std::size_t room = needed < Error::kMaxLength ? Error::kMaxLength - needed : 0;
+  return Error(error.code(), "'%s': %s", ShortName(name, room < kLeast ? kLeast : room).text(),
+               error.message());
+}
+
 // Runs `body` and turns the std::bad_alloc of a memory resource or container into an Error.
 // Without exceptions a failed allocation cannot be seen here; see "Memory" in the README.
 template <class Body>
@@ -4313,7 +4474,11 @@ auto guard_memory(const char* what, Body&& body) -> decltype(body()) {
       return mixtral_status.error();                             \
     }                                                            \
   } while (false)
+
+#endif  // MIXTRAL_ERROR_HPP_
 // A pointer and a length (std::span is C++20).
+#ifndef MIXTRAL_SPAN_HPP_
+#define MIXTRAL_SPAN_HPP_
 
 #include <cstddef>
 #include <type_traits>
@@ -4350,6 +4515,8 @@ class Span {
 
 }  // namespace mixtral
 
+#endif  // MIXTRAL_SPAN_HPP_
+
 namespace mixtral {
 
 // Contiguous read-only bytes, released by the destructor if this object owns them. Move only.
@@ -4366,7 +4533,9 @@ class Bytes {
 
   // Maps the file read-only; nothing is copied and pages are shared between processes.
   // `path` is UTF-8. The file must not shrink while it is mapped: the operating system then ends
-  // the process at the next access (SIGBUS), which no library can prevent. Errors: io.
+  // the process at the next access (SIGBUS), which no library can prevent. Errors: io, with the
+  // system's reason, or that the path is no regular file (a folder, pipe, socket or device, none of which
+  // is opened) or an empty one.
   static Result<Bytes> map_file(const char* path);
 
   // Views bytes that the host keeps alive and unchanged for as long as this object lives.
@@ -4396,7 +4565,11 @@ class Bytes {
 };
 
 }  // namespace mixtral
+
+#endif  // MIXTRAL_BYTES_HPP_
 // GGUF files, versions 2 and 3, little-endian (ggml/docs/gguf.md): metadata and tensor directory.
+#ifndef MIXTRAL_GGUF_HPP_
+#define MIXTRAL_GGUF_HPP_
 
 #include <array>
 #include <cstdint>
@@ -4409,9 +4582,12 @@ class Bytes {
 //
 // The ids are those of GGUF (ggml/docs/gguf.md, "ggml_type"). What a block looks like inside is in
 // mixtral/formats/, one file a format.
+#ifndef MIXTRAL_BLOCK_FORMAT_HPP_
+#define MIXTRAL_BLOCK_FORMAT_HPP_
 
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 
 namespace mixtral {
 
@@ -4482,7 +4658,37 @@ constexpr const BlockFormatInfo* block_format_info(BlockFormat format) noexcept 
   return nullptr;
 }
 
+namespace detail {
+
+// The names of all formats that `wanted(format)` is true of, in the order of the table: "F32, F16, BF16".
+// The text lies in the object, for errors that must not allocate.
+class BlockFormatNames {
+ public:
+  template <class Wanted>
+  explicit constexpr BlockFormatNames(const Wanted& wanted) {
+    for (const auto& entry : kBlockFormats) {
+      if (!wanted(entry.format)) continue;
+      if (size_ != 0) add(", ");
+      add(entry.info.name);
+    }
+  }
+  constexpr const char* text() const noexcept { return text_; }
+
+ private:
+  static constexpr std::size_t kSize = std::size(kBlockFormats) * 10;  // "IQ3_XXS, " has nine
+  constexpr void add(const char* part) {
+    for (; *part != '\0' && size_ + 1 < kSize; ++part) text_[size_++] = *part;
+  }
+
+  char text_[kSize] = {};
+  std::size_t size_ = 0;
+};
+
+}  // namespace detail
+
 }  // namespace mixtral
+
+#endif  // MIXTRAL_BLOCK_FORMAT_HPP_
 
 namespace mixtral::gguf {
 
@@ -4520,7 +4726,7 @@ class Value {
   std::optional<std::string_view> as_string() const noexcept;
 
   // Calls visit(context, index, element) for each element of an array until it returns false.
-  // Elements of nested arrays are arrays.
+  // Elements of nested arrays are arrays; files with arrays nested more than 4 deep are refused.
   void for_each(void* context,
                 bool (*visit)(void* context, std::uint64_t index, const Value& element)) const;
 
@@ -4583,8 +4789,12 @@ class File {
 };
 
 }  // namespace mixtral::gguf
+
+#endif  // MIXTRAL_GGUF_HPP_
 // weights
 // What every checkpoint format turns its bytes into: a configuration, a vocabulary and named tensors.
+#ifndef MIXTRAL_CHECKPOINT_HPP_
+#define MIXTRAL_CHECKPOINT_HPP_
 
 #include <cstdint>
 #include <list>
@@ -4593,6 +4803,8 @@ class File {
 #include <vector>
 
 // Conversations as token ids, in the Instruct formats of the family.
+#ifndef MIXTRAL_CHAT_HPP_
+#define MIXTRAL_CHAT_HPP_
 
 #include <memory_resource>
 #include <string_view>
@@ -4600,6 +4812,8 @@ class File {
 
 // Text to tokens and back: SentencePiece BPE with byte fallback, as the sentencepiece library does it
 // (Kudo & Richardson 2018; Sennrich et al. 2016 for BPE).
+#ifndef MIXTRAL_TOKENIZER_HPP_
+#define MIXTRAL_TOKENIZER_HPP_
 
 #include <array>
 #include <cstdint>
@@ -4698,7 +4912,7 @@ class Tokenizer {
   bool contains(Token token) const noexcept {
     return token >= 0 && static_cast<std::size_t>(token) < pieces_.size();
   }
-  // `token` must be contained.
+  // An empty piece of type `unused` for a token that is not contained.
   Piece piece(Token token) const noexcept;
   // The token whose piece has exactly this text, special ones included; kNoToken if none.
   Token find(std::string_view piece) const noexcept;
@@ -4769,6 +4983,23 @@ class Detokenizer {
   std::size_t longest_text() const noexcept { return longest_text_; }
 
  private:
+  friend class Generation;
+  // Writes or reads what the next call depends on.
+  template <class Archive>
+  void transfer(Archive& archive) {
+    archive.bytes(pending_.data(), pending_.size());
+    auto n_pending = static_cast<std::uint8_t>(n_pending_);
+    archive.value(n_pending);
+    n_pending_ = n_pending;
+    archive.flag(at_begin_);
+    archive.flag(took_space_);
+    archive.flag(produced_text_);
+    if (n_pending_ >= pending_.size()) {  // push() adds one more
+      n_pending_ = 0;
+      archive.fail();
+    }
+  }
+
   void flush_bytes(bool at_end);
 
   const Tokenizer* tokenizer_;
@@ -4782,6 +5013,8 @@ class Detokenizer {
 };
 
 }  // namespace mixtral
+
+#endif  // MIXTRAL_TOKENIZER_HPP_
 
 namespace mixtral {
 
@@ -4843,7 +5076,11 @@ Status encode_chat(const Tokenizer& tokenizer, ChatFormat format, Span<const Mes
                    const ChatOptions& options, Turn& turn, std::pmr::vector<Token>& out);
 
 }  // namespace mixtral
+
+#endif  // MIXTRAL_CHAT_HPP_
 // The numbers that define a model of the family: Mixtral, Mistral, Llama 2.
+#ifndef MIXTRAL_CONFIG_HPP_
+#define MIXTRAL_CONFIG_HPP_
 
 #include <cstdint>
 
@@ -4878,7 +5115,11 @@ struct Config {
 };
 
 }  // namespace mixtral
+
+#endif  // MIXTRAL_CONFIG_HPP_
 // What a tensor of a model is for, whatever a file calls it.
+#ifndef MIXTRAL_ROLE_HPP_
+#define MIXTRAL_ROLE_HPP_
 
 #include <cstdint>
 
@@ -4904,10 +5145,14 @@ enum class Role : std::uint8_t {
 const char* role_name(Role role) noexcept;
 
 }  // namespace mixtral
+
+#endif  // MIXTRAL_ROLE_HPP_
 // The numeric kernels as a table of functions, one table for each SIMD target compiled in.
 //
 // Kernels work on plain pointers and sizes and know no model. They are written once, in
 // simd/*-inl.hpp and formats/*-inl.hpp, and compiled for every target by simd/all_targets.hpp.
+#ifndef MIXTRAL_SIMD_KERNELS_HPP_
+#define MIXTRAL_SIMD_KERNELS_HPP_
 
 #include <cstddef>
 #include <cstdint>
@@ -5102,6 +5347,8 @@ void for_each_kernels(void (*visit)(void* context, const Kernels& kernels), void
 
 }  // namespace mixtral::simd
 
+#endif  // MIXTRAL_SIMD_KERNELS_HPP_
+
 namespace mixtral {
 
 struct NamedTensor {
@@ -5144,13 +5391,86 @@ Result<Checkpoint> read_gguf(Span<Bytes> parts, std::pmr::memory_resource* resou
 Status check_config(const Config& config, const char* where);
 
 }  // namespace mixtral
+
+#endif  // MIXTRAL_CHECKPOINT_HPP_
 // model
 // An opened model: immutable, shared by any number of sessions on any threads.
+#ifndef MIXTRAL_MODEL_HPP_
+#define MIXTRAL_MODEL_HPP_
 
 #include <cstdint>
 #include <memory>
 #include <memory_resource>
 #include <optional>
+
+// How far a piece of work has come: an evaluation, a generation's next token, the opening of a model.
+#ifndef MIXTRAL_PROGRESS_HPP_
+#define MIXTRAL_PROGRESS_HPP_
+
+#include <cstdint>
+#include <memory>
+#include <type_traits>
+
+namespace mixtral {
+
+// Compares with its states: `while (*session.advance(budget) == Progress::working) ...`.
+//
+// The unit of n_done and n_total is that of the work. Of an evaluation it is one token in one layer,
+// the output matrix counting as one more layer, since the session's tokens were last changed; of opening
+// a model it is a byte of weights. Both are 0 where there was nothing to do.
+class Progress {
+ public:
+  enum State {
+    working,  // There is more to do: call again.
+    done,
+  };
+
+  constexpr Progress(State state, std::uint64_t n_units_done = 0,
+                     std::uint64_t n_units = 0) noexcept
+      : n_done(n_units_done), n_total(n_units), state_(state) {}
+  constexpr operator State() const noexcept { return state_; }
+
+  // Returns the share that is done, from 0 to 1; 1 only with the state `done`.
+  double fraction() const noexcept {
+    if (state_ == done) return 1.0;
+    return n_done >= n_total ? 0.0 : static_cast<double>(n_done) / static_cast<double>(n_total);
+  }
+
+  std::uint64_t n_done;
+  std::uint64_t n_total;
+
+ private:
+  State state_;
+};
+
+// Views a callable `bool(const mixtral::Progress&)` that is told how far a piece of work has come, on the
+// calling thread, and returns false to end it with ErrorCode::cancelled. The callable must outlive the
+// view, which therefore takes no temporaries. A default-constructed view asks for nothing.
+class ProgressListener {
+ public:
+  ProgressListener() noexcept = default;
+
+  template <class Listen,
+            class = std::enable_if_t<!std::is_same_v<std::decay_t<Listen>, ProgressListener>>>
+  ProgressListener(Listen& listen) noexcept
+      : context_(const_cast<void*>(static_cast<const void*>(std::addressof(listen)))),
+        call_([](void* context, const Progress& progress) -> bool {
+          return (*static_cast<Listen*>(context))(progress);
+        }) {}
+
+  // Returns true if the work shall go on.
+  bool operator()(const Progress& progress) const {
+    return call_ == nullptr || call_(context_, progress);
+  }
+
+ private:
+  void* context_ = nullptr;
+  bool (*call_)(void*, const Progress&) = nullptr;
+};
+
+}  // namespace mixtral
+
+#endif  // MIXTRAL_PROGRESS_HPP_
 
 namespace mixtral {
 
@@ -5174,6 +5494,11 @@ struct ModelOptions {
   // shared with other processes, and delays the start; they are then in the order that the SIMD target
   // reads fastest and, on Linux, in large pages. Results are the same bits.
   bool copy_weights = false;
+  // Told, on the calling thread, how many bytes of the weights were copied of how many, from 0 on; opening
+  // ends with ErrorCode::cancelled when it returns false. Without copy_weights opening reads little, so
+  // that there is nothing to tell: weights are then read from the file when they are first needed, and
+  // Observer::on_progress() tells how far the evaluation is.
+  ProgressListener progress;
   // Instead of what the file says or implies. GGUF files of Mistral 7B v0.1 do not tell its sliding
   // window of 4096 tokens; 0 is none.
   std::optional<ChatFormat> chat_format;
@@ -5189,7 +5514,7 @@ class Model {
  public:
   // Maps the GGUF file at `path` (UTF-8), the first part if it has several, and checks it; weights
   // are not copied. For other formats than GGUF see mixtral/checkpoints.hpp.
-  // Errors: io; bad_format or unsupported, naming the key or tensor; out_of_memory.
+  // Errors: io; bad_format or unsupported, naming the key or tensor; out_of_memory; cancelled.
   static Result<Model> open(const char* path, const ModelOptions& options = {});
 
   // The same from bytes that the host has: Bytes::view() of memory, Bytes::read_all() by callback.
@@ -5215,8 +5540,12 @@ class Model {
 };
 
 }  // namespace mixtral
+
+#endif  // MIXTRAL_MODEL_HPP_
 // session
 // Bytes to and from wherever the host keeps them: a file, a socket, a save game.
+#ifndef MIXTRAL_BYTE_STREAM_HPP_
+#define MIXTRAL_BYTE_STREAM_HPP_
 
 #include <cstddef>
 #include <memory>
@@ -5263,7 +5592,11 @@ class ByteReader {
 };
 
 }  // namespace mixtral
+
+#endif  // MIXTRAL_BYTE_STREAM_HPP_
 // How the host lends its threads: an executor runs n independent chunks and returns when all are done.
+#ifndef MIXTRAL_EXECUTOR_HPP_
+#define MIXTRAL_EXECUTOR_HPP_
 
 #include <cstddef>
 #include <memory>
@@ -5295,7 +5628,9 @@ class Chunks {
 //   std::size_t concurrency() const;                   // how many threads work at once, at least 1
 //
 // The object must outlive every session that uses it. `run` may be called from several sessions'
-// threads at the same time if the sessions are used so.
+// threads at the same time if the sessions are used so. `run` may throw, but neither throws nor returns
+// while a chunk is still running; the exception passes through the evaluation, which is then as after
+// Session::cancel(). Observer tells what `run` may call. Chunks themselves never throw.
 class Executor {
  public:
   Executor() noexcept = default;
@@ -5326,7 +5661,11 @@ class Executor {
 };
 
 }  // namespace mixtral
+
+#endif  // MIXTRAL_EXECUTOR_HPP_
 // Seeing inside an evaluation; costs nothing when absent.
+#ifndef MIXTRAL_OBSERVER_HPP_
+#define MIXTRAL_OBSERVER_HPP_
 
 #include <cstddef>
 #include <cstdint>
@@ -5344,8 +5683,17 @@ enum class Part : std::uint8_t {
 };
 constexpr std::size_t kParts = 6;
 
-// Called by Session::evaluate() on the calling thread, between parallel parts. The views are valid
-// during the call only.
+// Called by Session::evaluate() and its relatives on the calling thread, between parallel parts. The views
+// are valid during the call only.
+//
+// An observer may call what reads the session under evaluation and its forks (tokens(), context(),
+// remaining(), model(), has_logits()) and Session::cancel(), and do whatever it likes with sessions of
+// another open(). All else that could change what is being computed is refused with
+// ErrorCode::invalid_argument, in an executor and in the callbacks of save() and load() as well:
+// appending, evaluating, generating, forking, rewinding, saving and loading. clear() does nothing there.
+// Destroying a session or fork there is allowed; its evaluation then ends as after cancel().
+//
+// An observer may throw. The exception passes through the evaluation, which is then as after cancel().
 class Observer {
  public:
   virtual ~Observer() = default;
@@ -5386,6 +5734,10 @@ class Observer {
     static_cast<void>(input);
   }
 
+  // How much of the evaluation is done, after each layer of each pass and after its last one. In
+  // progress.hpp stands what is counted.
+  virtual void on_progress(const Progress& progress) { static_cast<void>(progress); }
+
   // If true, the clock is read and on_time() called.
   virtual bool wants_times() const { return false; }
 
@@ -5399,7 +5751,11 @@ class Observer {
 };
 
 }  // namespace mixtral
+
+#endif  // MIXTRAL_OBSERVER_HPP_
 // From logits to a token.
+#ifndef MIXTRAL_SAMPLING_HPP_
+#define MIXTRAL_SAMPLING_HPP_
 
 #include <cstdint>
 #include <limits>
@@ -5450,9 +5806,14 @@ class Sampler {
   static Result<Sampler> create(const SamplingOptions& options, std::size_t vocab_size,
                                 std::pmr::memory_resource* resource);
 
-  // `logits` has vocab_size elements; `history` are the tokens so far. NaN counts as minus infinity.
-  // Of `allowed`, bit t % 64 of word t / 64 lets token t be chosen; one is set at least. Empty means
-  // all.
+  // Changes the options. The stream of random numbers goes on unless the seed is another one. Nothing
+  // changes on error. Errors: as create().
+  Status set_options(const SamplingOptions& options);
+
+  // `logits` has vocab_size elements; `history` are the tokens so far, of which those outside the
+  // vocabulary do not count. NaN counts as minus infinity. Of `allowed`, bit t % 64 of word t / 64 lets
+  // token t be chosen; empty means all. Returns kNoToken if there are more or fewer logits, or too few
+  // words, or if nothing is allowed.
   Token sample(Span<const float> logits, Span<const Token> history,
                Span<const std::uint64_t> allowed = {});
 
@@ -5462,16 +5823,15 @@ class Sampler {
     Token token;
   };
 
-  Sampler(const SamplingOptions& options, std::pmr::memory_resource* resource)
-      : options_(options),
-        random_(options.seed),
+  friend class Generation;
+  explicit Sampler(std::pmr::memory_resource* resource)
+      : random_(options_.seed),
         candidates_(resource),
         probabilities_(resource),
         counts_(resource),
-        bias_(resource) {
-    options_.logit_bias.clear();
-  }
+        bias_(resource) {}
 
+  static Status check(const SamplingOptions& options, std::size_t vocab_size);
   void apply_penalties(Span<const Token> history);
   void sort_by_logit();
   void softmax(double temperature);
@@ -5481,17 +5841,23 @@ class Sampler {
 
   SamplingOptions options_;  // without logit_bias
   std::mt19937_64 random_;
+  std::uint64_t n_drawn_ = 0;  // random numbers since the seed
   std::pmr::vector<Candidate> candidates_;
   std::pmr::vector<double> probabilities_;  // of candidates_, after softmax()
   std::pmr::vector<std::uint32_t> counts_;  // by token, zero between calls
   std::pmr::vector<std::pair<Token, float>> bias_;
 };
 
-// ln p(token) under the softmax of `logits` (computed in double).
+// ln p(token) under the softmax of `logits` (computed in double); minus infinity for a token that has none
+// of them.
 double log_probability(Span<const float> logits, Token token);
 
 }  // namespace mixtral
+
+#endif  // MIXTRAL_SAMPLING_HPP_
 // One conversation with a model: its past, and the logits for what comes next.
+#ifndef MIXTRAL_SESSION_HPP_
+#define MIXTRAL_SESSION_HPP_
 
 #include <chrono>
 #include <cstddef>
@@ -5502,6 +5868,8 @@ double log_probability(Span<const float> logits, Token token);
 #include <type_traits>
 
 // Text generation: sampling, evaluating, decoding and stopping, one token a step.
+#ifndef MIXTRAL_GENERATION_HPP_
+#define MIXTRAL_GENERATION_HPP_
 
 #include <chrono>
 #include <cstddef>
@@ -5518,6 +5886,8 @@ double log_probability(Span<const float> logits, Token token);
 //   auto grammar = mixtral::Grammar::from_choices({"yes", "no"});        // or from_gbnf, from_regex,
 //   options.grammar = *grammar;                                         // json_schema.hpp
 //   for (auto piece : session.generate(options)) ...
+#ifndef MIXTRAL_GRAMMAR_HPP_
+#define MIXTRAL_GRAMMAR_HPP_
 
 #include <cstdint>
 #include <initializer_list>
@@ -5527,6 +5897,8 @@ double log_probability(Span<const float> logits, Token token);
 #include <string_view>
 
 // Owning pointer to an object in a host-given memory resource.
+#ifndef MIXTRAL_RESOURCE_PTR_HPP_
+#define MIXTRAL_RESOURCE_PTR_HPP_
 
 #include <memory>
 #include <memory_resource>
@@ -5564,6 +5936,8 @@ ResourcePtr<T> make_resource_ptr(std::pmr::memory_resource* resource, Arguments&
 
 }  // namespace mixtral::detail
 
+#endif  // MIXTRAL_RESOURCE_PTR_HPP_
+
 namespace mixtral {
 
 class Model;
@@ -5586,18 +5960,27 @@ class Grammar {
   // with ( ), *, +, ?, {n}, {n,}, {n,m}, and in literals and [] the escapes \n \r \t \\ \" \[ \] \- \^
   // \xHH \uHHHH \UHHHHHHHH, which name characters. Rules may call themselves, but not before they have
   // taken a character (left recursion).
-  // Errors: bad_format, telling the line; unsupported, for more than the library can hold;
-  // out_of_memory.
+  //
+  // A text may have 16 MiB, 16384 rules, groups nested 200 deep, 10 repetitions of one another, and 2^22
+  // bytes of literals and other parts: each set of characters counts 1, and for every range of bytes that
+  // its UTF-8 takes beyond ASCII its length + 1; each sequence, alternative, repetition and use of a rule
+  // counts 1; all of it is counted as often as {n} repeats it. More is refused before it is compiled.
+  // Compiling takes time in proportion to the text and this count, and memory: some 100 bytes for each byte
+  // or part; no stack, however rules call one another.
+  // Errors: bad_format, telling the line; unsupported, for more than that; out_of_memory.
   static Result<Grammar> from_gbnf(std::string_view text, std::pmr::memory_resource* resource =
                                                               std::pmr::get_default_resource());
 
   // The texts that an ECMAScript regular expression matches from beginning to end, in Unicode
   // characters. Refused by name are lookaround, back references, \b, \p, and anchors in the middle.
+  // Groups may be nested 150 deep; as GBNF, the expression may have what from_gbnf() allows.
   // Errors: as from_gbnf.
   static Result<Grammar> from_regex(std::string_view pattern, std::pmr::memory_resource* resource =
                                                                   std::pmr::get_default_resource());
 
-  // One of these texts, in UTF-8. Errors: as from_gbnf; invalid_argument if there are none.
+  // One of these texts, in UTF-8, some of which may begin with others or be equal. Together, they may have
+  // 2^22 bytes, where each counts one more. Texts that begin alike are read together, so that their number
+  // matters little. Errors: as from_gbnf; invalid_argument if there are none.
   static Result<Grammar> from_choices(
       Span<const std::string_view> choices,
       std::pmr::memory_resource* resource = std::pmr::get_default_resource());
@@ -5609,6 +5992,7 @@ class Grammar {
 
  private:
   friend class GrammarMatcher;
+  friend class Session;
   explicit Grammar(std::shared_ptr<const detail::GrammarProgram> program) noexcept
       : program_(std::move(program)) {}
   std::shared_ptr<const detail::GrammarProgram> program_;
@@ -5620,8 +6004,8 @@ enum class RegexScope {
   json_string,  // it is searched for, as in JSON schemas, in what a JSON string without its quotes says
 };
 
-// A regular expression as the right-hand side of a rule in GBNF, in parentheses; see from_regex().
-// Errors: bad_format, unsupported, out_of_memory.
+// A regular expression as the right-hand side of a rule in GBNF, in parentheses; see from_regex(). It may
+// become 16 MiB of text. Errors: bad_format, unsupported, out_of_memory.
 Result<std::pmr::string> regex_to_gbnf(
     std::string_view pattern, RegexScope scope,
     std::pmr::memory_resource* resource = std::pmr::get_default_resource());
@@ -5631,12 +6015,14 @@ Result<std::pmr::string> literal_to_gbnf(
     std::string_view text, std::pmr::memory_resource* resource = std::pmr::get_default_resource());
 
 // Follows one text through a grammar, token by token; what Generation uses, for hosts that choose tokens
-// themselves. Takes its memory, a few megabytes, when it is made. Keeps grammar and model alive.
+// themselves. Takes its memory when it is made: a few megabytes, and up to 40 for a grammar in which one
+// expression can begin in thousands of ways that are no literals. Keeps grammar and model alive.
 class GrammarMatcher {
  public:
   // With `begins_text`, the tokens are those of a text of its own, such as an answer in a chat: the
   // space that the vocabulary puts before it is no part of it (Tokenizer::decode).
-  // Errors: invalid_argument if the grammar is none; out_of_memory.
+  // Errors: invalid_argument if the grammar is none; unsupported if there are too many ways to begin a text;
+  // out_of_memory.
   static Result<GrammarMatcher> create(const Grammar& grammar, const Model& model,
                                        bool begins_text = false);
 
@@ -5662,6 +6048,12 @@ class GrammarMatcher {
   bool must_end() const noexcept;  // and nothing can follow
 
  private:
+  friend class Generation;
+  // For saved generations: a number that tells grammars apart, and the place in the grammar.
+  std::uint64_t fingerprint() const noexcept;
+  template <class Archive>
+  void transfer(Archive& archive);
+
   struct Impl;
   explicit GrammarMatcher(detail::ResourcePtr<Impl> impl) noexcept;
   detail::ResourcePtr<Impl> impl_;
@@ -5669,21 +6061,17 @@ class GrammarMatcher {
 
 }  // namespace mixtral
 
+#endif  // MIXTRAL_GRAMMAR_HPP_
+
 namespace mixtral {
 
 class Session;
 
-// What is left after a call with a time budget.
-enum class Progress {
-  working,  // more to do: call again
-  done,
-};
-
 struct GenerateOptions {
-  std::uint32_t max_tokens = std::numeric_limits<std::uint32_t>::max();
+  std::uint32_t max_tokens = (std::numeric_limits<std::uint32_t>::max)();
   SamplingOptions sampling;
   // Generation ends before the first of these texts appears; it is not given out, even if it comes in
-  // several pieces.
+  // several pieces. A text that begins within a UTF-8 character takes that whole character with it.
   std::vector<std::string> stop;
   // Generation ends when one of these is chosen; EOS always ends it.
   std::vector<Token> stop_tokens;
@@ -5701,7 +6089,7 @@ enum class StopReason {
   grammar_end,  // nothing more can follow under GenerateOptions::grammar
   max_tokens,
   context_full,  // the session holds no more tokens
-  cancelled,     // Session::cancel(); generate() again to go on
+  cancelled,     // Session::cancel() after generate(); generate() again to go on
   error,         // see Generation::error()
 };
 
@@ -5709,16 +6097,41 @@ const char* stop_reason_name(StopReason reason) noexcept;
 
 // Made by Session::generate(). Iterate over its pieces of text, or call next() for each token.
 // Allocates when it begins; its steps do not. The tokens generated become part of the session, except
-// EOS and stop tokens.
+// EOS and stop tokens. Move only; a moved-from generation may only be destroyed or assigned to: its
+// functions then give StopReason::error or invalid_argument.
+//
+// The session must outlive the generation. An exception of the session's executor passes through the
+// functions below; the generation can then go on, to the same text.
 class Generation {
  public:
   // Generates one token; false once generation has stopped. After false, piece() still may hold text
   // that had been kept back (the start of a stop string that did not come).
   bool next();
 
-  // The same in slices of time (Session::advance): `working` until a token is there or generation has
-  // stopped, which stop_reason() tells then. Empty pieces are no sign of either.
+  // Generates one token in slices of time (Session::advance): `working` until a token is there or
+  // generation has stopped, which stop_reason() tells then. Empty pieces are no sign of either.
   Progress advance(std::chrono::nanoseconds budget);
+
+  // Generate one token each for several generations whose sessions are of one open(): their tokens go
+  // through the model together, as in Session::evaluate_all(), and each gets what it gets alone. Those
+  // that have stopped are left alone. next_all() returns false once all have stopped; advance_all()
+  // works in slices of time and is `done` when each has a token or has stopped. What goes wrong with one
+  // of them, its stop_reason() and error() tell.
+  // Errors: invalid_argument if sessions are not of one open(), or two generations of the same session.
+  static Result<bool> next_all(Span<Generation* const> generations);
+  static Result<Progress> advance_all(Span<Generation* const> generations,
+                                      std::chrono::nanoseconds budget);
+
+  // Changes how tokens are chosen, from the next one on. Random numbers go on as they were unless the
+  // seed is another one, which begins a new stream of them. Nothing changes on error.
+  // Errors: as Sampler::create().
+  Status set_sampling(const SamplingOptions& sampling);
+
+  // Writes the session, as Session::save() does, and then the generation: options, random numbers, the
+  // place in the grammar, and text held back. Session::load_generation() goes on with it. What piece()
+  // shows now counts as seen. Errors: io if `write` fails; invalid_argument if generation has stopped
+  // with an error; unsupported if the grammar's state is too large to be saved.
+  Status save(ByteWriter write) const;
 
   StopReason stop_reason() const noexcept;
   // Of the last token: its text, or what it completes of the text; whole UTF-8 characters, possibly
@@ -5780,8 +6193,13 @@ class Generation {
   friend class Session;
   struct Impl;
   Generation() noexcept;
-  enum class Step { working, token, stopped };
-  Step step(const std::chrono::nanoseconds* budget);
+  Status make(Session& session, const GenerateOptions& options);
+  void stop(StopReason reason);
+  void fail(const Error& error);
+  bool is_ready();
+  void choose();
+  static Result<Progress> step(Span<Generation* const> generations,
+                               const std::chrono::nanoseconds* budget, const char* function);
 
   detail::ResourcePtr<Impl> impl_;  // null if it could not be made
   StopReason reason_ = StopReason::none;
@@ -5789,6 +6207,8 @@ class Generation {
 };
 
 }  // namespace mixtral
+
+#endif  // MIXTRAL_GENERATION_HPP_
 
 namespace mixtral {
 
@@ -5832,8 +6252,13 @@ class Logits : public Span<const float> {
 };
 
 // Not for concurrent use, except cancel(); a session and its forks together count as one. Move only; a
-// moved-from session may only be destroyed or assigned to. Keeps the model alive. All memory of the
-// session's own is taken in open(), but for a few bytes of each fork.
+// moved-from session may only be destroyed or assigned to: its functions that give a Status or Result
+// then give invalid_argument. Keeps the model alive. All memory of the session's own is taken in open(),
+// but for a few bytes of each fork.
+//
+// What an observer, an executor and the callbacks of save() and load() may call is told in observer.hpp;
+// other calls from there give invalid_argument. An exception that one of them throws passes through the
+// call, and the session is then as after cancel().
 class Session {
  public:
   // Errors: invalid_argument (a context longer than the model's, a cache format that is none),
@@ -5865,18 +6290,20 @@ class Session {
   // Computes all appended tokens. After success logits() follow the last token.
   // Errors: cancelled, then whole batches done so far remain and the call can be repeated;
   // invalid_argument if the session is empty; context_full if forks have taken all room for keys and
-  // values.
+  // values; bad_format, naming the token's position and the layer, if numbers become infinite or NaN, as
+  // damaged weights make them.
   Status evaluate(Observer* observer = nullptr);
 
-  // The same in slices of time, for a host that has other things to do: works for about `budget`, less
+  // Evaluates in slices of time, for a host that has other things to do: works for about `budget`, less
   // if the next piece of work would not fit, then returns and goes on at the next call. The result is
   // the same, to the bit. Pieces are small (32 rows of a matrix): a slice ends late by less than one
-  // of them, and does one even if the budget is too short. Errors: as evaluate().
+  // of them, and does one even if the budget is too short, zero or negative. Any budget is allowed; one of
+  // more than a century counts as a century. Errors: as evaluate().
   Result<Progress> advance(std::chrono::nanoseconds budget, Observer* observer = nullptr);
 
-  // The same for several sessions of one open() at once: their tokens go through the model together,
-  // so that weights are read once for all of them, and each gets the results that it gets alone, to the
-  // bit. cancel() of any of them counts. Errors: invalid_argument if they are not of one open().
+  // Evaluates several sessions of one open() at once: their tokens go through the model together, so
+  // that weights are read once for all of them, and each gets the results that it gets alone, to the bit.
+  // cancel() of any of them counts. Errors: as evaluate(); invalid_argument if they are not of one open().
   static Status evaluate_all(Span<Session* const> sessions, Observer* observer = nullptr);
   static Result<Progress> advance_all(Span<Session* const> sessions,
                                       std::chrono::nanoseconds budget,
@@ -5909,7 +6336,7 @@ class Session {
   // values. Errors: io if `write` fails.
   Status save(ByteWriter write) const;
 
-  // Makes this session what the saved one was. Nothing changes on errors that the first bytes show:
+  // Makes this session what the saved one was, or what the session of a saved generation was. Nothing changes on errors that the first bytes show:
   // bad_format (no saved session, or of another version), invalid_argument (of another model or another
   // kv_format), context_full (longer than the context). After others it is empty: bad_format (damaged),
   // io (`read` fails), context_full (forks have taken all room for keys and values).
@@ -5918,20 +6345,33 @@ class Session {
   // True if logits() may be called: something was evaluated and nothing appended since.
   bool has_logits() const noexcept;
   // vocab_size unnormalised log-probabilities of the next token; valid until this session's next
-  // evaluation. Only if has_logits().
+  // evaluation. Empty unless has_logits().
   Logits logits() const noexcept;
-  // ln p(token) as the next token. Only if has_logits().
+  // ln p(token) as the next token: minus infinity for a token that the vocabulary does not have, and
+  // unless has_logits().
   double log_probability(Token token) const;
 
   // Text as it comes: `for (std::string_view piece : session.generate(options))`. The session must
   // outlive the generation. See generation.hpp.
   Generation generate(const GenerateOptions& options = {});
 
-  // Makes the evaluation in progress, or else the next one, return ErrorCode::cancelled soon.
-  // From any thread.
+  // Goes on with a generation that Generation::save() wrote: makes this session what that one's was and
+  // gives the generation, whose further text is what it would have been. `grammar` is the grammar of its
+  // options, compiled anew from the same text, if it had one; all other options were saved. Errors: those
+  // of load(); invalid_argument if the grammar is another. After errors of what follows the session in
+  // the data, the session is empty.
+  Result<Generation> load_generation(ByteReader read, const Grammar& grammar = {});
+
+  // Ends what this session is doing, soon, from any thread: the generations that were begun before this
+  // call and have not ended stop with StopReason::cancelled, and the evaluation of tokens that were
+  // appended before it, in progress or not yet begun, gives ErrorCode::cancelled, once. What the host
+  // appends or generates after it is not concerned, and if there is nothing to end, nothing is.
+  // So a host that hands work to another thread loses no cancel() if that thread appends the text or
+  // makes the generation first, then looks whether the work is still wanted, and then evaluates.
   void cancel() noexcept;
 
-  // Forgets everything.
+  // Forgets everything. Does nothing when called from an observer, an executor or a callback of save()
+  // or load().
   void clear() noexcept;
 
   Span<const Token> tokens() const noexcept;  // all that was appended or generated
@@ -5947,7 +6387,11 @@ class Session {
 };
 
 }  // namespace mixtral
+
+#endif  // MIXTRAL_SESSION_HPP_
 // A ready-made executor for hosts that have no job system of their own.
+#ifndef MIXTRAL_THREAD_POOL_HPP_
+#define MIXTRAL_THREAD_POOL_HPP_
 
 #include <cstddef>
 #include <memory>
@@ -5976,11 +6420,85 @@ class ThreadPool {
 };
 
 }  // namespace mixtral
+
+#endif  // MIXTRAL_THREAD_POOL_HPP_
 // text
+// Looks at JSON before it is parsed: what parsers make of a text recurses as deep as the text is nested
+// when it is copied, compared or written, and parsers that keep members in order compare each with all
+// before it.
+#ifndef MIXTRAL_JSON_TEXT_HPP_
+#define MIXTRAL_JSON_TEXT_HPP_
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <string_view>
+
+namespace mixtral {
+
+// The shape of a JSON text.
+struct JsonShape {
+  std::size_t depth = 0;         // of arrays and objects in one another: 0 for "a", 2 for [[]]
+  std::size_t most_members = 0;  // of one object that is nested at most kJsonShapeDepth deep
+};
+
+constexpr std::size_t kJsonShapeDepth = 128;
+
+// The shape of `text`, or of more than a parser sees of it if it is no JSON. Takes time in proportion to
+// the text, no memory, and does not recurse.
+inline JsonShape json_shape(std::string_view text) noexcept {
+  JsonShape shape;
+  std::array<std::size_t, kJsonShapeDepth> n_members{};  // so far, of what is open
+  std::size_t depth = 0;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    switch (text[i]) {
+      case '"':
+        for (++i; i < text.size() && text[i] != '"'; ++i) {
+          if (text[i] == '\\') ++i;
+        }
+        break;
+      case '[':
+      case '{':
+        if (depth < kJsonShapeDepth) n_members[depth] = 0;
+        shape.depth = (std::max)(shape.depth, ++depth);
+        break;
+      case ']':
+      case '}':
+        if (depth > 0) --depth;
+        break;
+      case ':':
+        if (depth > 0 && depth <= kJsonShapeDepth) {
+          shape.most_members = (std::max)(shape.most_members, ++n_members[depth - 1]);
+        }
+        break;
+      default: break;
+    }
+  }
+  return shape;
+}
+
+}  // namespace mixtral
+
+#endif  // MIXTRAL_JSON_TEXT_HPP_
 
 #define MIXTRAL_VERSION_MAJOR 0
 #define MIXTRAL_VERSION_MINOR 1
 #define MIXTRAL_VERSION_PATCH 0
+
+#endif  // MIXTRAL_MIXTRAL_HPP_
+
+// Brings the definitions that MIXTRAL_IMPLEMENTATION or a part of it asks for, of all headers that were
+// included so far. mixtral.hpp and the optional headers end with this file, behind their include guards, and
+// it has none itself: the definitions come with the first of these includes after the define, wherever that
+// stands, and once, since each of the files below has a guard.
+#if defined(MIXTRAL_IMPLEMENTATION) || defined(MIXTRAL_IMPLEMENTATION_KERNELS) || \
+    defined(MIXTRAL_IMPLEMENTATION_REST)
+
+// <windows.h> defines both as macros unless it is told not to; a host may have included it before.
+#pragma push_macro("min")
+#pragma push_macro("max")
+#undef min
+#undef max
 
 #if defined(MIXTRAL_IMPLEMENTATION) || defined(MIXTRAL_IMPLEMENTATION_KERNELS)
 // Compiles one_target-inl.hpp for every SIMD target worth having here and picks one at run time.
@@ -5989,6 +6507,8 @@ class ThreadPool {
 // MIXTRAL_HEADERS_ONLY (or Highway's own HWY_COMPILE_ONLY_STATIC) there is one target, that of the
 // compiler's flags, and nothing to link. SSE4 is left out of the choice: it was 1 to 7 % faster than
 // SSSE3 and takes as long to compile as AVX2.
+#ifndef MIXTRAL_SIMD_ALL_TARGETS_HPP_
+#define MIXTRAL_SIMD_ALL_TARGETS_HPP_
 
 #if defined(MIXTRAL_HEADERS_ONLY) && !defined(HWY_COMPILE_ONLY_STATIC)
 #define HWY_COMPILE_ONLY_STATIC
@@ -6007,6 +6527,8 @@ class ThreadPool {
 // The grids of the IQ2 and IQ3 formats: every 8 (IQ2) or 4 (IQ3) magnitudes in a row are one of a few
 // hundred points. Facts of the formats (ggml-common.h: iq2xxs_grid, iq2xs_grid, iq2s_grid,
 // iq3xxs_grid, iq3s_grid), kept here as level numbers and spread to bytes at compile time.
+#ifndef MIXTRAL_SIMD_GRIDS_HPP_
+#define MIXTRAL_SIMD_GRIDS_HPP_
 
 #include <array>
 #include <cstddef>
@@ -6265,7 +6787,11 @@ constexpr std::uint32_t even_signs(std::uint32_t seven) {
 }
 
 }  // namespace mixtral::simd
+
+#endif  // MIXTRAL_SIMD_GRIDS_HPP_
 // Half-precision conversion without SIMD.
+#ifndef MIXTRAL_SIMD_HALF_HPP_
+#define MIXTRAL_SIMD_HALF_HPP_
 
 #include <cstdint>
 #include <cstring>
@@ -6322,7 +6848,11 @@ inline std::uint16_t float_to_bfloat16(float value) {
 }
 
 }  // namespace mixtral::simd
+
+#endif  // MIXTRAL_SIMD_HALF_HPP_
 // a * b + c, rounded once, without an instruction for it.
+#ifndef MIXTRAL_SIMD_SOFTWARE_FMA_HPP_
+#define MIXTRAL_SIMD_SOFTWARE_FMA_HPP_
 
 #include <cstdint>
 #include <cstring>
@@ -6349,10 +6879,16 @@ inline float software_fma(float a, float b, float c) {
 
 }  // namespace mixtral::simd
 
+#endif  // MIXTRAL_SIMD_SOFTWARE_FMA_HPP_
+
+#if MIXTRAL_MSVC
+#include <intrin.h>
+#endif
+
 // Without -march, Highway 1.0.3 falls back to scalar or emulated code on x86-64, for want of a plain
 // SSE2 target. The least that it has with vectors is SSSE3 (2006); supported_targets() checks that
 // the CPU has it.
-#if (HWY_STATIC_TARGET == HWY_SCALAR || HWY_STATIC_TARGET == HWY_EMU128) && defined(__x86_64__)
+#if (HWY_STATIC_TARGET == HWY_SCALAR || HWY_STATIC_TARGET == HWY_EMU128) && HWY_ARCH_X86_64
 #undef HWY_BASELINE_TARGETS
 #define HWY_BASELINE_TARGETS HWY_SSSE3
 #define MIXTRAL_CHECK_SSSE3
@@ -6730,7 +7266,7 @@ inline void list_tables(const Kernels** tables, std::index_sequence<kBits...>) {
 
 inline std::int64_t supported_targets() {
 #if defined(HWY_COMPILE_ONLY_STATIC) && defined(MIXTRAL_CHECK_SSSE3)
-  return __builtin_cpu_supports("ssse3") ? HWY_STATIC_TARGET : 0;
+  return MIXTRAL_CPU_HAS_SSSE3() ? HWY_STATIC_TARGET : 0;
 #elif defined(HWY_COMPILE_ONLY_STATIC)
   return HWY_STATIC_TARGET;
 #else
@@ -6767,16 +7303,23 @@ const Kernels* select_kernels(std::int64_t allowed, bool fuses_only) {
 }
 
 }  // namespace mixtral::simd
-#endif
-#if defined(MIXTRAL_IMPLEMENTATION) || defined(MIXTRAL_IMPLEMENTATION_REST)
-// All definitions but those of the kernels; included by mixtral.hpp where MIXTRAL_IMPLEMENTATION or
-// MIXTRAL_IMPLEMENTATION_REST is defined, once a program.
 
-#include <cerrno>
-#include <cstring>
+#endif  // MIXTRAL_SIMD_ALL_TARGETS_HPP_
+#endif
+
+#if defined(MIXTRAL_IMPLEMENTATION) || defined(MIXTRAL_IMPLEMENTATION_REST)
+// All definitions but those of the kernels and of the optional headers.
+#ifndef MIXTRAL_IMPL_CORE_HPP_
+#define MIXTRAL_IMPL_CORE_HPP_
+
+#ifndef MIXTRAL_IMPL_BYTES_HPP_
+#define MIXTRAL_IMPL_BYTES_HPP_
+
 #include <limits>
 
 // Large allocations from the host's memory resource: 64-byte aligned, failing by null, not by throwing.
+#ifndef MIXTRAL_IMPL_SLAB_HPP_
+#define MIXTRAL_IMPL_SLAB_HPP_
 
 #include <cstddef>
 #include <cstdint>
@@ -6872,6 +7415,19 @@ class Slab {
 
 }  // namespace mixtral::detail
 
+#endif  // MIXTRAL_IMPL_SLAB_HPP_
+// What the library asks the operating system about paths: kinds, names in a folder, reasons of failure.
+// Paths are UTF-8 on every system.
+#ifndef MIXTRAL_IMPL_SYSTEM_HPP_
+#define MIXTRAL_IMPL_SYSTEM_HPP_
+
+#include <cerrno>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <cwchar>
+#include <string_view>
+
 #if defined(_WIN32)
 #ifndef NOMINMAX
 #define NOMINMAX
@@ -6881,9 +7437,170 @@ class Slab {
 #endif
 #include <windows.h>
 #else
+#include <dirent.h>
+#include <sys/stat.h>
+#endif
+
+namespace mixtral::detail {
+
+// What is at a path.
+enum class PathKind { missing, file, folder, pipe, socket, device, unknown };
+
+struct PathStatus {
+  PathKind kind;
+  std::uint64_t size;  // of a file, in bytes
+  int code;            // the system's, if the kind is missing or unknown
+};
+
+// "is a folder"; what is wrong with a path that should be a file's.
+inline const char* kind_text(PathKind kind) noexcept {
+  switch (kind) {
+    case PathKind::folder: return "is a folder, not a file; name a file in it";
+    case PathKind::pipe: return "is a pipe (FIFO), not a file; models cannot be streamed";
+    case PathKind::socket: return "is a socket, not a file";
+    case PathKind::device: return "is a device, not a file";
+    default: return "is not a regular file";
+  }
+}
+
+#if defined(_WIN32)
+
+// A path in UTF-16, as Windows takes it.
+class WidePath {
+ public:
+  explicit WidePath(const char* path) noexcept
+      : valid_(MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path, -1, text_, kMaxSize) > 0) {}
+  bool valid() const noexcept { return valid_; }
+  const wchar_t* text() const noexcept { return text_; }
+  // Appends ASCII, if there is room.
+  void append(const char* ascii) noexcept {
+    std::size_t n = std::wcslen(text_);
+    for (; *ascii != '\0' && n + 1 < kMaxSize; ++ascii) text_[n++] = static_cast<wchar_t>(*ascii);
+    text_[n] = 0;
+  }
+
+ private:
+  static constexpr int kMaxSize = 32768;  // the system's limit
+  wchar_t text_[kMaxSize] = {};
+  bool valid_;
+};
+
+inline int last_system_code() noexcept { return static_cast<int>(GetLastError()); }
+
+// The system's words for a code of last_system_code(), in UTF-8.
+class SystemReason {
+ public:
+  explicit SystemReason(int code) noexcept {
+    wchar_t wide[256];
+    DWORD size = FormatMessageW(FORMAT_MESSAGE_FROM_SYSTEM | FORMAT_MESSAGE_IGNORE_INSERTS, nullptr,
+                                static_cast<DWORD>(code), 0, wide, 256, nullptr);
+    while (size > 0 && (wide[size - 1] <= L' ' || wide[size - 1] == L'.')) --size;  // the newline
+    const int n = size == 0 ? 0
+                            : WideCharToMultiByte(CP_UTF8, 0, wide, static_cast<int>(size), text_,
+                                                  sizeof text_ - 1, nullptr, nullptr);
+    text_[n] = '\0';
+    if (n == 0) std::snprintf(text_, sizeof text_, "Windows error %d", code);
+  }
+  const char* text() const noexcept { return text_; }
+
+ private:
+  char text_[1024];
+};
+
+inline PathStatus path_status(const char* path) noexcept {
+  const WidePath wide(path);
+  if (!wide.valid()) return {PathKind::missing, 0, ERROR_NO_UNICODE_TRANSLATION};
+  WIN32_FILE_ATTRIBUTE_DATA data;
+  if (!GetFileAttributesExW(wide.text(), GetFileExInfoStandard, &data)) {
+    const int code = last_system_code();
+    const bool missing = code == ERROR_FILE_NOT_FOUND || code == ERROR_PATH_NOT_FOUND ||
+                         code == ERROR_INVALID_NAME || code == ERROR_BAD_NETPATH;
+    return {missing ? PathKind::missing : PathKind::unknown, 0, code};
+  }
+  if ((data.dwFileAttributes & FILE_ATTRIBUTE_DIRECTORY) != 0) return {PathKind::folder, 0, 0};
+  if ((data.dwFileAttributes & FILE_ATTRIBUTE_DEVICE) != 0) return {PathKind::device, 0, 0};
+  const std::uint64_t high = data.nFileSizeHigh;
+  return {PathKind::file, high << 32 | data.nFileSizeLow, 0};
+}
+
+// Calls `each` with the name of everything in a folder; with nothing if it cannot be read.
+template <class Each>
+void for_each_name(const char* folder, const Each& each) {
+  WidePath wide(folder);
+  if (!wide.valid()) return;
+  wide.append("\\*");
+  WIN32_FIND_DATAW found;
+  const HANDLE search = FindFirstFileW(wide.text(), &found);
+  if (search == INVALID_HANDLE_VALUE) return;
+  do {
+    char name[3 * MAX_PATH + 1];
+    if (WideCharToMultiByte(CP_UTF8, 0, found.cFileName, -1, name, sizeof name, nullptr, nullptr) >
+        0) {
+      each(std::string_view(name));
+    }
+  } while (FindNextFileW(search, &found));
+  FindClose(search);
+}
+
+#else
+
+inline int last_system_code() noexcept { return errno; }
+
+// The system's words for a code of last_system_code(). Unlike strerror(), which may keep its text where
+// other threads change it, strerror_r() writes here. There are two kinds of it, which return either
+// the text or a code.
+class SystemReason {
+ public:
+  explicit SystemReason(int code) noexcept : text_{} {
+    use(::strerror_r(code, text_, sizeof text_));
+  }
+  const char* text() const noexcept { return text_; }
+
+ private:
+  void use(int failed) noexcept {
+    if (failed != 0) std::snprintf(text_, sizeof text_, "unknown error");
+  }
+  void use(const char* text) noexcept {
+    if (text != text_) std::snprintf(text_, sizeof text_, "%s", text);
+  }
+  char text_[256];
+};
+
+inline PathKind kind_of(mode_t mode) noexcept {
+  if (S_ISREG(mode)) return PathKind::file;
+  if (S_ISDIR(mode)) return PathKind::folder;
+  if (S_ISFIFO(mode)) return PathKind::pipe;
+  if (S_ISSOCK(mode)) return PathKind::socket;
+  return S_ISCHR(mode) || S_ISBLK(mode) ? PathKind::device : PathKind::unknown;
+}
+
+inline PathStatus path_status(const char* path) noexcept {
+  struct stat info;
+  if (::stat(path, &info) != 0) {
+    const int code = errno;
+    const bool missing = code == ENOENT || code == ENOTDIR;
+    return {missing ? PathKind::missing : PathKind::unknown, 0, code};
+  }
+  return {kind_of(info.st_mode), static_cast<std::uint64_t>(info.st_size), 0};
+}
+
+template <class Each>
+void for_each_name(const char* folder, const Each& each) {
+  DIR* const names = ::opendir(folder);
+  if (names == nullptr) return;
+  while (const dirent* entry = ::readdir(names)) each(std::string_view(entry->d_name));
+  ::closedir(names);
+}
+
+#endif
+
+}  // namespace mixtral::detail
+
+#endif  // MIXTRAL_IMPL_SYSTEM_HPP_
+
+#if !defined(_WIN32)
 #include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 #endif
 
@@ -6945,34 +7662,52 @@ Result<Bytes> Bytes::read_all(std::uint64_t size, ReadFunction read, void* conte
   return result;
 }
 
+namespace detail {
+
+// The errors of a path that cannot be mapped: it cannot be opened or read, or is no file with contents.
+inline Error cannot(const char* what, const char* path, int code) {
+  return Error(ErrorCode::io, "cannot %s '%s': %s", what, ShortName(path).text(),
+               SystemReason(code).text());
+}
+inline Status check_is_file(const char* path, const PathStatus& status) {
+  if (status.code != 0) return cannot("open", path, status.code);
+  if (status.kind != PathKind::file) {
+    return Error(ErrorCode::io, "'%s' %s", ShortName(path).text(), kind_text(status.kind));
+  }
+  if (status.size == 0) {
+    return Error(ErrorCode::io, "'%s' is empty (incomplete download?)", ShortName(path).text());
+  }
+  if (status.size > std::numeric_limits<std::size_t>::max() / 2) {
+    return Error(ErrorCode::io, "'%s' has %llu bytes, more than this machine has addresses for",
+                 ShortName(path).text(), static_cast<unsigned long long>(status.size));
+  }
+  return {};
+}
+
+}  // namespace detail
+
 #if defined(_WIN32)
 
 Result<Bytes> Bytes::map_file(const char* path) {
-  wchar_t wide[32768];
-  if (MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path, -1, wide, 32768) == 0) {
-    return Error(ErrorCode::invalid_argument, "the path '%s' is not valid UTF-8", path);
-  }
-  const HANDLE file = CreateFileW(wide, GENERIC_READ, FILE_SHARE_READ, nullptr, OPEN_EXISTING,
-                                  FILE_ATTRIBUTE_NORMAL, nullptr);
-  if (file == INVALID_HANDLE_VALUE) {
-    return Error(ErrorCode::io, "cannot open '%s' (Windows error %lu); check the path", path,
-                 GetLastError());
-  }
-  LARGE_INTEGER size;
+  MIXTRAL_RETURN_IF_ERROR(detail::check_is_file(path, detail::path_status(path)));
+  const HANDLE file = CreateFileW(detail::WidePath(path).text(), GENERIC_READ, FILE_SHARE_READ,
+                                  nullptr, OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, nullptr);
+  if (file == INVALID_HANDLE_VALUE) return detail::cannot("open", path, detail::last_system_code());
+  LARGE_INTEGER size{};
   Bytes result;
-  if (GetFileSizeEx(file, &size) && size.QuadPart > 0) {
-    const HANDLE mapping = CreateFileMappingW(file, nullptr, PAGE_READONLY, 0, 0, nullptr);
-    if (mapping != nullptr) {
-      result.data_ =
-          static_cast<const std::uint8_t*>(MapViewOfFile(mapping, FILE_MAP_READ, 0, 0, 0));
-      CloseHandle(mapping);
-    }
+  const bool is_file = GetFileType(file) == FILE_TYPE_DISK;
+  HANDLE mapping = nullptr;
+  if (is_file && GetFileSizeEx(file, &size)) {
+    mapping = CreateFileMappingW(file, nullptr, PAGE_READONLY, 0, 0, nullptr);
   }
-  const DWORD code = GetLastError();
+  if (mapping != nullptr) {
+    result.data_ = static_cast<const std::uint8_t*>(MapViewOfFile(mapping, FILE_MAP_READ, 0, 0, 0));
+  }
+  const int code = detail::last_system_code();
+  if (mapping != nullptr) CloseHandle(mapping);
   CloseHandle(file);
-  if (result.data_ == nullptr) {
-    return Error(ErrorCode::io, "cannot map '%s' (empty, or Windows error %lu)", path, code);
-  }
+  if (!is_file) return detail::check_is_file(path, {detail::PathKind::device, 0, 0}).error();
+  if (result.data_ == nullptr) return detail::cannot("map", path, code);
   result.size_ = static_cast<std::size_t>(size.QuadPart);
   result.owner_ = Owner::mapping;
   return result;
@@ -6991,22 +7726,26 @@ void Bytes::release() noexcept {
 #else
 
 Result<Bytes> Bytes::map_file(const char* path) {
-  const int file = ::open(path, O_RDONLY | O_CLOEXEC);
-  if (file < 0) {
-    return Error(ErrorCode::io, "cannot open '%s': %s", path, std::strerror(errno));
-  }
+  // Before it is opened: to open a device may do something, and to open a pipe may wait for ever. The
+  // path may lead elsewhere by the time it is opened, hence O_NONBLOCK and another look.
+  MIXTRAL_RETURN_IF_ERROR(detail::check_is_file(path, detail::path_status(path)));
+  const int file = ::open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+  if (file < 0) return detail::cannot("open", path, errno);
   struct stat info;
-  if (::fstat(file, &info) != 0 || !S_ISREG(info.st_mode) || info.st_size <= 0) {
+  const int failed = ::fstat(file, &info) == 0 ? 0 : errno;
+  const Status is_file =
+      failed != 0 ? detail::cannot("open", path, failed)
+                  : detail::check_is_file(path, {detail::kind_of(info.st_mode),
+                                                 static_cast<std::uint64_t>(info.st_size), 0});
+  if (!is_file) {
     ::close(file);
-    return Error(ErrorCode::io, "'%s' is not a regular file with contents", path);
+    return is_file.error();
   }
   const auto size = static_cast<std::size_t>(info.st_size);
   void* memory = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, file, 0);
   const int code = errno;
   ::close(file);
-  if (memory == MAP_FAILED) {
-    return Error(ErrorCode::io, "cannot map '%s': %s", path, std::strerror(code));
-  }
+  if (memory == MAP_FAILED) return detail::cannot("map", path, code);
   Bytes result;
   result.data_ = static_cast<const std::uint8_t*>(memory);
   result.size_ = size;
@@ -7030,6 +7769,10 @@ void Bytes::release() noexcept {
 #endif
 
 }  // namespace mixtral
+
+#endif  // MIXTRAL_IMPL_BYTES_HPP_
+#ifndef MIXTRAL_IMPL_CHAT_HPP_
+#define MIXTRAL_IMPL_CHAT_HPP_
 
 #include <algorithm>
 #include <string>
@@ -7302,16 +8045,11 @@ Status encode_chat(const Tokenizer& tokenizer, ChatFormat format, Span<const Mes
 
 }  // namespace mixtral
 
+#endif  // MIXTRAL_IMPL_CHAT_HPP_
+#ifndef MIXTRAL_IMPL_CHECKPOINT_HPP_
+#define MIXTRAL_IMPL_CHECKPOINT_HPP_
+
 namespace mixtral {
-
-namespace detail {
-
-// The same error, with the path before it.
-inline Error error_in(const char* path, const Error& error) {
-  return Error(error.code(), "'%s': %s", path, error.message());
-}
-
-}  // namespace detail
 
 const char* role_name(Role role) noexcept {
   switch (role) {
@@ -7383,13 +8121,24 @@ Status check_config(const Config& config, const char* where) {
 
 }  // namespace mixtral
 
+#endif  // MIXTRAL_IMPL_CHECKPOINT_HPP_
+#ifndef MIXTRAL_IMPL_GENERATION_HPP_
+#define MIXTRAL_IMPL_GENERATION_HPP_
+
 #include <algorithm>
+#include <cstring>
 #include <optional>
+
+#ifndef MIXTRAL_IMPL_GRAMMAR_HPP_
+#define MIXTRAL_IMPL_GRAMMAR_HPP_
 
 #include <algorithm>
 
 // Reads GBNF into a tree of expressions.
+#ifndef MIXTRAL_IMPL_GBNF_HPP_
+#define MIXTRAL_IMPL_GBNF_HPP_
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <memory_resource>
@@ -7398,6 +8147,8 @@ Status check_config(const Config& config, const char* where) {
 #include <vector>
 
 // Sets of Unicode characters, and how they lie in UTF-8.
+#ifndef MIXTRAL_IMPL_CODE_POINTS_HPP_
+#define MIXTRAL_IMPL_CODE_POINTS_HPP_
 
 #include <algorithm>
 #include <cstdint>
@@ -7406,6 +8157,8 @@ Status check_config(const Config& config, const char* where) {
 #include <vector>
 
 // UTF-8 as the sentencepiece library reads it (RFC 3629; util.cc, DecodeUTF8).
+#ifndef MIXTRAL_UTF8_HPP_
+#define MIXTRAL_UTF8_HPP_
 
 #include <cstddef>
 #include <cstdint>
@@ -7458,6 +8211,8 @@ inline std::size_t length_from_lead(std::uint8_t lead) noexcept {
 }
 
 }  // namespace mixtral::utf8
+
+#endif  // MIXTRAL_UTF8_HPP_
 
 namespace mixtral::detail {
 
@@ -7541,7 +8296,8 @@ inline bool next_code_point(std::string_view text, std::size_t& at, std::uint32_
 
 // Calls visit(first bytes, last bytes, length) for ranges of byte sequences of one length, each byte in
 // its own range, that together are the UTF-8 of the characters from `first` to `last`. Cutting
-// at multiples of 64 gives the fewest (as Russ Cox describes for RE2, 2010).
+// at multiples of 64 gives the fewest (as Russ Cox describes for RE2, 2010). Recurses at most 10 deep: each
+// call cuts at one of three ends or at one of two sides of three levels.
 template <class Visit>
 void for_each_utf8_range(std::uint32_t first, std::uint32_t last, const Visit& visit) {
   for (const std::uint32_t end : {0x7Fu, 0x7FFu, 0xFFFFu}) {
@@ -7571,26 +8327,45 @@ void for_each_utf8_range(std::uint32_t first, std::uint32_t last, const Visit& v
 
 }  // namespace mixtral::detail
 
+#endif  // MIXTRAL_IMPL_CODE_POINTS_HPP_
+
 namespace mixtral::detail {
 
 constexpr std::uint32_t kNone = 0xFFFFFFFF;
 
-// One expression; what it is made of are further ones, linked by `next`.
+// One expression. An expression stands after all that it is made of, so that a loop over all of them sees
+// the parts before the whole.
 struct Expression {
   enum class Kind : std::uint8_t { text, characters, sequence, choice, repeat, rule };
   Kind kind;
-  std::uint32_t next = kNone;   // after it, in the expression that it is part of
-  std::uint32_t first = kNone;  // sequence, choice, repeat: the first part; rule: its number;
-                                // text, characters: where they begin
-  std::uint32_t n = 0;          // text: bytes; characters: ranges; repeat: how often at least
-  std::uint32_t most = kNone;   // repeat: how often at most; kNone: any number
+  std::uint32_t previous =
+      kNone;                   // the part before it, in the sequence or choice that it is part of
+  std::uint32_t part = kNone;  // sequence, choice: the last part, of two at least; repeat: what it
+                               // repeats; rule: its number; text, characters: where they begin
+  std::uint32_t n = 0;         // text: bytes; characters: ranges; choice: the first part;
+                               // repeat: how often at least
+  std::uint32_t most = kNone;  // repeat: how often at most; kNone: any number
 };
 
 struct Rule {
   std::string_view name;
   std::uint32_t expression = kNone;
-  int line = 0;  // where it is used first
+  int line = 0;  // where it is defined; before that, where it is used first
 };
+
+// What a grammar may have; stated in grammar.hpp.
+constexpr std::size_t kMostGrammarBytes = std::size_t{1} << 24;
+constexpr std::size_t kMostGrammarRules = std::size_t{1} << 14;
+constexpr std::size_t kMostGrammarParts = std::size_t{1} << 22;
+constexpr std::size_t kMostGrammarNesting = 200;
+
+inline Error grammar_too_large() {
+  return Error(
+      ErrorCode::unsupported,
+      "the grammar is too large: more than %zu bytes of literals and other parts; use fewer "
+      "or smaller {counts} of long expressions",
+      kMostGrammarParts);
+}
 
 struct GrammarTree {
   explicit GrammarTree(std::pmr::memory_resource* resource)
@@ -7600,12 +8375,52 @@ struct GrammarTree {
   std::pmr::vector<Rule> rules;  // names point into the source
   std::pmr::string text;
   CodePoints ranges;
+
+  std::uint32_t add(const Expression& expression) {
+    expressions.push_back(expression);
+    return static_cast<std::uint32_t>(expressions.size() - 1);
+  }
+};
+
+// The parts of a sequence or choice, while they are gathered.
+class ExpressionParts {
+ public:
+  void append(GrammarTree& tree, std::uint32_t part) { append(tree, part, part, 1); }
+
+  // The alternatives of `part`, if it is a choice that was added last, become those of this one.
+  void append_alternatives(GrammarTree& tree, std::uint32_t part) {
+    const Expression choice = tree.expressions[part];
+    if (choice.kind != Expression::Kind::choice) return append(tree, part);
+    tree.expressions.pop_back();
+    append(tree, choice.n, choice.part, 2);
+  }
+
+  // One part is what it is; none are an empty text.
+  std::uint32_t finish(GrammarTree& tree, Expression::Kind kind) const {
+    if (n_ == 1) return last_;
+    Expression whole{};
+    whole.kind = n_ == 0 ? Expression::Kind::text : kind;
+    whole.part = n_ == 0 ? 0 : last_;
+    whole.n = kind == Expression::Kind::choice ? first_ : 0;
+    return tree.add(whole);
+  }
+
+ private:
+  void append(GrammarTree& tree, std::uint32_t first, std::uint32_t last, std::size_t n) {
+    if (n_ == 0) first_ = first;
+    tree.expressions[first].previous = last_;
+    last_ = last;
+    n_ += n;
+  }
+
+  std::uint32_t first_ = kNone, last_ = kNone;
+  std::size_t n_ = 0;  // two if there are more
 };
 
 class GbnfReader {
  public:
   GbnfReader(std::string_view source, GrammarTree& tree, std::pmr::memory_resource* resource)
-      : source_(source), tree_(tree), rule_ids_(resource), resource_(resource) {}
+      : source_(source), tree_(tree), rule_ids_(resource), open_(resource), resource_(resource) {}
 
   Status read() {
     for (std::size_t at = 0; at < source_.size();) {
@@ -7632,9 +8447,6 @@ class GbnfReader {
   std::uint32_t find(std::string_view name) const { return rule_ids_.find(name)->second; }
 
  private:
-  static constexpr int kMostNested = 200;
-  static constexpr std::size_t kMostRules = 1u << 14;
-
   static bool is_name(char c) noexcept {
     return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' ||
            c == '_';
@@ -7643,12 +8455,18 @@ class GbnfReader {
   char peek() const noexcept { return at_ < source_.size() ? source_[at_] : '\0'; }
   bool at(std::string_view text) const noexcept { return source_.substr(at_, text.size()) == text; }
 
-  int line() const noexcept {
-    const std::string_view before = source_.substr(0, at_);
-    return 1 + static_cast<int>(std::count(before.begin(), before.end(), '\n'));
+  // The line of at_, counted on from where it was asked for last.
+  int line() noexcept {
+    const bool is_after = at_ >= counted_;
+    const std::string_view between =
+        is_after ? source_.substr(counted_, at_ - counted_) : source_.substr(at_, counted_ - at_);
+    const auto n = static_cast<int>(std::count(between.begin(), between.end(), '\n'));
+    line_ += is_after ? n : -n;
+    counted_ = at_;
+    return line_;
   }
 
-  Error error(const char* what) const {
+  Error error(const char* what) {
     const std::string_view rest = source_.substr(at_, 20);
     return Error(ErrorCode::bad_format, "grammar, line %d: %s%s%.*s%s", line(), what,
                  rest.empty() ? " at the end" : " at '", static_cast<int>(rest.size()), rest.data(),
@@ -7679,8 +8497,8 @@ class GbnfReader {
     const auto [entry, is_new] =
         rule_ids_.emplace(name, static_cast<std::uint32_t>(tree_.rules.size()));
     if (is_new) {
-      if (tree_.rules.size() == kMostRules) {
-        return Error(ErrorCode::unsupported, "grammar: more than %zu rules", kMostRules);
+      if (tree_.rules.size() == kMostGrammarRules) {
+        return Error(ErrorCode::unsupported, "grammar: more than %zu rules", kMostGrammarRules);
       }
       tree_.rules.push_back({name, kNone, line()});
     }
@@ -7693,11 +8511,12 @@ class GbnfReader {
     const Result<std::uint32_t> id = rule_id(name);
     MIXTRAL_RETURN_IF_ERROR(id);
     if (tree_.rules[*id].expression != kNone) return error("a rule is defined twice, again");
+    tree_.rules[*id].line = line();
     skip_space(false);
     if (!at("::=")) return error("expected ::=");
     at_ += 3;
     skip_space(true);
-    const Result<std::uint32_t> expression = read_choice(0);
+    const Result<std::uint32_t> expression = read_expression();
     MIXTRAL_RETURN_IF_ERROR(expression);
     tree_.rules[*id].expression = *expression;
     if (peek() == '\r') ++at_;
@@ -7705,64 +8524,67 @@ class GbnfReader {
     return {};
   }
 
-  std::uint32_t add(Expression::Kind kind) {
-    Expression expression{};
-    expression.kind = kind;
-    tree_.expressions.push_back(expression);
-    return static_cast<std::uint32_t>(tree_.expressions.size() - 1);
-  }
+  // A group in parentheses that has begun, or the rule itself.
+  struct Group {
+    ExpressionParts alternatives, sequence;
+  };
 
-  // Alternatives up to the end of a rule or group.
-  Result<std::uint32_t> read_choice(int depth) {
-    if (depth > kMostNested) return error("parentheses are nested too deep");
-    const std::uint32_t choice = add(Expression::Kind::choice);
-    std::uint32_t last = kNone;
+  // Alternatives up to the end of a rule.
+  Result<std::uint32_t> read_expression() {
+    open_.assign(1, Group());
     for (;;) {
-      const Result<std::uint32_t> part = read_sequence(depth);
-      MIXTRAL_RETURN_IF_ERROR(part);
-      link(choice, last, *part);
-      last = *part;
-      // The next alternative may stand on a line of its own.
-      const std::size_t end = at_;
-      skip_space(true);
-      if (peek() != '|') {
-        at_ = end;
-        return choice;
-      }
-      ++at_;
-      skip_space(true);
-    }
-  }
-
-  void link(std::uint32_t whole, std::uint32_t last, std::uint32_t part) {
-    (last == kNone ? tree_.expressions[whole].first : tree_.expressions[last].next) = part;
-  }
-
-  Result<std::uint32_t> read_sequence(int depth) {
-    const std::uint32_t sequence = add(Expression::Kind::sequence);
-    std::uint32_t last = kNone;
-    for (;;) {
+      if (tree_.expressions.size() > kMostGrammarParts) return grammar_too_large();
       const char c = peek();
-      const bool begins = c == '"' || c == '[' || c == '(' || c == '.' || is_name(c);
-      if (!begins) {
-        if (c == '<' || c == '!') return error("tokens in grammars are not supported,");
-        return sequence;
+      Result<std::uint32_t> part = kNone;
+      if (c == '(') {
+        if (open_.size() > kMostGrammarNesting) return error("parentheses are nested too deep");
+        ++at_;
+        skip_space(true);
+        open_.emplace_back();
+        continue;
       }
-      Result<std::uint32_t> part = c == '"'   ? read_text()
-                                   : c == '[' ? read_characters()
-                                   : c == '(' ? read_group(depth)
-                                   : c == '.' ? read_any()
-                                              : read_reference();
+      if (c == '"') {
+        part = read_text();
+      } else if (c == '[') {
+        part = read_characters();
+      } else if (c == '.') {
+        part = read_any();
+      } else if (is_name(c)) {
+        part = read_reference();
+      } else if (c == '<' || c == '!') {
+        return error("tokens in grammars are not supported,");
+      } else {
+        Group& group = open_.back();
+        group.alternatives.append_alternatives(
+            tree_, group.sequence.finish(tree_, Expression::Kind::sequence));
+        group.sequence = ExpressionParts();
+        // The next alternative may stand on a line of its own.
+        const std::size_t end = at_;
+        skip_space(true);
+        if (peek() == '|') {
+          ++at_;
+          skip_space(true);
+          continue;
+        }
+        part = group.alternatives.finish(tree_, Expression::Kind::choice);
+        open_.pop_back();
+        if (open_.empty()) {
+          at_ = end;
+          return part;
+        }
+        if (peek() != ')') return error("expected )");
+        ++at_;
+      }
       MIXTRAL_RETURN_IF_ERROR(part);
-      skip_space(depth > 0);
-      MIXTRAL_RETURN_IF_ERROR(read_repeats(depth, *part));
-      link(sequence, last, *part);
-      last = *part;
+      const bool in_group = open_.size() > 1;
+      skip_space(in_group);
+      MIXTRAL_RETURN_IF_ERROR(read_repeats(in_group, *part));
+      open_.back().sequence.append(tree_, *part);
     }
   }
 
   // What follows `part` makes it a repetition, or several, one of the other.
-  Status read_repeats(int depth, std::uint32_t& part) {
+  Status read_repeats(bool in_group, std::uint32_t& part) {
     for (int n = 0;; ++n) {
       const char c = peek();
       if (c != '*' && c != '+' && c != '?' && c != '{') return {};
@@ -7771,13 +8593,13 @@ class GbnfReader {
       std::uint32_t least = c == '+' ? 1 : 0;
       std::uint32_t most = c == '?' ? 1 : kNone;
       if (c == '{') MIXTRAL_RETURN_IF_ERROR(read_bounds(least, most));
-      const std::uint32_t repeat = add(Expression::Kind::repeat);
-      Expression& expression = tree_.expressions[repeat];
-      expression.first = part;
-      expression.n = least;
-      expression.most = most;
-      part = repeat;
-      skip_space(depth > 0);
+      Expression repeat{};
+      repeat.kind = Expression::Kind::repeat;
+      repeat.part = part;
+      repeat.n = least;
+      repeat.most = most;
+      part = tree_.add(repeat);
+      skip_space(in_group);
     }
   }
 
@@ -7809,38 +8631,28 @@ class GbnfReader {
     return {};
   }
 
-  Result<std::uint32_t> read_group(int depth) {
-    ++at_;
-    skip_space(true);
-    Result<std::uint32_t> choice = read_choice(depth + 1);
-    MIXTRAL_RETURN_IF_ERROR(choice);
-    skip_space(true);
-    if (peek() != ')') return error("expected )");
-    ++at_;
-    return choice;
-  }
-
   Result<std::uint32_t> read_reference() {
     const Result<std::uint32_t> id = rule_id(read_name());
     MIXTRAL_RETURN_IF_ERROR(id);
-    const std::uint32_t reference = add(Expression::Kind::rule);
-    tree_.expressions[reference].first = *id;
-    return reference;
+    Expression reference{};
+    reference.kind = Expression::Kind::rule;
+    reference.part = *id;
+    return tree_.add(reference);
   }
 
   Result<std::uint32_t> read_text() {
     ++at_;
-    const std::uint32_t text = add(Expression::Kind::text);
-    tree_.expressions[text].first = static_cast<std::uint32_t>(tree_.text.size());
+    Expression text{};
+    text.kind = Expression::Kind::text;
+    text.part = static_cast<std::uint32_t>(tree_.text.size());
     while (peek() != '"') {
       const Result<std::uint32_t> c = read_character();
       MIXTRAL_RETURN_IF_ERROR(c);
       append_utf8(*c, tree_.text);
     }
     ++at_;
-    tree_.expressions[text].n =
-        static_cast<std::uint32_t>(tree_.text.size()) - tree_.expressions[text].first;
-    return text;
+    text.n = static_cast<std::uint32_t>(tree_.text.size()) - text.part;
+    return tree_.add(text);
   }
 
   Result<std::uint32_t> read_any() {
@@ -7876,11 +8688,12 @@ class GbnfReader {
     normalize(set);
     if (negated) set = complement(set);
     if (set.empty()) return error("a set of no characters before");
-    const std::uint32_t characters = add(Expression::Kind::characters);
-    tree_.expressions[characters].first = static_cast<std::uint32_t>(tree_.ranges.size());
-    tree_.expressions[characters].n = static_cast<std::uint32_t>(set.size());
+    Expression characters{};
+    characters.kind = Expression::Kind::characters;
+    characters.part = static_cast<std::uint32_t>(tree_.ranges.size());
+    characters.n = static_cast<std::uint32_t>(set.size());
     tree_.ranges.insert(tree_.ranges.end(), set.begin(), set.end());
-    return characters;
+    return tree_.add(characters);
   }
 
   // One character of a text or set, escapes resolved.
@@ -7928,16 +8741,23 @@ class GbnfReader {
   std::string_view source_;
   GrammarTree& tree_;
   std::pmr::map<std::string_view, std::uint32_t> rule_ids_;
+  std::pmr::vector<Group> open_;  // the rule and the groups that at_ is in
   std::pmr::memory_resource* resource_;
   std::size_t at_ = 0;
+  std::size_t counted_ = 0;  // where line_ is
+  int line_ = 1;
 };
 
 }  // namespace mixtral::detail
+
+#endif  // MIXTRAL_IMPL_GBNF_HPP_
 // Runs a grammar's program on bytes, as an automaton whose states are made when they are reached.
 //
 // A state is all the ways in which the text so far can be read: a set of threads, each an instruction
 // that takes a byte and the calls that it will return to. Steps are remembered, as in RE2's lazy DFA
 // (Cox 2010). All memory is taken at once; when it is full, what was remembered is forgotten.
+#ifndef MIXTRAL_IMPL_GRAMMAR_AUTOMATON_HPP_
+#define MIXTRAL_IMPL_GRAMMAR_AUTOMATON_HPP_
 
 #include <algorithm>
 #include <cstdint>
@@ -7945,12 +8765,147 @@ class GbnfReader {
 #include <vector>
 
 // A grammar as a program on bytes: what a regular expression's automaton is (Thompson 1968), and calls.
+#ifndef MIXTRAL_IMPL_GRAMMAR_PROGRAM_HPP_
+#define MIXTRAL_IMPL_GRAMMAR_PROGRAM_HPP_
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <map>
 #include <memory_resource>
+#include <string_view>
 #include <vector>
+
+// Sums that tell data and models apart.
+#ifndef MIXTRAL_IMPL_FINGERPRINT_HPP_
+#define MIXTRAL_IMPL_FINGERPRINT_HPP_
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+// Tensors by role, checked for shape once; after that no check is needed.
+#ifndef MIXTRAL_WEIGHTS_HPP_
+#define MIXTRAL_WEIGHTS_HPP_
+
+#include <memory_resource>
+#include <vector>
+
+namespace mixtral {
+
+// One SwiGLU feed-forward network: w2 (silu(w1 x) * w3 x).
+struct ExpertWeights {
+  simd::Matrix w1;  // gate, [hidden_dim, dim]
+  simd::Matrix w2;  // down, [dim, hidden_dim]
+  simd::Matrix w3;  // up, [hidden_dim, dim]
+};
+
+struct LayerWeights {
+  const float* attention_norm = nullptr;  // [dim]
+  simd::Matrix wq, wk, wv, wo;
+  const float* ffn_norm = nullptr;         // [dim]
+  simd::Matrix router;                     // [n_experts, dim]; empty in a dense model
+  const ExpertWeights* experts = nullptr;  // [n_experts]
+};
+
+// The matrices stay where the checkpoint has them; the small vectors are copied as float32.
+class Weights {
+ public:
+  explicit Weights(std::pmr::memory_resource* resource)
+      : layers(resource), experts_(resource), floats_(resource) {}
+
+  // Errors: bad_format, naming a tensor that is missing, there twice or of another shape than the
+  // configuration says; out_of_memory.
+  static Result<Weights> create(const Checkpoint& checkpoint, const simd::Kernels& kernels,
+                                std::pmr::memory_resource* resource);
+
+  simd::Matrix token_embedding;
+  const float* output_norm = nullptr;   // [dim]
+  simd::Matrix output;                  // token_embedding if tied
+  const float* rope_factors = nullptr;  // [head_size / 2] or null
+  std::pmr::vector<LayerWeights> layers;
+
+  std::uint64_t n_parameters = 0;         // in all
+  std::uint64_t n_active_parameters = 0;  // multiplied with one token
+  std::uint64_t bytes = 0;                // of all tensors in the file
+
+ private:
+  std::pmr::vector<ExpertWeights> experts_;
+  std::pmr::vector<float> floats_;
+};
+
+}  // namespace mixtral
+
+#endif  // MIXTRAL_WEIGHTS_HPP_
+
+namespace mixtral::detail {
+
+// Changes with any change of one 64-bit word, and with nearly all others: each step is a bijection
+// of the sum for a given word, and of the word for a given sum.
+class Checksum {
+ public:
+  void add(const void* bytes, std::size_t size) noexcept {
+    const auto* from = static_cast<const std::uint8_t*>(bytes);
+    for (; size >= sizeof(std::uint64_t); size -= sizeof(std::uint64_t)) {
+      add_word(from, sizeof(std::uint64_t));
+      from += sizeof(std::uint64_t);
+    }
+    if (size != 0) add_word(from, size);
+  }
+  std::uint64_t value() const noexcept { return sum_; }
+
+ private:
+  void add_word(const std::uint8_t* from, std::size_t size) noexcept {
+    std::uint64_t word = 0;
+    std::memcpy(&word, from, size);
+    sum_ = (sum_ ^ word) * 0x9E3779B97F4A7C15u;
+    sum_ ^= sum_ >> 32;
+  }
+  std::uint64_t sum_ = 0xCBF29CE484222325u;
+};
+
+// Returns a number that tells models apart, from the configuration and the shape, format, first and last
+// bytes of each matrix. The weights must lie as the file has them: a copy in memory may be in another order.
+inline std::uint64_t model_fingerprint(const Config& c, const Weights& weights) noexcept {
+  Checksum sum;
+  const std::uint32_t sizes[] = {c.dim,        c.n_layers,      c.n_heads,   c.n_kv_heads,
+                                 c.head_size,  c.hidden_dim,    c.n_experts, c.n_experts_used,
+                                 c.vocab_size, c.sliding_window};
+  sum.add(sizes, sizeof sizes);
+  const float numbers[] = {c.rope_theta, c.rope_scale, c.norm_epsilon};
+  sum.add(numbers, sizeof numbers);
+  const auto add = [&](const simd::Matrix& matrix) {
+    const std::uint64_t shape[] = {matrix.rows, matrix.cols,
+                                   static_cast<std::uint64_t>(matrix.format)};
+    sum.add(shape, sizeof shape);
+    if (matrix.data == nullptr || matrix.bytes() == 0) return;
+    const std::size_t n = matrix.bytes() < 64 ? static_cast<std::size_t>(matrix.bytes()) : 64;
+    sum.add(matrix.data, n);
+    sum.add(matrix.data + matrix.bytes() - n, n);
+  };
+  const auto add_floats = [&](const float* floats, std::size_t n) {
+    if (floats != nullptr) sum.add(floats, n * sizeof(float));
+  };
+  add(weights.token_embedding);
+  add(weights.output);
+  add_floats(weights.output_norm, c.dim);
+  add_floats(weights.rope_factors, c.head_size / 2);
+  for (const LayerWeights& layer : weights.layers) {
+    add_floats(layer.attention_norm, c.dim);
+    add_floats(layer.ffn_norm, c.dim);
+    for (const simd::Matrix* m : {&layer.wq, &layer.wk, &layer.wv, &layer.wo, &layer.router})
+      add(*m);
+    for (std::size_t e = 0; e < c.n_experts; ++e) {
+      const ExpertWeights& expert = layer.experts[e];
+      for (const simd::Matrix* m : {&expert.w1, &expert.w2, &expert.w3}) add(*m);
+    }
+  }
+  return sum.value();
+}
+
+}  // namespace mixtral::detail
+
+#endif  // MIXTRAL_IMPL_FINGERPRINT_HPP_
 
 namespace mixtral::detail {
 
@@ -7975,39 +8930,56 @@ struct GrammarProgram {
   std::pmr::vector<Instruction> code;
   std::pmr::vector<std::uint32_t> rules;  // where each begins
   std::uint32_t root = 0;                 // where the text begins
+  std::uint32_t most_ways = 0;            // in which an expression can begin, counted generously
   // Bytes that no set tells apart are of one class; sets are of classes, one bit for each.
   std::array<std::uint8_t, 256> class_of{};
   std::size_t n_classes = 0;
   std::pmr::vector<ByteSet> class_sets;
+
+  // A number that tells programs apart, as far as their automata differ.
+  std::uint64_t fingerprint() const noexcept {
+    Checksum sum;
+    for (const Instruction& i : code) {
+      const std::uint32_t words[] = {static_cast<std::uint32_t>(i.op), i.a, i.b};
+      sum.add(words, sizeof words);
+    }
+    sum.add(rules.data(), rules.size() * sizeof(std::uint32_t));
+    sum.add(&root, sizeof root);
+    sum.add(class_of.data(), class_of.size());
+    sum.add(class_sets.data(), class_sets.size() * sizeof(ByteSet));
+    return sum.value();
+  }
 
   bool takes(std::uint32_t set, std::size_t byte_class) const noexcept {
     return (class_sets[set][byte_class / 64] >> (byte_class % 64) & 1) != 0;
   }
 };
 
+// Compiles a tree. Nothing here recurses, and all takes time in proportion to the tree, or to the program
+// if that is larger: how large it will be is known before.
 class GrammarCompiler {
  public:
   GrammarCompiler(const GrammarTree& tree, GrammarProgram& program,
                   std::pmr::memory_resource* resource)
       : tree_(tree),
         program_(program),
+        nullable_(resource),
+        inlined_(resource),
         sets_(resource),
         set_ids_(resource),
         bytes_at_(resource),
-        flags_(resource) {}
+        frames_(resource),
+        items_(resource),
+        path_(resource),
+        resource_(resource) {}
 
   Status compile(std::uint32_t root) {
-    MIXTRAL_RETURN_IF_ERROR(check_rules());
+    MIXTRAL_RETURN_IF_ERROR(check_size());
+    MIXTRAL_RETURN_IF_ERROR(check_ends());
+    MIXTRAL_RETURN_IF_ERROR(check_beginnings());
     const std::uint32_t leave = add(Op::leave, 0, 0);
-    for (std::size_t r = 0; r < tree_.rules.size(); ++r) {
-      program_.rules.push_back(emit(tree_.rules[r].expression, leave));
-    }
-    if (too_large()) {
-      return Error(ErrorCode::unsupported,
-                   "the grammar is too large: more than %zu instructions; use fewer or smaller "
-                   "{counts} of long expressions",
-                   kMostInstructions);
-    }
+    bytes_at_.assign(64, kNone);
+    for (const Rule& rule : tree_.rules) program_.rules.push_back(emit(rule.expression, leave));
     program_.root = program_.rules[root];
     find_classes();
     return {};
@@ -8016,87 +8988,497 @@ class GrammarCompiler {
  private:
   using Op = GrammarProgram::Op;
   using Kind = Expression::Kind;
-  static constexpr std::size_t kMostInstructions = 1u << 18;
+  using Flags = std::pmr::vector<std::uint8_t>;  // of expressions, and of rules after those
 
-  // What is known of a rule.
-  struct Flags {
-    bool nullable = false;    // can be empty
-    bool productive = false;  // can come to an end
-    std::uint8_t visit = 0;   // 1: being looked at; 2: not left recursive
+  const Expression& expression(std::uint32_t index) const noexcept {
+    return tree_.expressions[index];
+  }
+  std::size_t n_expressions() const noexcept { return tree_.expressions.size(); }
+
+  Error rule_error(std::size_t rule, const char* what) const {
+    const std::string_view name = tree_.rules[rule].name;
+    return Error(ErrorCode::bad_format, "grammar, line %d: rule '%.*s' %s", tree_.rules[rule].line,
+                 static_cast<int>(std::min<std::size_t>(name.size(), 100)), name.data(), what);
+  }
+
+  // Calls visit(part) for the parts of a sequence or choice, the last one first.
+  template <class Visit>
+  void for_each_part(const Expression& whole, const Visit& visit) const {
+    for (std::uint32_t i = whole.part; i != kNone; i = expression(i).previous) visit(i);
+  }
+
+  // ---- Size: what grammar.hpp states.
+
+  // No more than the program has instructions, but for a few; what is a literal counts its bytes.
+  Status check_size() {
+    find_inlined();
+    std::pmr::vector<std::uint32_t> sizes(resource_);  // up to kMostGrammarParts + 1
+    sizes.reserve(n_expressions());
+    for (std::uint32_t i = 0; i < n_expressions(); ++i) {
+      const Expression& e = expression(i);
+      std::uint64_t size = e.kind == Kind::choice ? 0 : 1;
+      switch (e.kind) {
+        case Kind::text: size = std::max(e.n, 1u); break;
+        case Kind::characters: size = count_ways(e); break;
+        case Kind::sequence: for_each_part(e, [&](std::uint32_t k) { size += sizes[k]; }); break;
+        case Kind::choice:
+          for_each_part(e, [&](std::uint32_t k) {
+            const bool is_rule = expression(k).kind == Kind::rule;
+            const std::uint8_t inlined = is_rule ? inlined_[expression(k).part] : std::uint8_t{0};
+            size += 1 + (inlined != 0 ? inlined : sizes[k]);
+          });
+          break;
+        case Kind::repeat: {
+          // Bounds are below 100000: no overflow.
+          const std::uint64_t part = sizes[e.part];
+          size += e.n * part + (e.most == kNone ? part : (e.most - e.n) * (part + 1));
+          break;
+        }
+        case Kind::rule: break;
+      }
+      sizes.push_back(static_cast<std::uint32_t>(std::min<std::uint64_t>(size, kTooLarge)));
+    }
+    std::uint64_t total = 0;
+    for (const Rule& rule : tree_.rules) total += sizes[rule.expression];
+    if (total > kMostGrammarParts) return grammar_too_large();
+    return {};
+  }
+
+  // Rules that are but a short literal, or some: as alternatives, they are literals themselves.
+  void find_inlined() {
+    inlined_.assign(tree_.rules.size(), 0);
+    for (std::size_t r = 0; r < tree_.rules.size(); ++r) {
+      const Expression& e = expression(tree_.rules[r].expression);
+      std::size_t size = 0;
+      const auto add_part = [&](const Expression& part) {
+        size += part.kind == Kind::text ? part.n + 1 : kMostInlined + 1;
+      };
+      if (e.kind != Kind::choice) {
+        add_part(e);
+      } else {
+        for (std::uint32_t i = e.part; i != kNone && size <= kMostInlined;
+             i = expression(i).previous) {
+          add_part(expression(i));
+        }
+      }
+      inlined_[r] = size <= kMostInlined ? static_cast<std::uint8_t>(size) : std::uint8_t{0};
+    }
+  }
+
+  // The instructions that a set of characters becomes.
+  std::uint32_t count_ways(const Expression& e) const {
+    std::uint32_t n = 1;
+    for (std::uint32_t i = 0; i < e.n; ++i) {
+      const CodePointRange range = tree_.ranges[e.part + i];
+      if (range.last < 0x80) continue;
+      for_each_utf8_range(range.first, range.last,
+                          [&](const std::uint8_t*, const std::uint8_t*, std::size_t length) {
+                            if (length > 1) n += static_cast<std::uint32_t>(length) + 1;
+                          });
+    }
+    return n;
+  }
+
+  // ---- What rules say.
+
+  // Which expressions and rules have a property that texts and sets may have of themselves, that a
+  // sequence has if all its parts have it, and all else if one part has it. Each is decided once, when what
+  // it waits for is (Dowling and Gallier 1984).
+  template <class Begins>
+  void derive(const Begins& begins, Flags& has) const {
+    const std::size_t n = n_expressions(), n_rules = tree_.rules.size();
+    // What an expression is a part of: an expression, or after those, a rule.
+    std::pmr::vector<std::uint32_t> whole(n + n_rules, kNone, resource_);
+    std::pmr::vector<std::uint32_t> n_missing(n, 1, resource_);  // parts that are to have it
+    std::pmr::vector<std::uint32_t> first_use(n_rules, kNone, resource_);
+    std::pmr::vector<std::uint32_t> next_use(n, kNone, resource_);  // of the same rule
+    std::pmr::vector<std::uint32_t> decided(resource_);
+    decided.reserve(n + n_rules);
+    has.assign(n + n_rules, 0);
+    const auto decide = [&](std::uint32_t i) {
+      if (has[i] != 0) return;
+      has[i] = 1;
+      decided.push_back(i);
+    };
+    for (std::uint32_t i = 0; i < n; ++i) {
+      const Expression& e = expression(i);
+      if (e.kind == Kind::sequence) n_missing[i] = 0;
+      if (e.kind == Kind::sequence || e.kind == Kind::choice) {
+        for_each_part(e, [&](std::uint32_t k) {
+          whole[k] = i;
+          if (e.kind == Kind::sequence) ++n_missing[i];
+        });
+      } else if (e.kind == Kind::repeat) {
+        whole[e.part] = i;
+      } else if (e.kind == Kind::rule) {
+        next_use[i] = first_use[e.part];
+        first_use[e.part] = i;
+      }
+      if (begins(e)) decide(i);
+    }
+    for (std::size_t r = 0; r < n_rules; ++r) {
+      whole[tree_.rules[r].expression] = static_cast<std::uint32_t>(n + r);
+    }
+    while (!decided.empty()) {
+      const std::uint32_t i = decided.back();
+      decided.pop_back();
+      if (i >= n) {
+        for (std::uint32_t k = first_use[i - n]; k != kNone; k = next_use[k]) decide(k);
+      } else if (whole[i] != kNone && (whole[i] >= n || --n_missing[whole[i]] == 0 ||
+                                       expression(whole[i]).kind != Kind::sequence)) {
+        decide(whole[i]);
+      }
+    }
+  }
+
+  // Every rule must come to an end.
+  Status check_ends() {
+    derive(
+        [](const Expression& e) {
+          return e.n == 0 && (e.kind == Kind::text || e.kind == Kind::repeat);
+        },
+        nullable_);
+    Flags productive(resource_);
+    derive(
+        [](const Expression& e) {
+          return e.kind == Kind::text || e.kind == Kind::characters ||
+                 (e.kind == Kind::repeat && e.n == 0);
+        },
+        productive);
+    for (std::size_t r = 0; r < tree_.rules.size(); ++r) {
+      if (productive[n_expressions() + r] == 0) return rule_error(r, "never comes to an end");
+    }
+    return {};
+  }
+
+  // An expression whose beginning is being looked at.
+  struct Beginning {
+    std::uint32_t index;
+    std::uint32_t part;        // what it may begin with, to be looked at
+    std::uint32_t n_literals;  // of the alternatives so far
   };
 
-  bool too_large() const noexcept {
-    return program_.code.size() > kMostInstructions || work_ > 4 * kMostInstructions;
+  // No rule may call itself before it took a byte. On the way, counts the ways in which expressions can
+  // begin, of which there are no more than can be taken to be: a literal's, among others, are at most 256.
+  Status check_beginnings() {
+    enum : std::uint8_t { unseen, open, done };
+    Flags state(n_expressions(), unseen, resource_);
+    std::pmr::vector<std::uint32_t> ways(n_expressions(), 0, resource_);
+    std::pmr::vector<Beginning> stack(resource_);
+    for (std::uint32_t start = 0; start < n_expressions(); ++start) {
+      if (state[start] != unseen) continue;
+      state[start] = open;
+      ways[start] = begin(start, stack);
+      while (!stack.empty()) {
+        Beginning& top = stack.back();
+        const Expression& e = expression(top.index);
+        const std::uint32_t part = top.part;
+        if (part == kNone) {
+          state[top.index] = done;
+          program_.most_ways = std::max(program_.most_ways, ways[top.index]);
+          stack.pop_back();
+        } else if (state[part] == unseen) {
+          state[part] = open;
+          ways[part] = begin(part, stack);
+        } else if (state[part] == open) {
+          return left_recursion(stack);
+        } else {
+          std::uint32_t more = ways[part];
+          if (e.kind == Kind::choice && begins_with_literal(part) && ++top.n_literals > 256)
+            more = 0;
+          ways[top.index] = std::min(ways[top.index] + more, kTooLarge);
+          const bool goes_on = e.kind == Kind::sequence || e.kind == Kind::choice;
+          top.part = goes_on ? expression(part).previous : kNone;
+        }
+      }
+    }
+    return {};
   }
+
+  // Puts an expression on the stack, with what it may begin with: of a sequence, the parts up to the first
+  // that cannot be empty. Returns the ways in which it begins by itself.
+  std::uint32_t begin(std::uint32_t index, std::pmr::vector<Beginning>& stack) const {
+    const Expression& e = expression(index);
+    std::uint32_t part = kNone, ways = 0;
+    switch (e.kind) {
+      case Kind::text: ways = 1; break;
+      case Kind::characters: ways = count_ways(e); break;
+      case Kind::choice: part = e.part; break;
+      case Kind::rule: part = tree_.rules[e.part].expression; break;
+      case Kind::repeat:
+        if (e.most != 0) part = e.part;
+        break;
+      case Kind::sequence:
+        part = e.part;
+        for_each_part(e, [&](std::uint32_t k) {
+          if (nullable_[k] == 0) part = k;
+        });
+    }
+    stack.push_back({index, part, 0});
+    return ways;
+  }
+
+  bool begins_with_literal(std::uint32_t alternative) const {
+    const Expression& e = expression(alternative);
+    return e.kind == Kind::text || (e.kind == Kind::rule && inlined_[e.part] != 0);
+  }
+
+  // The rule that was called last on the way round.
+  Error left_recursion(const std::pmr::vector<Beginning>& stack) const {
+    std::size_t at = stack.size() - 1;
+    while (expression(stack[at].index).kind != Kind::rule) --at;
+    return rule_error(expression(stack[at].index).part,
+                      "calls itself before it has taken a character; put what it begins with first "
+                      "(left recursion)");
+  }
+
+  // ---- Code.
 
   std::uint32_t add(Op op, std::uint32_t a, std::uint32_t b) {
     program_.code.push_back({op, a, b});
     return static_cast<std::uint32_t>(program_.code.size() - 1);
   }
 
+  // Code that takes either; kNone is none.
+  std::uint32_t either(std::uint32_t one, std::uint32_t other) {
+    if (one == kNone || one == other) return other;
+    return other == kNone ? one : add(Op::split, one, other);
+  }
+
+  // An expression that is being emitted, from its end to its beginning, since each part needs to know what
+  // comes after it.
+  struct Frame {
+    std::uint32_t index;
+    std::uint32_t next;  // where its code goes on
+    std::uint32_t
+        last;  // sequence: where to stop, a part that is emitted otherwise; kNone: nowhere
+    bool begins = true;            // no part was emitted
+    std::uint32_t part = kNone;    // sequence, choice: the part that follows
+    std::uint32_t so_far = kNone;  // sequence, repeat: where the code of what was emitted begins
+    std::uint32_t n_left = 0;      // repeat: how often it must be there
+    std::uint32_t n_optional = 0;  // repeat: how often it may be there beyond that
+    std::size_t first_item = 0;    // choice: its alternatives in items_
+  };
+
+  // An alternative: the literal that it begins with, which may be empty, and where it goes on.
+  struct Item {
+    std::string_view text;
+    std::uint32_t next;
+  };
+
   // Code that takes an expression and goes on at `next`; returns where it begins.
   std::uint32_t emit(std::uint32_t index, std::uint32_t next) {
-    ++work_;
-    if (too_large()) return next;
-    const Expression& e = tree_.expressions[index];
-    switch (e.kind) {
-      case Kind::text:
-        for (std::uint32_t i = e.n; i > 0; --i) {
-          const auto byte = static_cast<std::uint8_t>(tree_.text[e.first + i - 1]);
-          next = add_bytes(byte, byte, next);
-        }
-        return next;
-      case Kind::characters: return emit_characters(e, next);
-      case Kind::sequence: return emit_sequence(e.first, next);
-      case Kind::choice: {
-        std::uint32_t result = emit(e.first, next);
-        for (std::uint32_t i = tree_.expressions[e.first].next; i != kNone;
-             i = tree_.expressions[i].next) {
-          const std::uint32_t other = emit(i, next);
-          if (other != result) result = add(Op::split, result, other);
-        }
-        return result;
+    std::uint32_t value = kNone;  // what was emitted last
+    frames_.push_back({index, next, kNone});
+    while (!frames_.empty()) {
+      Frame& frame = frames_.back();
+      const Expression& e = expression(frame.index);
+      switch (e.kind) {
+        case Kind::text:
+          value = emit_text(text_of(e), frame.next);
+          frames_.pop_back();
+          break;
+        case Kind::characters:
+          value = emit_characters(e, frame.next);
+          frames_.pop_back();
+          break;
+        case Kind::rule:
+          value = program_.code[frame.next].op == Op::leave ? add(Op::enter, e.part, 0)
+                                                            : add(Op::call, e.part, frame.next);
+          frames_.pop_back();
+          break;
+        case Kind::sequence: value = step_sequence(frame, e, value); break;
+        case Kind::choice: value = step_choice(frame, e, value); break;
+        case Kind::repeat: value = step_repeat(frame, e, value); break;
       }
-      case Kind::repeat: return emit_repeat(e, next);
-      case Kind::rule:
-        return program_.code[next].op == Op::leave ? add(Op::enter, e.first, 0)
-                                                   : add(Op::call, e.first, next);
     }
-    return next;
+    return value;
   }
 
-  // The last part first, since each needs to know what comes after it.
-  std::uint32_t emit_sequence(std::uint32_t first, std::uint32_t next) {
-    std::pmr::vector<std::uint32_t> parts(sets_.get_allocator());
-    for (std::uint32_t i = first; i != kNone; i = tree_.expressions[i].next) parts.push_back(i);
-    for (; !parts.empty(); parts.pop_back()) next = emit(parts.back(), next);
-    return next;
+  // Each step_ takes what the part emitted last begins at, and either pushes the next one, then what it
+  // returns is of no use, or ends the frame and returns where the whole begins.
+  std::uint32_t step_sequence(Frame& frame, const Expression& e, std::uint32_t value) {
+    frame.so_far = frame.begins ? frame.next : value;
+    if (frame.begins) frame.part = e.part;
+    frame.begins = false;
+    const std::uint32_t part = frame.part, so_far = frame.so_far;
+    if (part == frame.last) {
+      frames_.pop_back();
+      return so_far;
+    }
+    frame.part = expression(part).previous;
+    frames_.push_back({part, so_far, kNone});
+    return kNone;
   }
 
-  std::uint32_t emit_repeat(const Expression& e, std::uint32_t next) {
-    if (e.most == kNone) {
-      const std::uint32_t loop = add(Op::split, 0, next);
-      const std::uint32_t body = emit(e.first, loop);
-      program_.code[loop].a = body;
-      next = loop;
+  std::uint32_t step_repeat(Frame& frame, const Expression& e, std::uint32_t value) {
+    if (frame.begins) {
+      frame.begins = false;
+      frame.n_left = e.n;
+      frame.so_far = frame.next;
+      if (e.most == kNone) {
+        frame.so_far = add(Op::split, kNone, frame.next);  // a loop, whose body is to come
+        frame.n_optional = 1;
+      } else {
+        frame.n_optional = e.most - e.n;
+      }
+    } else if (frame.n_optional > 0) {
+      --frame.n_optional;
+      if (e.most == kNone) {
+        program_.code[frame.so_far].a = value;
+      } else {
+        frame.so_far = add(Op::split, value, frame.next);
+      }
     } else {
-      const std::uint32_t end = next;
-      for (std::uint32_t i = e.n; i < e.most && !too_large(); ++i) {
-        next = add(Op::split, emit(e.first, next), end);
+      --frame.n_left;
+      frame.so_far = value;
+    }
+    const std::uint32_t so_far = frame.so_far;
+    if (frame.n_optional == 0 && frame.n_left == 0) {
+      frames_.pop_back();
+      return so_far;
+    }
+    frames_.push_back({e.part, so_far, kNone});
+    return kNone;
+  }
+
+  std::uint32_t step_choice(Frame& frame, const Expression& e, std::uint32_t value) {
+    if (frame.begins) {
+      frame.begins = false;
+      frame.part = e.part;
+      frame.first_item = items_.size();
+    } else {
+      items_.back().next = value;
+    }
+    const std::uint32_t next = frame.next;
+    while (frame.part != kNone) {
+      const std::uint32_t part = frame.part;
+      const Expression& alternative = expression(part);
+      frame.part = alternative.previous;
+      switch (alternative.kind) {
+        case Kind::text: items_.push_back({text_of(alternative), next}); break;
+        case Kind::rule:
+          if (inlined_[alternative.part] != 0) {
+            add_literals(expression(tree_.rules[alternative.part].expression), next);
+            break;
+          }
+          [[fallthrough]];
+        default: {
+          std::uint32_t last = kNone;
+          items_.push_back({leading_text(alternative, last), kNone});
+          frames_.push_back({part, next, last});
+          return kNone;
+        }
       }
     }
-    for (std::uint32_t i = 0; i < e.n && !too_large(); ++i) next = emit(e.first, next);
+    const std::size_t first_item = frame.first_item;
+    frames_.pop_back();
+    const std::uint32_t begins = emit_items(first_item);
+    items_.resize(first_item);
+    return begins;
+  }
+
+  std::string_view text_of(const Expression& text) const noexcept {
+    return std::string_view(tree_.text).substr(text.part, text.n);
+  }
+
+  void add_literals(const Expression& rule, std::uint32_t next) {
+    if (rule.kind == Kind::text) {
+      items_.push_back({text_of(rule), next});
+    } else {
+      for_each_part(rule, [&](std::uint32_t k) {
+        items_.push_back({text_of(expression(k)), next});
+      });
+    }
+  }
+
+  // The literals that an alternative begins with, one after the other as they are in the tree's text. `last`
+  // becomes the last one of them if there are any.
+  std::string_view leading_text(const Expression& alternative, std::uint32_t& last) const {
+    if (alternative.kind != Kind::sequence) return {};
+    std::uint32_t begin = 0;
+    std::size_t size = 0;
+    for_each_part(alternative, [&](std::uint32_t k) {
+      const Expression& part = expression(k);
+      if (part.kind != Kind::text) {
+        last = kNone;
+        size = 0;
+        return;
+      }
+      if (last == kNone) last = k;
+      if (part.n != 0) begin = part.part;
+      size += part.n;
+    });
+    return last == kNone ? std::string_view() : std::string_view(tree_.text).substr(begin, size);
+  }
+
+  std::uint32_t emit_text(std::string_view text, std::uint32_t next) {
+    for (; !text.empty(); text.remove_suffix(1)) {
+      const auto byte = static_cast<std::uint8_t>(text.back());
+      next = add_bytes(byte, byte, next);
+    }
     return next;
+  }
+
+  // A place in the tree of the items' texts that is not finished.
+  struct Node {
+    std::uint32_t result = kNone;  // the code of what may follow
+    std::uint32_t child = kNone;   // after one of the bytes first to last, not in the code
+    std::uint8_t first = 0, last = 0;
+  };
+
+  void add_child(Node& node, std::uint8_t byte, std::uint32_t child) {
+    if (node.child == child && node.last + 1 == byte) {
+      node.last = byte;
+      return;
+    }
+    finish(node);
+    node.child = child;
+    node.first = node.last = byte;
+  }
+
+  std::uint32_t finish(Node& node) {
+    if (node.child != kNone) {
+      node.result = either(node.result, add_bytes(node.first, node.last, node.child));
+    }
+    node.child = kNone;
+    return node.result;
+  }
+
+  // Code that takes one of the items from first_item on. What several begin with is there once, so that
+  // reading has no more ways than there are bytes that can follow.
+  std::uint32_t emit_items(std::size_t first_item) {
+    const auto begin = items_.begin() + static_cast<std::ptrdiff_t>(first_item);
+    std::sort(begin, items_.end(), [](const Item& a, const Item& b) {
+      const int order = a.text.compare(b.text);
+      return order < 0 || (order == 0 && a.next < b.next);
+    });
+    path_.assign(1, Node());
+    std::string_view text;
+    const auto close = [&](std::size_t depth) {
+      while (path_.size() > depth + 1) {
+        const std::uint32_t child = finish(path_.back());
+        path_.pop_back();
+        add_child(path_.back(), static_cast<std::uint8_t>(text[path_.size() - 1]), child);
+      }
+    };
+    for (auto item = begin; item != items_.end(); ++item) {
+      const std::string_view now = item->text;
+      const auto differ = std::mismatch(text.begin(), text.end(), now.begin(), now.end()).first;
+      close(static_cast<std::size_t>(differ - text.begin()));
+      text = now;
+      path_.resize(text.size() + 1);
+      path_.back().result = either(path_.back().result, item->next);
+    }
+    close(0);
+    return finish(path_[0]);
   }
 
   std::uint32_t emit_characters(const Expression& e, std::uint32_t next) {
     GrammarProgram::ByteSet ascii{};
     std::uint32_t result = kNone;
-    const auto add_way = [&](std::uint32_t way) {
-      result = result == kNone ? way : add(Op::split, result, way);
-    };
     for (std::uint32_t i = 0; i < e.n; ++i) {
-      const CodePointRange range = tree_.ranges[e.first + i];
+      const CodePointRange range = tree_.ranges[e.part + i];
       for_each_utf8_range(
           range.first, range.last,
           [&](const std::uint8_t* from, const std::uint8_t* to, std::size_t length) {
@@ -8108,10 +9490,10 @@ class GrammarCompiler {
             }
             std::uint32_t way = next;
             for (std::size_t k = length; k > 0; --k) way = add_bytes(from[k - 1], to[k - 1], way);
-            add_way(way);
+            result = either(result, way);
           });
     }
-    if (ascii != GrammarProgram::ByteSet{}) add_way(add_bytes(ascii, next));
+    if (ascii != GrammarProgram::ByteSet{}) result = either(result, add_bytes(ascii, next));
     return result;
   }
 
@@ -8121,140 +9503,82 @@ class GrammarCompiler {
     return add_bytes(set, next);
   }
 
-  // The same set with the same next instruction is there once.
+  // An instruction that takes one of a set and goes on at `next`. It is there once.
   std::uint32_t add_bytes(const GrammarProgram::ByteSet& set, std::uint32_t next) {
     const auto [id, is_new] = set_ids_.emplace(set, static_cast<std::uint32_t>(sets_.size()));
     if (is_new) sets_.push_back(set);
-    const auto [place, is_new_here] = bytes_at_.emplace(std::make_pair(id->second, next), 0);
-    if (is_new_here) place->second = add(Op::bytes, id->second, next);
-    return place->second;
+    std::uint32_t& place = place_of(id->second, next);
+    if (place != kNone) return place;
+    place = add(Op::bytes, id->second, next);
+    const std::uint32_t added = place;
+    if (++n_bytes_ > bytes_at_.size() / 2) {
+      bytes_at_.assign(bytes_at_.size() * 2, kNone);
+      for (std::uint32_t i = 0; i < program_.code.size(); ++i) {
+        const GrammarProgram::Instruction& one = program_.code[i];
+        if (one.op == Op::bytes) place_of(one.a, one.b) = i;
+      }
+    }
+    return added;
   }
 
+  // Where the number of this instruction is, or kNone, in a table of hashes.
+  std::uint32_t& place_of(std::uint32_t set, std::uint32_t next) {
+    const std::size_t mask = bytes_at_.size() - 1;
+    std::uint64_t hash = (std::uint64_t{set} << 32 | next) * 0x9E3779B97F4A7C15u;
+    hash ^= hash >> 32;
+    for (std::size_t i = static_cast<std::size_t>(hash) & mask;; i = (i + 1) & mask) {
+      if (bytes_at_[i] == kNone) return bytes_at_[i];
+      const GrammarProgram::Instruction& one = program_.code[bytes_at_[i]];
+      if (one.a == set && one.b == next) return bytes_at_[i];
+    }
+  }
+
+  // Set by set, bytes that were of one class so far become two if the set has only some of them.
   void find_classes() {
-    std::pmr::map<std::pmr::vector<bool>, std::uint8_t> classes(sets_.get_allocator().resource());
-    for (unsigned b = 0; b < 256; ++b) {
-      std::pmr::vector<bool> in(sets_.get_allocator());
-      in.resize(sets_.size());
-      for (std::size_t s = 0; s < sets_.size(); ++s)
-        in[s] = (sets_[s][b / 64] >> (b % 64) & 1) != 0;
-      const auto n = static_cast<std::uint8_t>(classes.size());
-      program_.class_of[b] = classes.emplace(std::move(in), n).first->second;
+    std::array<std::uint8_t, 256>& class_of = program_.class_of;
+    class_of.fill(0);
+    program_.n_classes = 1;
+    for (const GrammarProgram::ByteSet& set : sets_) {
+      if (program_.n_classes == 256) break;
+      std::array<int, 512> names;  // of [class so far, in the set or not]
+      names.fill(-1);
+      int n = 0;
+      for (unsigned b = 0; b < 256; ++b) {
+        int& name = names[class_of[b] * 2u + (set[b / 64] >> (b % 64) & 1)];
+        if (name < 0) name = n++;
+        class_of[b] = static_cast<std::uint8_t>(name);
+      }
+      program_.n_classes = static_cast<std::size_t>(n);
     }
-    program_.n_classes = classes.size();
     program_.class_sets.resize(sets_.size());
-    for (unsigned b = 0; b < 256; ++b) {
-      const std::size_t c = program_.class_of[b];
-      for (std::size_t s = 0; s < sets_.size(); ++s) {
+    for (std::size_t s = 0; s < sets_.size(); ++s) {
+      for (unsigned b = 0; b < 256; ++b) {
         if ((sets_[s][b / 64] >> (b % 64) & 1) == 0) continue;
-        program_.class_sets[s][c / 64] |= std::uint64_t{1} << (c % 64);
+        program_.class_sets[s][class_of[b] / 64] |= std::uint64_t{1} << (class_of[b] % 64);
       }
     }
   }
 
-  // Every rule must come to an end and must not call itself before it took a byte.
-  Status check_rules() {
-    flags_.assign(tree_.rules.size(), {});
-    for (bool changed = true; changed;) {
-      changed = false;
-      for (std::size_t r = flags_.size(); r-- > 0;) {
-        const std::uint32_t expression = tree_.rules[r].expression;
-        const bool nullable = flags_[r].nullable || is_nullable(expression);
-        const bool productive = flags_[r].productive || is_productive(expression);
-        changed = changed || nullable != flags_[r].nullable || productive != flags_[r].productive;
-        flags_[r].nullable = nullable;
-        flags_[r].productive = productive;
-      }
-    }
-    for (std::uint32_t r = 0; r < flags_.size(); ++r) {
-      const std::string_view name = tree_.rules[r].name;
-      if (!flags_[r].productive) {
-        return Error(ErrorCode::bad_format, "grammar: rule '%.*s' never comes to an end",
-                     static_cast<int>(name.size()), name.data());
-      }
-      if (is_left_recursive(r, 0)) {
-        return Error(ErrorCode::bad_format,
-                     "grammar: rule '%.*s' calls itself before it has taken a character; put what "
-                     "it begins with first (left recursion)",
-                     static_cast<int>(name.size()), name.data());
-      }
-    }
-    return {};
-  }
-
-  bool is_nullable(std::uint32_t index) const {
-    const Expression& e = tree_.expressions[index];
-    switch (e.kind) {
-      case Kind::text: return e.n == 0;
-      case Kind::characters: return false;
-      case Kind::repeat: return e.n == 0 || is_nullable(e.first);
-      case Kind::rule: return flags_[e.first].nullable;
-      case Kind::sequence:
-      case Kind::choice: break;
-    }
-    const bool all = e.kind == Kind::sequence;
-    for (std::uint32_t i = e.first; i != kNone; i = tree_.expressions[i].next) {
-      if (is_nullable(i) != all) return !all;
-    }
-    return all;
-  }
-
-  bool is_productive(std::uint32_t index) const {
-    const Expression& e = tree_.expressions[index];
-    switch (e.kind) {
-      case Kind::text:
-      case Kind::characters: return true;
-      case Kind::repeat: return e.n == 0 || is_productive(e.first);
-      case Kind::rule: return flags_[e.first].productive;
-      case Kind::sequence:
-      case Kind::choice: break;
-    }
-    const bool all = e.kind == Kind::sequence;
-    for (std::uint32_t i = e.first; i != kNone; i = tree_.expressions[i].next) {
-      if (is_productive(i) != all) return !all;
-    }
-    return all;
-  }
-
-  // As deep as rules that begin with rules may be.
-  static constexpr int kMostDepth = 2000;
-
-  bool is_left_recursive(std::uint32_t rule, int depth) {
-    if (flags_[rule].visit == 2) return false;
-    if (flags_[rule].visit == 1 || depth > kMostDepth) return true;
-    flags_[rule].visit = 1;
-    const bool result = begins_with_itself(tree_.rules[rule].expression, depth);
-    flags_[rule].visit = 2;
-    return result;
-  }
-
-  // Does an expression begin with a rule that is being looked at?
-  bool begins_with_itself(std::uint32_t index, int depth) {
-    const Expression& e = tree_.expressions[index];
-    switch (e.kind) {
-      case Kind::text:
-      case Kind::characters: return false;
-      case Kind::rule: return is_left_recursive(e.first, depth + 1);
-      case Kind::repeat: return e.most != 0 && begins_with_itself(e.first, depth);
-      case Kind::sequence:
-      case Kind::choice: break;
-    }
-    for (std::uint32_t i = e.first; i != kNone; i = tree_.expressions[i].next) {
-      if (begins_with_itself(i, depth)) return true;
-      if (e.kind == Kind::sequence && !is_nullable(i)) return false;
-    }
-    return false;
-  }
+  static constexpr std::uint32_t kTooLarge = static_cast<std::uint32_t>(kMostGrammarParts) + 1;
+  static constexpr std::size_t kMostInlined = 64;  // bytes of a rule's literals, and one for each
 
   const GrammarTree& tree_;
   GrammarProgram& program_;
+  Flags nullable_;
+  Flags inlined_;  // of rules: 0, or what it counts to have them as literals
   std::pmr::vector<GrammarProgram::ByteSet> sets_;
   std::pmr::map<GrammarProgram::ByteSet, std::uint32_t> set_ids_;
-  std::pmr::map<std::pair<std::uint32_t, std::uint32_t>, std::uint32_t> bytes_at_;
-  std::pmr::vector<Flags> flags_;
-  std::size_t work_ = 0;
+  std::pmr::vector<std::uint32_t> bytes_at_;  // a table of instructions that take bytes
+  std::size_t n_bytes_ = 0;                   // in it
+  std::pmr::vector<Frame> frames_;
+  std::pmr::vector<Item> items_;
+  std::pmr::vector<Node> path_;
+  std::pmr::memory_resource* resource_;
 };
 
 }  // namespace mixtral::detail
+
+#endif  // MIXTRAL_IMPL_GRAMMAR_PROGRAM_HPP_
 
 namespace mixtral::detail {
 
@@ -8263,6 +9587,14 @@ struct AutomatonSizes {
   std::size_t calls = 1u << 14;
   std::size_t threads = 1u << 16;
   std::size_t steps = 1u << 18;  // states * byte classes
+
+  // More threads for a program in which one expression alone can begin in very many ways: each becomes a
+  // thread, and passes a few instructions on the way.
+  static AutomatonSizes of(const GrammarProgram& program) noexcept {
+    AutomatonSizes sizes;
+    while (sizes.threads < (1u << 20) && sizes.threads / 16 < program.most_ways) sizes.threads *= 2;
+    return sizes;
+  }
 };
 
 class GrammarAutomaton {
@@ -8334,6 +9666,23 @@ class GrammarAutomaton {
   bool accepts(State state) const noexcept { return states_[state].accepts; }
   // Can a byte follow?
   bool goes_on(State state) const noexcept { return states_[state].n_threads != 0; }
+
+  // Writes or reads a state: the calls that its threads return to, inner ones after outer ones, and the
+  // threads. `archive` is a SnapshotWriter or a SnapshotReader; the state was made by a program with the
+  // same fingerprint. Reading forgets all other states; what is no state of the program fails.
+  template <class Archive>
+  void transfer(Archive& archive, State& state) {
+    if constexpr (Archive::kReads) {
+      forget();
+      state = read_state(archive);
+      if (state == kFull) {
+        archive.fail();
+        state = kDead;
+      }
+    } else {
+      write_state(archive, state);
+    }
+  }
 
   // Counts how often states were forgotten: numbers from before are void.
   std::size_t generation() const noexcept { return generation_; }
@@ -8423,6 +9772,66 @@ class GrammarAutomaton {
       moved_[at] = outer;
     }
     return outer;
+  }
+
+  template <class Archive>
+  void write_state(Archive& archive, State state) {
+    const StateData data = states_[state];
+    const Thread* threads = threads_.data() + data.first_thread;
+    moved_.assign(calls_.size(), kNone);  // the numbers that calls have in the archive
+    moved_[kNoCall] = kNoCall;
+    for (std::uint32_t t = 0; t < data.n_threads; ++t) {
+      for (std::uint32_t at = threads[t].call; moved_[at] == kNone; at = calls_[at].outer) {
+        moved_[at] = 0;  // below it gets its number
+      }
+    }
+    std::uint32_t n_calls = 1;
+    for (std::uint32_t at = 1; at < calls_.size(); ++at) {
+      if (moved_[at] != kNone) moved_[at] = n_calls++;
+    }
+    archive.value(n_calls);
+    for (std::uint32_t at = 1; at < calls_.size(); ++at) {
+      if (moved_[at] == kNone) continue;
+      archive.value(calls_[at].instruction);
+      archive.value(moved_[calls_[at].outer]);
+    }
+    archive.flag(data.accepts);
+    archive.value(data.n_threads);
+    for (std::uint32_t t = 0; t < data.n_threads; ++t) {
+      archive.value(threads[t].instruction);
+      archive.value(moved_[threads[t].call]);
+    }
+  }
+
+  // kFull if it is none.
+  template <class Archive>
+  State read_state(Archive& archive) {
+    std::uint32_t n_calls = 0, n_threads = 0;
+    archive.value(n_calls);
+    if (n_calls == 0 || n_calls > most_calls_) return kFull;
+    moved_.assign(n_calls, kNoCall);
+    begin_closure();
+    for (std::uint32_t i = 1; i < n_calls; ++i) {
+      std::uint32_t instruction = 0, outer = 0;
+      archive.value(instruction);
+      archive.value(outer);
+      if (instruction >= program_.code.size() || outer >= i) return kFull;
+      moved_[i] = intern(instruction, moved_[outer]);
+    }
+    archive.flag(accepts_);
+    archive.value(n_threads);
+    if (n_threads > most_threads_ / 4) return kFull;
+    for (std::uint32_t t = 0; t < n_threads; ++t) {
+      std::uint32_t instruction = 0, call = 0;
+      archive.value(instruction);
+      archive.value(call);
+      if (instruction >= program_.code.size() || call >= n_calls ||
+          program_.code[instruction].op != GrammarProgram::Op::bytes) {
+        return kFull;
+      }
+      found_.push_back({instruction, moved_[call]});
+    }
+    return archive.good() ? finish_closure() : kFull;
   }
 
   State make_start() {
@@ -8562,15 +9971,24 @@ class GrammarAutomaton {
 
 }  // namespace mixtral::detail
 
+#endif  // MIXTRAL_IMPL_GRAMMAR_AUTOMATON_HPP_
+#ifndef MIXTRAL_IMPL_MODEL_HPP_
+#define MIXTRAL_IMPL_MODEL_HPP_
+
 #include <mutex>
 
 // The texts of a vocabulary's tokens as one tree, so that a grammar looks at common beginnings once.
+#ifndef MIXTRAL_IMPL_TOKEN_TRIE_HPP_
+#define MIXTRAL_IMPL_TOKEN_TRIE_HPP_
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <memory_resource>
 #include <vector>
+
+#ifndef MIXTRAL_IMPL_TOKENIZER_HPP_
+#define MIXTRAL_IMPL_TOKENIZER_HPP_
 
 #include <algorithm>
 #include <cmath>
@@ -8694,6 +10112,7 @@ Result<Tokenizer> Tokenizer::create(const Vocabulary& vocabulary,
 }
 
 Piece Tokenizer::piece(Token token) const noexcept {
+  if (!contains(token)) return {{}, 0.0f, PieceType::unused};
   const StoredPiece& stored = pieces_[static_cast<std::size_t>(token)];
   return {text_of(stored), stored.score, stored.type};
 }
@@ -8714,7 +10133,8 @@ class Tokenizer::Encoder {
         text_(resource),
         symbols_(resource),
         agenda_(resource),
-        parts_(resource) {}
+        parts_(resource),
+        later_(resource) {}
 
   void run(std::string_view text, bool leading_space, std::pmr::vector<Token>& out) {
     normalize(text, leading_space && tokenizer_.add_dummy_prefix_);
@@ -8865,24 +10285,33 @@ class Tokenizer::Encoder {
     return true;
   }
 
+  // Gives out a piece; one that is unused, as the two that it was merged from, and so on. Their number is
+  // up to the text: hence no recursion.
   void emit(std::string_view piece, bool& after_unknown, std::pmr::vector<Token>& out) {
-    const auto found = tokenizer_.ids_.find(piece);
-    if (found != tokenizer_.ids_.end()) {
-      if (type(found->second) == PieceType::unused) {
+    for (;;) {
+      const auto found = tokenizer_.ids_.find(piece);
+      const bool is_piece = found != tokenizer_.ids_.end();
+      if (is_piece && type(found->second) == PieceType::unused) {
         if (const auto parts = parts_.find(piece); parts != parts_.end()) {
-          const auto both = parts->second;
-          emit(both.first, after_unknown, out);
-          emit(both.second, after_unknown, out);
-          return;
+          later_.push_back(parts->second.second);
+          piece = parts->second.first;
+          continue;
         }
       }
-      out.push_back(found->second);
-      after_unknown = false;
-    } else if (tokenizer_.byte_fallback_) {
-      for (const char c : piece) out.push_back(tokenizer_.byte_ids_[static_cast<std::uint8_t>(c)]);
-    } else {
-      if (!after_unknown) out.push_back(tokenizer_.unknown_);  // a run of unknowns is one token
-      after_unknown = true;
+      if (is_piece) {
+        out.push_back(found->second);
+        after_unknown = false;
+      } else if (tokenizer_.byte_fallback_) {
+        for (const char c : piece) {
+          out.push_back(tokenizer_.byte_ids_[static_cast<std::uint8_t>(c)]);
+        }
+      } else {
+        if (!after_unknown) out.push_back(tokenizer_.unknown_);  // a run of unknowns is one token
+        after_unknown = true;
+      }
+      if (later_.empty()) return;
+      piece = later_.back();
+      later_.pop_back();
     }
   }
 
@@ -8891,6 +10320,7 @@ class Tokenizer::Encoder {
   std::pmr::vector<Symbol> symbols_;
   std::pmr::vector<Pair> agenda_;  // a heap
   std::pmr::unordered_map<std::string_view, std::pair<std::string_view, std::string_view>> parts_;
+  std::pmr::vector<std::string_view> later_;  // pieces that emit() has still to give out
 };
 
 Status Tokenizer::encode(std::string_view text, EncodeOptions options,
@@ -9009,6 +10439,8 @@ std::string_view Detokenizer::finish() {
 
 }  // namespace mixtral
 
+#endif  // MIXTRAL_IMPL_TOKENIZER_HPP_
+
 namespace mixtral::detail {
 
 // Nodes are one byte each, a node before those that go on from it.
@@ -9115,7 +10547,11 @@ class TokenTrie {
 };
 
 }  // namespace mixtral::detail
+
+#endif  // MIXTRAL_IMPL_TOKEN_TRIE_HPP_
 // Weights in the host's memory instead of a mapped file.
+#ifndef MIXTRAL_IMPL_WEIGHTS_COPIER_HPP_
+#define MIXTRAL_IMPL_WEIGHTS_COPIER_HPP_
 
 #include <cstring>
 #include <limits>
@@ -9126,12 +10562,16 @@ namespace mixtral::detail {
 // Copies what the tensors of a checkpoint point to, interleaved where `kernels` can, and lets them point to
 // the copy, which replaces the checkpoint's files. An expert's w1 and w3, whose rows are multiplied in turns, lie
 // in turns, too: measured, memory is read a third faster as one stream. The checkpoint's tensors are those
-// of its configuration. Errors: out_of_memory, also thrown.
+// of its configuration. Errors: out_of_memory, also thrown; cancelled.
 class WeightsCopier {
  public:
-  WeightsCopier(Checkpoint& checkpoint, const simd::Kernels& kernels,
+  WeightsCopier(Checkpoint& checkpoint, const simd::Kernels& kernels, ProgressListener progress,
                 std::pmr::memory_resource* resource)
-      : checkpoint_(checkpoint), kernels_(kernels), resource_(resource), w3_(resource) {
+      : checkpoint_(checkpoint),
+        kernels_(kernels),
+        progress_(progress),
+        resource_(resource),
+        w3_(resource) {
     w3_.resize(std::size_t{checkpoint.config.n_layers} * checkpoint.config.n_experts);
     for (NamedTensor& tensor : checkpoint.tensors) {
       if (tensor.role == Role::w3) w3_[expert_of(tensor)] = &tensor;
@@ -9152,6 +10592,7 @@ class WeightsCopier {
                    "ModelOptions::copy_weights they stay in the file",
                    static_cast<unsigned long long>(size));
     }
+    MIXTRAL_RETURN_IF_ERROR(tell_progress(slab, size));
     // Pairs first: all else does not belong to one or was not yet copied.
     for (NamedTensor& tensor : checkpoint_.tensors) {
       if (tensor.role != Role::w1) continue;
@@ -9159,17 +10600,27 @@ class WeightsCopier {
       if (can_pair(copied(tensor.matrix), copied(other.matrix))) {
         copy_pair(slab, tensor.matrix, other.matrix);
         drop_pages();
+        MIXTRAL_RETURN_IF_ERROR(tell_progress(slab, size));
       }
     }
     for (NamedTensor& tensor : checkpoint_.tensors) {
       if (tensor.matrix.gap_bytes != 0) continue;
       copy_one(slab, tensor.matrix);
       drop_pages();
+      MIXTRAL_RETURN_IF_ERROR(tell_progress(slab, size));
     }
     return slab;
   }
 
  private:
+  Status tell_progress(const Slab& slab, std::uint64_t size) const {
+    const std::uint64_t n_done = slab.used();
+    const auto state = n_done == size ? Progress::done : Progress::working;
+    if (progress_(Progress(state, n_done, size))) return {};
+    return Error(ErrorCode::cancelled, "cancelled after copying %llu of %llu bytes of weights",
+                 static_cast<unsigned long long>(n_done), static_cast<unsigned long long>(size));
+  }
+
   // There is no need for room for the file and the copy at the same time.
   void drop_pages() const noexcept {
     for (const Bytes& file : checkpoint_.files) file.drop_pages();
@@ -9235,14 +10686,19 @@ class WeightsCopier {
 
   Checkpoint& checkpoint_;
   const simd::Kernels& kernels_;
+  ProgressListener progress_;
   std::pmr::memory_resource* resource_;
   std::pmr::vector<NamedTensor*> w3_;  // of each layer's experts
 };
 
 }  // namespace mixtral::detail
+
+#endif  // MIXTRAL_IMPL_WEIGHTS_COPIER_HPP_
 // Functions of the C library that the tokens depend on, with the same bits on every platform: made of
 // operations that IEEE 754 defines to the last bit, products and sums joined by std::fma, which leaves
 // compilers nothing to join. Errors are below three units in the last place.
+#ifndef MIXTRAL_NETWORK_PORTABLE_MATH_HPP_
+#define MIXTRAL_NETWORK_PORTABLE_MATH_HPP_
 
 #include <cmath>
 #include <cstddef>
@@ -9337,55 +10793,8 @@ inline void sin_and_cos(double x, double& sine, double& cosine) noexcept {
 }
 
 }  // namespace mixtral::portable
-// Tensors by role, checked for shape once; after that no check is needed.
 
-#include <memory_resource>
-#include <vector>
-
-namespace mixtral {
-
-// One SwiGLU feed-forward network: w2 (silu(w1 x) * w3 x).
-struct ExpertWeights {
-  simd::Matrix w1;  // gate, [hidden_dim, dim]
-  simd::Matrix w2;  // down, [dim, hidden_dim]
-  simd::Matrix w3;  // up, [hidden_dim, dim]
-};
-
-struct LayerWeights {
-  const float* attention_norm = nullptr;  // [dim]
-  simd::Matrix wq, wk, wv, wo;
-  const float* ffn_norm = nullptr;         // [dim]
-  simd::Matrix router;                     // [n_experts, dim]; empty in a dense model
-  const ExpertWeights* experts = nullptr;  // [n_experts]
-};
-
-// The matrices stay where the checkpoint has them; the small vectors are copied as float32.
-class Weights {
- public:
-  explicit Weights(std::pmr::memory_resource* resource)
-      : layers(resource), experts_(resource), floats_(resource) {}
-
-  // Errors: bad_format, naming a tensor that is missing, there twice or of another shape than the
-  // configuration says; out_of_memory.
-  static Result<Weights> create(const Checkpoint& checkpoint, const simd::Kernels& kernels,
-                                std::pmr::memory_resource* resource);
-
-  simd::Matrix token_embedding;
-  const float* output_norm = nullptr;   // [dim]
-  simd::Matrix output;                  // token_embedding if tied
-  const float* rope_factors = nullptr;  // [head_size / 2] or null
-  std::pmr::vector<LayerWeights> layers;
-
-  std::uint64_t n_parameters = 0;         // in all
-  std::uint64_t n_active_parameters = 0;  // multiplied with one token
-  std::uint64_t bytes = 0;                // of all tensors in the file
-
- private:
-  std::pmr::vector<ExpertWeights> experts_;
-  std::pmr::vector<float> floats_;
-};
-
-}  // namespace mixtral
+#endif  // MIXTRAL_NETWORK_PORTABLE_MATH_HPP_
 
 namespace mixtral {
 
@@ -9405,6 +10814,12 @@ struct ModelData {
   bool bf16_activations = false;
   Weights weights;
   std::pmr::vector<double> rope_frequencies;  // [head_size / 2], radians a position
+
+  // What tells this model from others, wherever its weights lie. Reads a page of each matrix.
+  std::uint64_t fingerprint() const noexcept {
+    return fingerprint_before_copy ? *fingerprint_before_copy : model_fingerprint(config, weights);
+  }
+  std::optional<std::uint64_t> fingerprint_before_copy;  // with weights_copy
 
   // Made when a grammar first needs it.
   const TokenTrie& token_trie() const {
@@ -9467,9 +10882,13 @@ Result<Model> Model::from_checkpoint(Checkpoint checkpoint, const ModelOptions& 
     data->tokenizer.emplace(*std::move(tokenizer));
     Result<Weights> weights = Weights::create(checkpoint, *kernels, resource);
     if (!weights) return weights.error();
+    data->config = checkpoint.config;
+    if (options.sliding_window) data->config.sliding_window = *options.sliding_window;
     if (options.copy_weights) {
       const std::uint64_t bytes_in_file = weights->bytes;
-      Result<detail::Slab> copy = detail::WeightsCopier(checkpoint, *kernels, resource).copy();
+      data->fingerprint_before_copy = detail::model_fingerprint(data->config, *weights);
+      Result<detail::Slab> copy =
+          detail::WeightsCopier(checkpoint, *kernels, options.progress, resource).copy();
       if (!copy) return copy.error();
       data->weights_copy = *std::move(copy);
       checkpoint.files.clear();
@@ -9478,8 +10897,6 @@ Result<Model> Model::from_checkpoint(Checkpoint checkpoint, const ModelOptions& 
       weights->bytes = bytes_in_file;
     }
     data->weights = *std::move(weights);
-    data->config = checkpoint.config;
-    if (options.sliding_window) data->config.sliding_window = *options.sliding_window;
     data->chat_format = options.chat_format
                             ? *options.chat_format
                             : detect_chat_format(*data->tokenizer, checkpoint.chat_template);
@@ -9512,7 +10929,11 @@ std::uint64_t Model::weight_bytes() const noexcept { return data_->weights.bytes
 const char* Model::simd_target() const noexcept { return data_->kernels->target; }
 
 }  // namespace mixtral
+
+#endif  // MIXTRAL_IMPL_MODEL_HPP_
 // Regular expressions (ECMA-262, section 22.2.1) as GBNF, which has nearly the same operators.
+#ifndef MIXTRAL_IMPL_REGEX_HPP_
+#define MIXTRAL_IMPL_REGEX_HPP_
 
 #include <cstdio>
 #include <memory_resource>
@@ -9545,7 +10966,10 @@ class RegexTranslator {
   Status translate() {
     out_ += '(';
     MIXTRAL_RETURN_IF_ERROR(begin_alternative());
-    while (at_ < pattern_.size()) MIXTRAL_RETURN_IF_ERROR(translate_next());
+    while (at_ < pattern_.size()) {
+      if (out_.size() > kMostGrammarBytes) return unsupported("it is too large,");
+      MIXTRAL_RETURN_IF_ERROR(translate_next());
+    }
     if (depth_ != 0) return error("a group has no end");
     end_alternative();
     out_ += ')';
@@ -9903,23 +11327,34 @@ class RegexTranslator {
 
 }  // namespace mixtral::detail
 
+#endif  // MIXTRAL_IMPL_REGEX_HPP_
+
 namespace mixtral {
 
+namespace detail {
+
+inline Result<std::shared_ptr<const GrammarProgram>> compile_grammar(
+    const GrammarTree& tree, std::uint32_t root, std::pmr::memory_resource* resource) {
+  auto program = std::allocate_shared<GrammarProgram>(
+      std::pmr::polymorphic_allocator<GrammarProgram>(resource), resource);
+  MIXTRAL_RETURN_IF_ERROR(GrammarCompiler(tree, *program, resource).compile(root));
+  return std::shared_ptr<const GrammarProgram>(std::move(program));
+}
+
+}  // namespace detail
+
 Result<Grammar> Grammar::from_gbnf(std::string_view text, std::pmr::memory_resource* resource) {
-  constexpr std::size_t kLongest = std::size_t{1} << 26;
-  if (text.size() > kLongest) {
+  if (text.size() > detail::kMostGrammarBytes) {
     return Error(ErrorCode::unsupported, "a grammar of %zu bytes; %zu are the most", text.size(),
-                 kLongest);
+                 detail::kMostGrammarBytes);
   }
   return detail::guard_memory("compiling a grammar", [&]() -> Result<Grammar> {
     detail::GrammarTree tree(resource);
     detail::GbnfReader reader(text, tree, resource);
     MIXTRAL_RETURN_IF_ERROR(reader.read());
-    auto program = std::allocate_shared<detail::GrammarProgram>(
-        std::pmr::polymorphic_allocator<detail::GrammarProgram>(resource), resource);
-    detail::GrammarCompiler compiler(tree, *program, resource);
-    MIXTRAL_RETURN_IF_ERROR(compiler.compile(reader.find("root")));
-    return Grammar(std::move(program));
+    auto program = detail::compile_grammar(tree, reader.find("root"), resource);
+    MIXTRAL_RETURN_IF_ERROR(program);
+    return Grammar(*std::move(program));
   });
 }
 
@@ -9936,14 +11371,38 @@ Result<Grammar> Grammar::from_choices(Span<const std::string_view> choices,
   if (choices.empty()) {
     return Error(ErrorCode::invalid_argument, "a grammar of no choices: give one at least");
   }
-  return detail::guard_memory("compiling choices", [&]() -> Result<Grammar> {
-    std::pmr::string gbnf("root ::= ", resource);
-    for (std::size_t i = 0; i < choices.size(); ++i) {
-      const auto literal = literal_to_gbnf(choices[i], resource);
-      MIXTRAL_RETURN_IF_ERROR(literal);
-      gbnf.append(i == 0 ? "" : " | ").append(*literal);
+  std::size_t size = 0;
+  for (const std::string_view choice : choices) {
+    size += choice.size() + 1;
+    if (size > detail::kMostGrammarParts || choice.size() > detail::kMostGrammarParts) {
+      return detail::grammar_too_large();
     }
-    return from_gbnf(gbnf, resource);
+  }
+  return detail::guard_memory("compiling choices", [&]() -> Result<Grammar> {
+    detail::GrammarTree tree(resource);
+    detail::ExpressionParts alternatives;
+    tree.text.reserve(size);
+    tree.expressions.reserve(choices.size() + 1);
+    for (std::size_t i = 0; i < choices.size(); ++i) {
+      const std::string_view choice = choices[i];
+      for (std::size_t at = 0; at < choice.size();) {
+        std::uint32_t c = 0;
+        if (!detail::next_code_point(choice, at, c)) {
+          return Error(ErrorCode::bad_format, "choice %zu is not UTF-8 at byte %zu", i, at);
+        }
+      }
+      detail::Expression literal{};
+      literal.kind = detail::Expression::Kind::text;
+      literal.part = static_cast<std::uint32_t>(tree.text.size());
+      literal.n = static_cast<std::uint32_t>(choice.size());
+      tree.text += choice;
+      alternatives.append(tree, tree.add(literal));
+    }
+    const std::uint32_t root = alternatives.finish(tree, detail::Expression::Kind::choice);
+    tree.rules.push_back({"root", root, 1});
+    auto program = detail::compile_grammar(tree, 0, resource);
+    MIXTRAL_RETURN_IF_ERROR(program);
+    return Grammar(*std::move(program));
   });
 }
 
@@ -10125,9 +11584,11 @@ Result<GrammarMatcher> GrammarMatcher::create(const Grammar& grammar, const Mode
   if (!grammar) return Error(ErrorCode::invalid_argument, "matching with a grammar that is none");
   return detail::guard_memory("following a grammar", [&]() -> Result<GrammarMatcher> {
     std::pmr::memory_resource* resource = model.data_->resource;
-    return GrammarMatcher(detail::make_resource_ptr<Impl>(resource, grammar, model,
-                                                          model.data_->token_trie(), begins_text,
-                                                          detail::AutomatonSizes(), resource));
+    auto impl = detail::make_resource_ptr<Impl>(
+        resource, grammar, model, model.data_->token_trie(), begins_text,
+        detail::AutomatonSizes::of(*grammar.program_), resource);
+    if (impl->failed) return impl->too_ambiguous();
+    return GrammarMatcher(std::move(impl));
   });
 }
 
@@ -10153,6 +11614,16 @@ Status GrammarMatcher::accept(Token token) {
   return {};
 }
 
+std::uint64_t GrammarMatcher::fingerprint() const noexcept {
+  return impl_->grammar.program_->fingerprint();
+}
+
+template <class Archive>
+void GrammarMatcher::transfer(Archive& archive) {
+  archive.flag(impl_->drops_space);
+  impl_->automaton.transfer(archive, impl_->path[0]);
+}
+
 bool GrammarMatcher::can_end() const noexcept {
   return !impl_->failed && impl_->automaton.accepts(impl_->path[0]);
 }
@@ -10161,6 +11632,10 @@ bool GrammarMatcher::must_end() const noexcept {
 }
 
 }  // namespace mixtral
+
+#endif  // MIXTRAL_IMPL_GRAMMAR_HPP_
+#ifndef MIXTRAL_IMPL_SESSION_HPP_
+#define MIXTRAL_IMPL_SESSION_HPP_
 
 #include <algorithm>
 
@@ -10174,36 +11649,21 @@ bool GrammarMatcher::must_end() const noexcept {
 //   logits           float32[vocab_size], if has_logits
 //   checksum         uint64, of everything after the header: of the tokens, the turns, each run of rows
 //                    of one head and the logits, each filled up with zeros to whole 64-bit words
+//
+// A saved generation is a saved session with what Generation::Impl::transfer() writes after it, in the
+// order that stands there. It begins with the bytes "MIXTRALG" and a version of its own and ends with a
+// checksum like the session's; numbers are little-endian, a flag is one byte, a sequence is its length
+// as uint64 and its elements.
+#ifndef MIXTRAL_IMPL_SNAPSHOT_HPP_
+#define MIXTRAL_IMPL_SNAPSHOT_HPP_
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 namespace mixtral::detail {
-
-// Changes with any change of one 64-bit word, and with nearly all others: each step is a bijection
-// of the sum for a given word, and of the word for a given sum.
-class Checksum {
- public:
-  void add(const void* bytes, std::size_t size) noexcept {
-    const auto* from = static_cast<const std::uint8_t*>(bytes);
-    for (; size >= sizeof(std::uint64_t); size -= sizeof(std::uint64_t)) {
-      add_word(from, sizeof(std::uint64_t));
-      from += sizeof(std::uint64_t);
-    }
-    if (size != 0) add_word(from, size);
-  }
-  std::uint64_t value() const noexcept { return sum_; }
-
- private:
-  void add_word(const std::uint8_t* from, std::size_t size) noexcept {
-    std::uint64_t word = 0;
-    std::memcpy(&word, from, size);
-    sum_ = (sum_ ^ word) * 0x9E3779B97F4A7C15u;
-    sum_ ^= sum_ >> 32;
-  }
-  std::uint64_t sum_ = 0xCBF29CE484222325u;
-};
 
 struct SnapshotHeader {
   static constexpr char kMagic[8] = {'M', 'I', 'X', 'T', 'R', 'A', 'L', 'S'};
@@ -10228,106 +11688,140 @@ struct SnapshotHeader {
 };
 static_assert(sizeof(SnapshotHeader) == 56, "no padding: it is written as it lies in memory");
 
-// Tells models apart: the configuration, and the shape, format, first and last bytes of each matrix.
-inline std::uint64_t model_fingerprint(const ModelData& data) noexcept {
-  Checksum sum;
-  const Config& c = data.config;
-  const std::uint32_t sizes[] = {c.dim,        c.n_layers,      c.n_heads,   c.n_kv_heads,
-                                 c.head_size,  c.hidden_dim,    c.n_experts, c.n_experts_used,
-                                 c.vocab_size, c.sliding_window};
-  sum.add(sizes, sizeof sizes);
-  const float numbers[] = {c.rope_theta, c.rope_scale, c.norm_epsilon};
-  sum.add(numbers, sizeof numbers);
-  const auto add = [&](const simd::Matrix& matrix) {
-    const std::uint64_t shape[] = {matrix.rows, matrix.cols,
-                                   static_cast<std::uint64_t>(matrix.format)};
-    sum.add(shape, sizeof shape);
-    if (matrix.data == nullptr || matrix.bytes() == 0) return;
-    const std::size_t n = matrix.bytes() < 64 ? static_cast<std::size_t>(matrix.bytes()) : 64;
-    sum.add(matrix.data, n);
-    sum.add(matrix.data + matrix.bytes() - n, n);
-  };
-  const auto add_floats = [&](const float* floats, std::size_t n) {
-    if (floats != nullptr) sum.add(floats, n * sizeof(float));
-  };
-  const Weights& weights = data.weights;
-  add(weights.token_embedding);
-  add(weights.output);
-  add_floats(weights.output_norm, c.dim);
-  add_floats(weights.rope_factors, c.head_size / 2);
-  for (const LayerWeights& layer : weights.layers) {
-    add_floats(layer.attention_norm, c.dim);
-    add_floats(layer.ffn_norm, c.dim);
-    for (const simd::Matrix* m : {&layer.wq, &layer.wk, &layer.wv, &layer.wo, &layer.router})
-      add(*m);
-    for (std::size_t e = 0; e < c.n_experts; ++e) {
-      const ExpertWeights& expert = layer.experts[e];
-      for (const simd::Matrix* m : {&expert.w1, &expert.w2, &expert.w3}) add(*m);
-    }
-  }
-  return sum.value();
-}
-
-// Writes with a running checksum.
+// Writes with a running checksum. Reader and writer have functions of the same names, so that one template
+// can state a format for both; kReads tells it which of them it has.
 class SnapshotWriter {
  public:
+  static constexpr bool kReads = false;
+
   explicit SnapshotWriter(ByteWriter write) : write_(write) {}
-  void put(const void* bytes, std::size_t size) {
+  void bytes(const void* from, std::size_t size) {
     if (!good_) return;
-    sum_.add(bytes, size);
-    good_ = write_(bytes, size);
+    sum_.add(from, size);
+    good_ = write_(from, size);
+  }
+  template <class T>
+  void value(const T& number) {
+    static_assert(std::is_arithmetic_v<T> && !std::is_same_v<T, bool>);
+    bytes(&number, sizeof number);
+  }
+  void flag(bool is_set) { value(static_cast<std::uint8_t>(is_set ? 1 : 0)); }
+  // A vector or string of simple elements, `most` of them at most.
+  template <class Sequence>
+  void sequence(const Sequence& elements, std::size_t most) {
+    static_assert(std::is_trivially_copyable_v<typename Sequence::value_type>);
+    if (elements.size() > most) return fail();
+    value(static_cast<std::uint64_t>(elements.size()));
+    bytes(elements.data(), elements.size() * sizeof(typename Sequence::value_type));
   }
   void put_checksum() {
     const std::uint64_t sum = sum_.value();
     if (good_) good_ = write_(&sum, sizeof sum);
   }
+  // To be called for something that is too large for the format.
+  void fail() noexcept {
+    good_ = false;
+    is_too_large_ = true;
+  }
   bool good() const noexcept { return good_; }
+  bool is_too_large() const noexcept { return is_too_large_; }
 
  private:
   ByteWriter write_;
   Checksum sum_;
   bool good_ = true;
+  bool is_too_large_ = false;
 };
 
+// Reads what a SnapshotWriter wrote, or anything else: what cannot have been written, and what is read
+// once something was not good, leaves zeros and empty sequences.
 class SnapshotReader {
  public:
+  static constexpr bool kReads = true;
+
   explicit SnapshotReader(ByteReader read) : read_(read) {}
-  void get(void* bytes, std::size_t size) {
-    if (!good_) return;
-    good_ = read_(bytes, size);
-    if (good_) sum_.add(bytes, size);
+  void bytes(void* to, std::size_t size) {
+    if (good()) is_read_ = read_(to, size);
+    if (good()) {
+      sum_.add(to, size);
+    } else {
+      std::memset(to, 0, size);
+    }
+  }
+  template <class T>
+  void value(T& number) {
+    static_assert(std::is_arithmetic_v<T> && !std::is_same_v<T, bool>);
+    bytes(&number, sizeof number);
+  }
+  void flag(bool& is_set) {
+    std::uint8_t byte = 0;
+    value(byte);
+    if (byte > 1) fail();
+    is_set = good() && byte == 1;
+  }
+  // Takes memory as elements come, so that a damaged number of them takes none.
+  template <class Sequence>
+  void sequence(Sequence& elements, std::size_t most) {
+    using Element = typename Sequence::value_type;
+    static_assert(std::is_trivially_copyable_v<Element>);
+    constexpr std::size_t kPiece = 4096;
+    std::uint64_t size = 0;
+    value(size);
+    if (size > most) fail();
+    elements.clear();
+    while (good() && elements.size() < size) {
+      const std::size_t begin = elements.size();
+      const auto n = static_cast<std::size_t>(std::min<std::uint64_t>(kPiece, size - begin));
+      elements.resize(begin + n);
+      bytes(&elements[begin], n * sizeof(Element));
+    }
+    if (!good()) elements.clear();
   }
   // Does what was read have the checksum that comes now?
   bool checksum_matches() {
     std::uint64_t sum = 0;
-    if (good_) good_ = read_(&sum, sizeof sum);
-    return good_ && sum == sum_.value();
+    if (good()) is_read_ = read_(&sum, sizeof sum);
+    return good() && sum == sum_.value();
   }
-  bool good() const noexcept { return good_; }
+  void fail() noexcept { is_possible_ = false; }
+  bool good() const noexcept { return is_read_ && is_possible_; }
+  bool is_read() const noexcept { return is_read_; }  // no read has failed
 
  private:
   ByteReader read_;
   Checksum sum_;
-  bool good_ = true;
+  bool is_read_ = true;
+  bool is_possible_ = true;
 };
 
 }  // namespace mixtral::detail
+
+#endif  // MIXTRAL_IMPL_SNAPSHOT_HPP_
 // What a session and its forks share: memory, the pages of their pasts, and the pass in progress.
+#ifndef MIXTRAL_IMPL_WORKSPACE_HPP_
+#define MIXTRAL_IMPL_WORKSPACE_HPP_
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstdio>
 
 // The transformer, as a sequence of stages made of independent chunks.
 //
 // One pass takes any number of tokens, each with its own position and KV cache. A stage's chunks may
 // run in any order on any threads; a stage begins when the one before is complete. Whoever drives
 // the pass decides how: all chunks on a pool, or a few at a time between two frames of a game.
+#ifndef MIXTRAL_NETWORK_FORWARD_PASS_HPP_
+#define MIXTRAL_NETWORK_FORWARD_PASS_HPP_
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <optional>
 
 // Activation rows in the forms that matrices are multiplied with.
+#ifndef MIXTRAL_NETWORK_ACTIVATIONS_HPP_
+#define MIXTRAL_NETWORK_ACTIVATIONS_HPP_
 
 #include <algorithm>
 #include <cstddef>
@@ -10575,7 +12069,44 @@ void multiply_chunk(const simd::Kernels& kernels, const simd::Matrix& w, std::si
 }
 
 }  // namespace mixtral::detail
+
+#endif  // MIXTRAL_NETWORK_ACTIVATIONS_HPP_
+// Finds numbers that are infinite or NaN.
+#ifndef MIXTRAL_NETWORK_FINITE_HPP_
+#define MIXTRAL_NETWORK_FINITE_HPP_
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+namespace mixtral::detail {
+
+// True if all n numbers are finite: no exponent is all ones. Two at a time: adding one to the exponents
+// carries into the sign's place, which was cleared, exactly if they are all ones.
+inline bool all_finite(const float* x, std::size_t n) noexcept {
+  constexpr std::uint64_t kExponents = 0x7F8000007F800000u, kOnes = 0x0080000000800000u;
+  std::uint64_t carries = 0;
+  std::size_t i = 0;
+  for (; i + 2 <= n; i += 2) {
+    std::uint64_t pair;
+    std::memcpy(&pair, x + i, sizeof pair);
+    carries |= (pair & kExponents) + kOnes;
+  }
+  if (i < n) {
+    std::uint32_t last;
+    std::memcpy(&last, x + i, sizeof last);
+    carries |= (last & kExponents) + kOnes;
+  }
+  constexpr std::uint64_t kSigns = 0x8000000080000000u;
+  return (carries & kSigns) == 0;
+}
+
+}  // namespace mixtral::detail
+
+#endif  // MIXTRAL_NETWORK_FINITE_HPP_
 // The keys and values of the past, in pages that several sessions can share.
+#ifndef MIXTRAL_NETWORK_KV_CACHE_HPP_
+#define MIXTRAL_NETWORK_KV_CACHE_HPP_
 
 #include <algorithm>
 #include <cstddef>
@@ -10810,8 +12341,12 @@ class KvPast {
 };
 
 }  // namespace mixtral::detail
+
+#endif  // MIXTRAL_NETWORK_KV_CACHE_HPP_
 // The sparse part of a mixture of experts: which experts work on a token, and which tokens an expert
 // works on (Jiang et al. 2024, "Mixtral of Experts", section 2.1).
+#ifndef MIXTRAL_NETWORK_ROUTER_HPP_
+#define MIXTRAL_NETWORK_ROUTER_HPP_
 
 #include <cstddef>
 #include <cstdint>
@@ -10921,6 +12456,8 @@ class Assignment {
 
 }  // namespace mixtral::detail
 
+#endif  // MIXTRAL_NETWORK_ROUTER_HPP_
+
 namespace mixtral::detail {
 
 // One token of a pass.
@@ -10932,6 +12469,13 @@ struct PassRow {
   float* logits = nullptr;  // where the logits that follow the token are put; null: nowhere
 };
 
+// Where a pass first met numbers that are infinite or NaN, which nothing after them recovers from.
+struct NotFinite {
+  std::size_t row;  // of the pass
+  Part part;        // embedding; output: the logits; router: its logits; experts: a layer's result
+  std::uint32_t layer;  // for the latter two
+};
+
 class ForwardPass {
  public:
   // Plans memory for passes of up to max_rows tokens, in which so many sessions want logits.
@@ -10941,6 +12485,7 @@ class ForwardPass {
     const std::size_t k = config.n_experts_used;
     rows_ = slab.take<PassRow>(max_rows);
     x_ = slab.take<float>(max_rows * config.dim);
+    is_finite_ = slab.take<bool>(max_rows);
     const Forms forms = wanted_forms();
     normed_.take(slab, kernels(), max_rows, config.dim, forms.normed);
     qkv_ = slab.take<float>(max_rows * qkv_width());
@@ -10967,6 +12512,7 @@ class ForwardPass {
     n_rows_ = n_rows;
     all_logits_ = all_logits;
     shortened_ = false;
+    not_finite_.reset();
     std::size_t depth = 1;
     for (std::size_t row = 0; row < n_rows; ++row) {
       depth = std::max(depth, std::size_t{rows_[row].position} + 1);
@@ -11008,6 +12554,7 @@ class ForwardPass {
     switch (stage_) {
       case Stage::embed: return embed(i);
       case Stage::attention_norm:
+        is_finite_[i] = all_finite(x(i), model_->config.dim);
         return normalize(i, layer().attention_norm, kernels().in_groups(n_rows_));
       case Stage::qkv: return qkv(i);
       case Stage::cache: return rotate_and_cache(i);
@@ -11025,9 +12572,18 @@ class ForwardPass {
     }
   }
 
-  // To be called once all chunks of the current stage have run. The observer may be null.
+  // Tells where numbers stopped being finite, if they did: the pass is of no use then. Known after the
+  // next_stage() that follows the layer, or the output matrix, that they came from.
+  const std::optional<NotFinite>& not_finite() const noexcept { return not_finite_; }
+
+  // To be called once all chunks of the current stage have run, unless not_finite(). The observer may
+  // be null.
   void next_stage(Observer* observer) {
     observer_ = observer;
+    if (stage_ == Stage::attention_norm || stage_ == Stage::router || stage_ == Stage::final_norm) {
+      find_not_finite();
+      if (not_finite_) return;
+    }
     if (observer_ != nullptr && observer_->wants_inputs()) show_inputs();
     switch (stage_) {
       case Stage::cache:
@@ -11243,6 +12799,7 @@ class ForwardPass {
   void route(std::size_t row) const {
     const Config& config = model_->config;
     normalize(row, layer().ffn_norm, false);
+    is_finite_[row] = true;
     if (!config.has_router()) {
       assignment_.experts(row)[0] = 0;
       assignment_.weights(row)[0] = 1.0f;
@@ -11257,6 +12814,7 @@ class ForwardPass {
                        std::memcpy(logits + first, values, n * sizeof(float));
                      });
     }
+    is_finite_[row] = all_finite(logits, config.n_experts);
     select_experts(logits, config.n_experts, config.n_experts_used, assignment_.experts(row),
                    assignment_.weights(row));
   }
@@ -11411,7 +12969,27 @@ class ForwardPass {
     stage_ = n_logit_rows_ == 0 ? Stage::done : Stage::final_norm;
   }
 
+  // Looks at what the stage has found out of the residual stream that it read, or of its router logits.
+  void find_not_finite() {
+    const bool is_last = stage_ == Stage::final_norm;
+    const std::size_t n = is_last ? n_logit_rows_ : n_rows_;
+    const bool* const begin = is_finite_;
+    const bool* const found = std::find(begin, begin + n, false);
+    if (found == begin + n) return;
+    const auto i = static_cast<std::size_t>(found - begin);
+    const std::size_t row = is_last ? logit_rows_[i] : i;
+    const auto l = static_cast<std::uint32_t>(layer_);
+    if (stage_ == Stage::router) {
+      not_finite_ = NotFinite{row, Part::router, l};
+    } else if (layer_ == 0) {
+      not_finite_ = NotFinite{row, Part::embedding, 0};
+    } else {
+      not_finite_ = NotFinite{row, Part::experts, l - 1};
+    }
+  }
+
   void final_norm(std::size_t i) const {
+    is_finite_[i] = all_finite(x(logit_rows_[i]), model_->config.dim);
     kernels().rms_norm(x(logit_rows_[i]), model_->weights.output_norm, model_->config.norm_epsilon,
                        model_->config.dim, final_.row(i));
     final_.complete_row(i, kernels().in_groups(n_logit_rows_));
@@ -11431,6 +13009,10 @@ class ForwardPass {
     for (std::size_t i = 0; i < n_logit_rows_; ++i) {
       const float* logits = logits_ + i * vocab_size;
       const PassRow& row = rows_[logit_rows_[i]];
+      if (!all_finite(logits, vocab_size)) {
+        not_finite_ = NotFinite{logit_rows_[i], Part::output, 0};
+        return;
+      }
       if (row.logits != nullptr) std::memcpy(row.logits, logits, vocab_size * sizeof(float));
       if (observer_ != nullptr) {
         observer_->on_logits(row.position, Span<const float>(logits, vocab_size));
@@ -11453,11 +13035,14 @@ class ForwardPass {
   std::size_t n_logit_rows_ = 0;
   std::size_t most_logit_rows_ = 1;
 
+  std::optional<NotFinite> not_finite_;
+
   PassRow* rows_ = nullptr;
-  float* x_ = nullptr;     // the residual stream, [row][dim]
-  Activations normed_;     // input of the projections and experts, [row][dim]
-  float* qkv_ = nullptr;   // [row][q_dim + kv_dim + kv_dim]
-  float* cos2_ = nullptr;  // rotary factors, [row][head_size], each twice
+  float* x_ = nullptr;         // the residual stream, [row][dim]
+  bool* is_finite_ = nullptr;  // what the stage looked at is; [row] or [logit row]
+  Activations normed_;         // input of the projections and experts, [row][dim]
+  float* qkv_ = nullptr;       // [row][q_dim + kv_dim + kv_dim]
+  float* cos2_ = nullptr;      // rotary factors, [row][head_size], each twice
   float* sin2_ = nullptr;
   Activations attention_;           // output of attention, [row][q_dim]
   float* router_logits_ = nullptr;  // [row][n_experts]
@@ -11470,6 +13055,8 @@ class ForwardPass {
 };
 
 }  // namespace mixtral::detail
+
+#endif  // MIXTRAL_NETWORK_FORWARD_PASS_HPP_
 
 namespace mixtral::detail {
 
@@ -11485,13 +13072,40 @@ struct Branch {
   std::uint64_t rotary_offset = 0;  // what rotary positions are ahead of those in the history
   bool has_logits = false;
   bool in_use = false;
-  std::atomic<bool> cancelled{false};
+  bool leaves = false;           // its session was destroyed during a call
+  std::uint32_t work_begin = 0;  // n_evaluated when the history was last changed from outside
+
+  // How often Session::cancel() was called, and up to which of these calls the evaluation of what is
+  // pending is not concerned: those before the history was last changed from outside, or before an
+  // evaluation that ended as cancelled.
+  std::atomic<std::uint32_t> cancels{0};
+  std::uint32_t cancels_before = 0;
+
+  bool is_cancelled() const noexcept {
+    return cancels.load(std::memory_order_relaxed) != cancels_before;
+  }
+
+  // To be called when the host changes what is to be computed: what was cancelled is no longer wanted.
+  void begin_work() noexcept {
+    cancels_before = cancels.load();
+    work_begin = n_evaluated;
+  }
 
   // Tokens to be computed before there are logits: the last one again if they were lost.
   std::uint32_t n_pending() const noexcept {
     return n_evaluated < n_tokens ? n_tokens - n_evaluated : has_logits || n_tokens == 0 ? 0 : 1;
   }
 };
+
+// Returns the moment that is `budget` from now. A negative budget counts as none, and one of more than a
+// century as a century, so that the sum stays within the clock's range.
+inline std::chrono::steady_clock::time_point deadline_after(
+    std::chrono::nanoseconds budget) noexcept {
+  using Clock = std::chrono::steady_clock;
+  constexpr std::chrono::nanoseconds kCentury = std::chrono::hours(24 * 365 * 100);
+  budget = std::clamp(budget, std::chrono::nanoseconds(0), kCentury);
+  return Clock::now() + std::chrono::duration_cast<Clock::duration>(budget);
+}
 
 struct WorkspaceSizes {
   std::uint32_t context = 0;
@@ -11534,17 +13148,39 @@ class Workspace {
     for (std::size_t i = 0; i < sizes_.branches; ++i) {
       if (branches_[i].in_use) continue;
       branches_[i].in_use = true;
+      branches_[i].begin_work();
       ++n_in_use_;
       return &branches_[i];
     }
     return nullptr;
   }
-  // True if it was the last one.
+  // True if it was the last one, so that nobody uses the workspace any more. During a call the branch
+  // goes when the call ends, and what is computed for it is cancelled.
   bool give_back(Branch& branch) noexcept {
+    if (in_call_) {
+      branch.leaves = true;
+      branch.cancels.fetch_add(1);
+      return false;
+    }
     rewind(branch, 0);
-    branch.in_use = false;
-    branch.cancelled.store(false);
+    branch.in_use = branch.leaves = false;
     return --n_in_use_ == 0;
+  }
+
+  // A call is what hands control to code of the host: an executor, an observer, a byte stream. Until it
+  // ends, nothing else may change the workspace. Calls do not nest.
+  bool in_call() const noexcept { return in_call_; }
+  void begin_call() noexcept { in_call_ = keeps_pass_ = true; }
+  // Ends the call, in whatever way it ended: a pass that advance() worked on is given up unless it said
+  // that it goes on. True if nobody uses the workspace any more.
+  bool end_call() noexcept {
+    in_call_ = false;
+    if (!keeps_pass_) abandon();
+    bool is_unused = false;
+    for (std::size_t i = 0; i < sizes_.branches; ++i) {
+      if (branches_[i].leaves) is_unused = give_back(branches_[i]);
+    }
+    return is_unused;
   }
 
   void rewind(Branch& branch, std::uint32_t n) noexcept {
@@ -11556,6 +13192,7 @@ class Workspace {
     branch.past.drop_from(branch.n_evaluated);
     if (branch.past.is_empty()) branch.n_evaluated = 0;
     if (branch.n_evaluated == 0) branch.rotary_offset = 0;
+    branch.work_begin = std::min(branch.work_begin, branch.n_evaluated);
   }
 
   // Takes the n tokens from `begin` on out of the history; n in whole pages, unless they are its last.
@@ -11581,6 +13218,7 @@ class Workspace {
     std::copy(branch.history + end, branch.history + branch.n_tokens, branch.history + begin);
     std::copy(branch.turns + end, branch.turns + branch.n_tokens, branch.turns + begin);
     branch.n_tokens -= n;
+    branch.work_begin = std::min(branch.work_begin, branch.n_evaluated);
     return true;
   }
 
@@ -11600,34 +13238,65 @@ class Workspace {
   Branch** wanted() const noexcept { return wanted_; }
 
   // Computes what is pending in the first n of wanted(), until `deadline` unless that is null; a pass
-  // of others that is in progress is finished first. True if all is done.
+  // of others that is in progress is finished first. True if all is done. Within a call only.
   Result<bool> advance(std::size_t n, const Clock::time_point* deadline, Observer* observer) {
     n_wanted_ = n;
+    failed_ = nullptr;
+    keeps_pass_ = false;
     bool ran = false;
     while (!is_cancelled()) {
       if (!running_) {
         MIXTRAL_RETURN_IF_ERROR(begin_pass(observer));
         if (!running_) break;
       }
-      if (!run(deadline, observer, ran)) {
-        if (!is_cancelled()) return false;
-        break;
+      const bool complete = run(deadline, observer, ran);
+      if (pass_.not_finite()) {
+        const Error error = not_finite(*pass_.not_finite());
+        abandon();
+        if (failed_ == nullptr) continue;  // one of others, who will see for themselves
+        return error;
+      }
+      if (!complete) {
+        if (is_cancelled()) break;
+        keeps_pass_ = true;
+        return false;
       }
       finish_pass();
+      if (observer != nullptr) observer->on_progress(progress());
     }
-    // A request that came too late for the last pass, or before a call with nothing to do, counts too:
-    // it must not stay for a call that nobody meant.
     std::uint32_t n_evaluated = 0, n_tokens = 0;
     bool cancelled = false;
     for (std::size_t i = 0; i < n; ++i) {
-      cancelled = wanted_[i]->cancelled.exchange(false) || cancelled;
-      n_evaluated += wanted_[i]->n_evaluated;
-      n_tokens += wanted_[i]->n_tokens;
+      Branch& branch = *wanted_[i];
+      const std::uint32_t cancels = branch.cancels.load();
+      cancelled = cancelled || cancels != branch.cancels_before;
+      branch.cancels_before = cancels;
+      n_evaluated += branch.n_evaluated;
+      n_tokens += branch.n_tokens;
     }
     if (!cancelled) return true;
-    abandon();
     return Error(ErrorCode::cancelled, "cancelled after %u of %u tokens; evaluate again to go on",
                  static_cast<unsigned>(n_evaluated), static_cast<unsigned>(n_tokens));
+  }
+
+  // Which of wanted() the last advance() failed for; null if it did not, or for none in particular.
+  const Branch* failed() const noexcept { return failed_; }
+
+  // How much of what the last advance() was asked for is done.
+  Progress progress() const noexcept {
+    const std::uint64_t units_a_token = std::uint64_t{data_->config.n_layers} + 1;
+    std::uint64_t n_done = 0, n_total = 0;
+    for (std::size_t i = 0; i < n_wanted_; ++i) {
+      const Branch& branch = *wanted_[i];
+      n_total += branch.n_evaluated + branch.n_pending() - branch.work_begin;
+      n_done += branch.n_evaluated - branch.work_begin;
+    }
+    n_done *= units_a_token;
+    n_total *= units_a_token;
+    for (std::size_t i = 0; running_ && i < n_wanted_; ++i) {
+      n_done += std::uint64_t{wanted_[i]->n_in_pass} * pass_.layer_number();
+    }
+    return Progress(n_done == n_total ? Progress::done : Progress::working, n_done, n_total);
   }
 
  private:
@@ -11681,9 +13350,31 @@ class Workspace {
 
   bool is_cancelled() const noexcept {
     for (std::size_t i = 0; i < n_wanted_; ++i) {
-      if (wanted_[i]->cancelled.load(std::memory_order_relaxed)) return true;
+      if (wanted_[i]->is_cancelled()) return true;
     }
     return false;
+  }
+
+  // What to tell of a pass whose numbers are not finite; notes whose it was in failed_.
+  Error not_finite(const NotFinite& where) noexcept {
+    const PassRow& row = pass_.rows()[where.row];
+    for (std::size_t i = 0; i < n_wanted_; ++i) {
+      if (&wanted_[i]->past == row.past) failed_ = wanted_[i];
+    }
+    char place[40];
+    if (where.part == Part::embedding) {
+      std::snprintf(place, sizeof place, "its embedding is");
+    } else if (where.part == Part::output) {
+      std::snprintf(place, sizeof place, "its logits are");
+    } else {
+      std::snprintf(place, sizeof place, "the %s of layer %u is",
+                    where.part == Part::router ? "router" : "result",
+                    static_cast<unsigned>(where.layer));
+    }
+    return Error(ErrorCode::bad_format,
+                 "evaluating token %d at position %u: %s infinite or no number (NaN); weights are "
+                 "damaged, get the file again and compare its checksum",
+                 static_cast<int>(row.token), static_cast<unsigned>(row.position), place);
   }
 
   // Positions that a token at `position` does not need any more come before this one.
@@ -11694,6 +13385,7 @@ class Workspace {
 
   // Begins a pass over as many pending tokens as it takes, if there are any.
   Status begin_pass(Observer* observer) {
+    const bool all_logits = observer != nullptr && observer->wants_all_logits();
     std::uint32_t n_rows = 0;
     PassRow* rows = pass_.rows();
     for (std::size_t b = 0; b < n_wanted_; ++b) {
@@ -11711,6 +13403,7 @@ class Workspace {
       branch->past.drop_before(first_needed(begin));
       if (branch->past.n_pages_to_take(begin, begin + n) > pages_.n_free()) {
         if (n_rows != 0) break;  // go on with those that have room
+        failed_ = branch;
         return Error(ErrorCode::context_full,
                      "no room for keys and values of %u more tokens: the session and its forks "
                      "have %zu pages of %zu tokens, of which %zu are free; open it with more "
@@ -11720,6 +13413,7 @@ class Workspace {
       }
       branch->past.prepare(begin, begin + n);
       branch->n_in_pass = n;
+      branch->work_begin = std::min(branch->work_begin, begin);
       for (std::uint32_t i = 0; i < n; ++i) {
         const std::uint32_t position = begin + i;
         row_branch_[n_rows] = branch;
@@ -11736,7 +13430,7 @@ class Workspace {
     next_chunk_.store(0);
     stage_seconds_ = 0.0;
     running_ = true;
-    pass_.begin(n_rows, observer != nullptr && observer->wants_all_logits());
+    pass_.begin(n_rows, all_logits);
     return {};
   }
 
@@ -11758,7 +13452,8 @@ class Workspace {
     running_ = false;
   }
 
-  // Goes on with the pass, true if to its end; false if the deadline came or it was cancelled.
+  // Goes on with the pass, true if to its end; false if the deadline came, it was cancelled, or its
+  // numbers are not finite.
   // `ran` tells whether anything was done before, since the beginning of a time slice.
   bool run(const Clock::time_point* deadline, Observer* observer, bool& ran) {
     const bool timed = observer != nullptr && observer->wants_times();
@@ -11771,7 +13466,10 @@ class Workspace {
       if (timed) observer->on_time(pass_.part(), pass_.layer_number(), stage_seconds_);
       stage_seconds_ = 0.0;
       next_chunk_.store(0);
+      const std::uint32_t layer = pass_.layer_number();
       pass_.next_stage(observer);
+      if (pass_.not_finite()) return false;
+      if (observer != nullptr && pass_.layer_number() != layer) observer->on_progress(progress());
     }
     return true;
   }
@@ -11826,7 +13524,10 @@ class Workspace {
   std::size_t n_in_use_ = 0;
   Branch** wanted_ = nullptr;  // [branches]
   std::size_t n_wanted_ = 0;
-  float* key_ = nullptr;  // [head_size], and the cosines and sines of its rotation
+  const Branch* failed_ = nullptr;
+  bool in_call_ = false;
+  bool keeps_pass_ = false;  // at the end of the call
+  float* key_ = nullptr;     // [head_size], and the cosines and sines of its rotation
 
   bool running_ = false;                    // a pass is in progress:
   std::uint32_t n_rows_ = 0;                // over so many rows,
@@ -11839,7 +13540,28 @@ class Workspace {
 
 }  // namespace mixtral::detail
 
+#endif  // MIXTRAL_IMPL_WORKSPACE_HPP_
+
 namespace mixtral {
+
+namespace detail {
+
+// A call in progress of a workspace, which it deletes if the last session was destroyed meanwhile.
+class WorkspaceCall {
+ public:
+  explicit WorkspaceCall(Workspace* work) noexcept : work_(work) { work->begin_call(); }
+  WorkspaceCall(const WorkspaceCall&) = delete;
+  WorkspaceCall& operator=(const WorkspaceCall&) = delete;
+  ~WorkspaceCall() {
+    std::pmr::memory_resource* resource = work_->data().resource;
+    if (work_->end_call()) ResourceDelete<Workspace>{resource}(work_);
+  }
+
+ private:
+  Workspace* work_;
+};
+
+}  // namespace detail
 
 struct Session::Impl {
   Impl(detail::Workspace* shared, detail::Branch* own) : work(shared), branch(own) {}
@@ -11852,6 +13574,20 @@ struct Session::Impl {
 
   detail::Workspace* work;  // shared with forks; the last one deletes it
   detail::Branch* branch;
+
+  // May a function of this name be called on the session now?
+  static Status check_usable(const Impl* session, const char* function) {
+    if (session == nullptr) {
+      return Error(ErrorCode::invalid_argument, "%s() of a session that was moved from", function);
+    }
+    if (!session->work->in_call()) return {};
+    return Error(
+        ErrorCode::invalid_argument,
+        "%s() during an evaluation, save or load of the session or one of its forks: an "
+        "observer, executor or stream may only cancel and read it (see observer.hpp); call "
+        "it after that returned",
+        function);
+  }
 
   const detail::ModelData& data() const noexcept { return work->data(); }
   std::pmr::memory_resource* resource() const noexcept { return data().resource; }
@@ -11890,6 +13626,13 @@ struct Session::Impl {
                  "context or append less",
                  tokens.size(), static_cast<unsigned>(context() - room),
                  static_cast<unsigned>(context()));
+  }
+
+  // What the host appends is new work; what a generation appends is not.
+  Status append_work(Span<const Token> tokens) {
+    MIXTRAL_RETURN_IF_ERROR(append(tokens));
+    branch->begin_work();
+    return {};
   }
 
   Status append(Span<const Token> tokens) {
@@ -11944,6 +13687,7 @@ struct Session::Impl {
     const auto kept = static_cast<std::uint32_t>(differ - tokens.begin());
     work->rewind(*branch, kept);
     put(tokens.subspan(kept, tokens.size() - kept), turn());
+    branch->begin_work();
     return kept;
   }
 
@@ -11960,7 +13704,7 @@ struct Session::Impl {
     std::memcpy(header.magic, header.kMagic, sizeof header.magic);
     header.version = header.kVersion;
     header.kv_format = static_cast<std::uint32_t>(work->sizes().kv_format);
-    header.model = detail::model_fingerprint(data());
+    header.model = data().fingerprint();
     header.rotary_offset = branch->rotary_offset;
     header.n_tokens = branch->n_tokens;
     header.n_evaluated = branch->n_evaluated;
@@ -11970,11 +13714,11 @@ struct Session::Impl {
     bool good = write(&header, sizeof header);
     if (good) {
       detail::SnapshotWriter out(write);
-      out.put(branch->history, header.n_tokens * sizeof(Token));
-      out.put(branch->turns, header.n_tokens);
+      out.bytes(branch->history, header.n_tokens * sizeof(Token));
+      out.bytes(branch->turns, header.n_tokens);
       branch->past.for_each_run(header.n_evaluated,
-                                [&](const void* rows, std::size_t size) { out.put(rows, size); });
-      if (branch->has_logits) out.put(branch->logits, logits().size() * sizeof(float));
+                                [&](const void* rows, std::size_t size) { out.bytes(rows, size); });
+      if (branch->has_logits) out.bytes(branch->logits, logits().size() * sizeof(float));
       out.put_checksum();
       good = out.good();
     }
@@ -12001,22 +13745,27 @@ struct Session::Impl {
                    "are free; open the session with more kv_tokens, or let forks of it go",
                    end - first, work->pages().n_free(), work->pages().n_pages());
     }
+    struct Undo {  // unless all was read, also if `read` throws
+      detail::KvPast* past;
+      ~Undo() {
+        if (past != nullptr) past->drop_from(0);
+      }
+    } undo{&past};
     past.begin_at(first);
     past.prepare(first, end);
     detail::SnapshotReader in(read);
-    in.get(branch->history, header.n_tokens * sizeof(Token));
-    in.get(branch->turns, header.n_tokens);
-    past.for_each_run(end, [&](void* rows, std::size_t size) { in.get(rows, size); });
-    if (header.has_logits != 0) in.get(branch->logits, logits().size() * sizeof(float));
+    in.bytes(branch->history, header.n_tokens * sizeof(Token));
+    in.bytes(branch->turns, header.n_tokens);
+    past.for_each_run(end, [&](void* rows, std::size_t size) { in.bytes(rows, size); });
+    if (header.has_logits != 0) in.bytes(branch->logits, logits().size() * sizeof(float));
     const bool good = in.checksum_matches();
-    if (!good || !is_valid(header)) {
-      past.drop_from(0);
-      return in.good() ? damaged : failed;
-    }
+    if (!good || !is_valid(header)) return in.is_read() ? damaged : failed;
+    undo.past = nullptr;
     branch->n_tokens = header.n_tokens;
     branch->n_evaluated = header.n_evaluated;
     branch->rotary_offset = header.rotary_offset;
     branch->has_logits = header.has_logits != 0;
+    branch->begin_work();
     return {};
   }
 
@@ -12038,7 +13787,7 @@ struct Session::Impl {
       return Error(ErrorCode::bad_format,
                    "loading a session: its header is damaged; load another copy");
     }
-    if (header.model != detail::model_fingerprint(data())) {
+    if (header.model != data().fingerprint()) {
       return Error(ErrorCode::invalid_argument,
                    "loading a session: it was saved with another model; open the very file that it "
                    "was made with");
@@ -12068,20 +13817,29 @@ struct Session::Impl {
     return true;
   }
 
-  Result<bool> advance(const detail::Workspace::Clock::time_point* deadline, Observer* observer) {
-    if (branch->n_tokens == 0) {
-      return Error(ErrorCode::invalid_argument,
-                   "nothing to evaluate: append text, tokens or a chat first");
-    }
-    work->wanted()[0] = branch;
-    return work->advance(1, deadline, observer);
+  static Error nothing_to_evaluate() noexcept {
+    return Error(ErrorCode::invalid_argument,
+                 "nothing to evaluate: append text, tokens or a chat first");
+  }
+  static Error nothing_to_evaluate(std::size_t session) noexcept {
+    return Error(ErrorCode::invalid_argument,
+                 "session %zu has nothing to evaluate: append text, tokens or a chat first",
+                 session);
   }
 
-  // The same for several sessions.
-  static Result<bool> advance(Span<Session* const> sessions,
-                              const detail::Workspace::Clock::time_point* deadline,
-                              Observer* observer) {
-    if (sessions.empty()) return true;
+  // Evaluates what is pending in the sessions, until `deadline` unless that is null. A session may be
+  // given several times.
+  static Result<Progress> advance(Span<Session* const> sessions, const char* function,
+                                  const detail::Workspace::Clock::time_point* deadline,
+                                  Observer* observer) {
+    if (sessions.empty()) return Progress(Progress::done);
+    for (std::size_t i = 0; i < sessions.size(); ++i) {
+      if (sessions[i] == nullptr) {
+        return Error(ErrorCode::invalid_argument, "%s() of session %zu, which is null", function,
+                     i);
+      }
+      MIXTRAL_RETURN_IF_ERROR(check_usable(sessions[i]->impl_.get(), function));
+    }
     detail::Workspace& work = *sessions[0]->impl_->work;
     std::size_t n = 0;
     for (std::size_t i = 0; i < sessions.size(); ++i) {
@@ -12093,13 +13851,23 @@ struct Session::Impl {
                      i);
       }
       if (session.branch->n_tokens == 0) {
-        return Error(ErrorCode::invalid_argument,
-                     "session %zu has nothing to evaluate: append text, tokens or a chat first", i);
+        return sessions.size() == 1 ? nothing_to_evaluate() : nothing_to_evaluate(i);
       }
       detail::Branch** const end = work.wanted() + n;
       if (std::find(work.wanted(), end, session.branch) == end) *end = session.branch, ++n;
     }
-    return work.advance(n, deadline, observer);
+    return advance(work, n, deadline, observer);
+  }
+
+  // The first n of work.wanted(). A session may be gone when this returns, if a callback destroyed it.
+  static Result<Progress> advance(detail::Workspace& work, std::size_t n,
+                                  const detail::Workspace::Clock::time_point* deadline,
+                                  Observer* observer) {
+    const detail::WorkspaceCall call(&work);
+    const Result<bool> done = work.advance(n, deadline, observer);
+    MIXTRAL_RETURN_IF_ERROR(done);
+    const Progress progress = work.progress();
+    return Progress(*done ? Progress::done : Progress::working, progress.n_done, progress.n_total);
   }
 };
 
@@ -12205,6 +13973,7 @@ Result<Session> Session::open(const Model& model, const SessionOptions& options)
 }
 
 Result<Session> Session::fork() const {
+  MIXTRAL_RETURN_IF_ERROR(Impl::check_usable(impl_.get(), "fork"));
   return detail::guard_memory("forking a session", [&]() -> Result<Session> {
     detail::Workspace* work = impl_->work;
     detail::Branch* branch = work->take_branch();
@@ -12223,23 +13992,29 @@ Result<Session> Session::fork() const {
     auto impl = detail::make_resource_ptr<Impl>(impl_->resource(), work, branch);
     give_back.branch = nullptr;
     work->copy(*impl_->branch, *branch);
+    branch->begin_work();
     return Session(std::move(impl));
   });
 }
 
 Status Session::append(std::string_view text) {
+  MIXTRAL_RETURN_IF_ERROR(Impl::check_usable(impl_.get(), "append"));
   return detail::guard_memory("appending text", [&]() -> Status {
     std::pmr::vector<Token> tokens(impl_->resource());
     MIXTRAL_RETURN_IF_ERROR(impl_->encode(text, impl_->branch->n_tokens == 0, tokens));
-    return impl_->append(Span<const Token>(tokens.data(), tokens.size()));
+    return impl_->append_work(Span<const Token>(tokens.data(), tokens.size()));
   });
 }
 
-Status Session::append(Span<const Token> tokens) { return impl_->append(tokens); }
+Status Session::append(Span<const Token> tokens) {
+  MIXTRAL_RETURN_IF_ERROR(Impl::check_usable(impl_.get(), "append"));
+  return impl_->append_work(tokens);
+}
 
-Status Session::append(Token token) { return impl_->append(Span<const Token>(&token, 1)); }
+Status Session::append(Token token) { return append(Span<const Token>(&token, 1)); }
 
 Status Session::append_chat(Span<const Message> messages, const ChatOptions& options) {
+  MIXTRAL_RETURN_IF_ERROR(Impl::check_usable(impl_.get(), "append_chat"));
   return detail::guard_memory("appending a chat", [&]() -> Status {
     const Span<const Token> past = impl_->tokens();
     Turn turn = impl_->turn();
@@ -12253,7 +14028,7 @@ Status Session::append_chat(Span<const Message> messages, const ChatOptions& opt
     std::pmr::vector<Token> tokens(impl_->resource());
     MIXTRAL_RETURN_IF_ERROR(
         encode_chat(model().tokenizer(), model().chat_format(), messages, options, turn, tokens));
-    MIXTRAL_RETURN_IF_ERROR(impl_->append(Span<const Token>(tokens.data(), tokens.size())));
+    MIXTRAL_RETURN_IF_ERROR(impl_->append_work(Span<const Token>(tokens.data(), tokens.size())));
     detail::Branch& branch = *impl_->branch;
     std::uint8_t& mark = branch.turns[branch.n_tokens - 1];
     mark = static_cast<std::uint8_t>(turn);
@@ -12264,51 +14039,67 @@ Status Session::append_chat(Span<const Message> messages, const ChatOptions& opt
 }
 
 Status Session::evaluate(Observer* observer) {
-  const Result<bool> done = impl_->advance(nullptr, observer);
+  Session* const self = this;
+  const auto done = Impl::advance({&self, 1}, "evaluate", nullptr, observer);
   MIXTRAL_RETURN_IF_ERROR(done);
   return {};
 }
 
 Result<Progress> Session::advance(std::chrono::nanoseconds budget, Observer* observer) {
-  const auto deadline = detail::Workspace::Clock::now() + budget;
-  const Result<bool> done = impl_->advance(&deadline, observer);
-  MIXTRAL_RETURN_IF_ERROR(done);
-  return *done ? Progress::done : Progress::working;
+  Session* const self = this;
+  const auto deadline = detail::deadline_after(budget);
+  return Impl::advance({&self, 1}, "advance", &deadline, observer);
 }
 
 Status Session::evaluate_all(Span<Session* const> sessions, Observer* observer) {
-  const Result<bool> done = Impl::advance(sessions, nullptr, observer);
+  const auto done = Impl::advance(sessions, "evaluate_all", nullptr, observer);
   MIXTRAL_RETURN_IF_ERROR(done);
   return {};
 }
 
 Result<Progress> Session::advance_all(Span<Session* const> sessions,
                                       std::chrono::nanoseconds budget, Observer* observer) {
-  const auto deadline = detail::Workspace::Clock::now() + budget;
-  const Result<bool> done = Impl::advance(sessions, &deadline, observer);
-  MIXTRAL_RETURN_IF_ERROR(done);
-  return *done ? Progress::done : Progress::working;
+  const auto deadline = detail::deadline_after(budget);
+  return Impl::advance(sessions, "advance_all", &deadline, observer);
 }
 
 Status Session::rewind(std::uint32_t n) {
+  MIXTRAL_RETURN_IF_ERROR(Impl::check_usable(impl_.get(), "rewind"));
   if (n > impl_->branch->n_tokens) {
     return Error(ErrorCode::invalid_argument, "rewinding to %u tokens; the session has %u",
                  static_cast<unsigned>(n), static_cast<unsigned>(impl_->branch->n_tokens));
   }
   impl_->work->rewind(*impl_->branch, n);
+  impl_->branch->begin_work();
   return {};
 }
 
 Result<std::uint32_t> Session::forget_oldest(std::uint32_t keep_first, std::uint32_t n) {
-  return impl_->forget_oldest(keep_first, n);
+  MIXTRAL_RETURN_IF_ERROR(Impl::check_usable(impl_.get(), "forget_oldest"));
+  const auto gone = impl_->forget_oldest(keep_first, n);
+  if (gone) impl_->branch->begin_work();
+  return gone;
 }
 
-Status Session::save(ByteWriter write) const { return impl_->save(write); }
-Status Session::load(ByteReader read) { return impl_->load(read); }
+Status Session::save(ByteWriter write) const {
+  MIXTRAL_RETURN_IF_ERROR(Impl::check_usable(impl_.get(), "save"));
+  const detail::WorkspaceCall call(impl_->work);
+  return impl_->save(write);
+}
 
-Result<std::uint32_t> Session::replace(Span<const Token> tokens) { return impl_->replace(tokens); }
+Status Session::load(ByteReader read) {
+  MIXTRAL_RETURN_IF_ERROR(Impl::check_usable(impl_.get(), "load"));
+  const detail::WorkspaceCall call(impl_->work);
+  return impl_->load(read);
+}
+
+Result<std::uint32_t> Session::replace(Span<const Token> tokens) {
+  MIXTRAL_RETURN_IF_ERROR(Impl::check_usable(impl_.get(), "replace"));
+  return impl_->replace(tokens);
+}
 
 Result<std::uint32_t> Session::replace(std::string_view text) {
+  MIXTRAL_RETURN_IF_ERROR(Impl::check_usable(impl_.get(), "replace"));
   return detail::guard_memory("replacing text", [&]() -> Result<std::uint32_t> {
     std::pmr::vector<Token> tokens(impl_->resource());
     MIXTRAL_RETURN_IF_ERROR(impl_->encode(text, true, tokens));
@@ -12316,29 +14107,42 @@ Result<std::uint32_t> Session::replace(std::string_view text) {
   });
 }
 
-bool Session::has_logits() const noexcept { return impl_->has_logits(); }
+bool Session::has_logits() const noexcept { return impl_ != nullptr && impl_->has_logits(); }
 
 Logits Session::logits() const noexcept {
+  if (!has_logits()) return {};
   return Logits(impl_->branch->logits, model().config().vocab_size);
 }
 
 double Session::log_probability(Token token) const {
-  return mixtral::log_probability(impl_->logits(), token);
+  return mixtral::log_probability(logits(), token);
 }
 
-void Session::cancel() noexcept { impl_->branch->cancelled.store(true); }
+void Session::cancel() noexcept {
+  if (impl_ != nullptr) impl_->branch->cancels.fetch_add(1);
+}
 
-void Session::clear() noexcept { impl_->work->rewind(*impl_->branch, 0); }
+void Session::clear() noexcept {
+  if (!Impl::check_usable(impl_.get(), "clear")) return;
+  impl_->work->rewind(*impl_->branch, 0);
+  impl_->branch->begin_work();
+}
 
-Span<const Token> Session::tokens() const noexcept { return impl_->tokens(); }
-std::uint32_t Session::context() const noexcept { return impl_->context(); }
+Span<const Token> Session::tokens() const noexcept {
+  return impl_ == nullptr ? Span<const Token>() : impl_->tokens();
+}
+std::uint32_t Session::context() const noexcept { return impl_ == nullptr ? 0 : impl_->context(); }
 std::uint32_t Session::remaining() const noexcept {
-  return impl_->context() - impl_->branch->n_tokens;
+  return impl_ == nullptr ? 0 : impl_->context() - impl_->branch->n_tokens;
 }
 const Model& Session::model() const noexcept { return impl_->work->model(); }
 
 }  // namespace mixtral
+
+#endif  // MIXTRAL_IMPL_SESSION_HPP_
 // Finds stop strings in text that comes in pieces.
+#ifndef MIXTRAL_STOP_STRINGS_HPP_
+#define MIXTRAL_STOP_STRINGS_HPP_
 
 #include <algorithm>
 #include <memory_resource>
@@ -12348,7 +14152,9 @@ const Model& Session::model() const noexcept { return impl_->work->model(); }
 
 namespace mixtral {
 
-// Lets text through up to the first stop string, holding back what might become one.
+// Lets text through up to the first stop string, holding back what might become one. Text comes in whole
+// UTF-8 characters and goes on in whole characters: of one that a stop string begins in the middle of, the
+// beginning is not shown either.
 class StopStrings {
  public:
   // `longest_piece` is the most bytes that one push() will bring, so that none needs to allocate.
@@ -12359,9 +14165,10 @@ class StopStrings {
     std::size_t longest_stop = 0;
     for (const std::string& stop : stops) {
       if (!stop.empty()) stops_.emplace_back(stop);
-      longest_stop = std::max(longest_stop, stop.size());
+      longest_stop = (std::max)(longest_stop, stop.size());
     }
-    text_.reserve(longest_stop + longest_piece);
+    most_text_ = longest_stop + kLongestCharacter + longest_piece;
+    text_.reserve(most_text_);
   }
 
   // Takes the next piece; the text that may be shown now is in ready(). True if a stop string was
@@ -12370,8 +14177,9 @@ class StopStrings {
     text_.erase(0, n_ready_);
     text_.append(piece);
     std::size_t found = std::string_view::npos;
-    for (const auto& stop : stops_) found = std::min(found, text_.find(stop));
-    n_ready_ = found != std::string_view::npos ? found : text_.size() - longest_partial_stop();
+    for (const auto& stop : stops_) found = (std::min)(found, text_.find(stop));
+    n_ready_ = whole_characters(
+        found != std::string_view::npos ? found : text_.size() - longest_partial_stop());
     return found != std::string_view::npos;
   }
 
@@ -12385,15 +14193,45 @@ class StopStrings {
     n_ready_ = 0;
   }
 
+  const std::pmr::vector<std::pmr::string>& stops() const noexcept { return stops_; }
+
+  // The text that is held back, which was pushed and is not ready.
+  std::string_view held_back() const noexcept { return std::string_view(text_).substr(n_ready_); }
+  // Begins with text held back, as held_back() gave it for the same stop strings. False, and nothing is
+  // held back, if that cannot be.
+  bool hold_back(std::string_view text) {
+    clear();
+    if (text.size() > most_text_) return false;
+    text_.append(text);
+    for (const auto& stop : stops_) {
+      if (text_.find(stop) == std::string_view::npos) continue;
+      clear();
+      return false;
+    }
+    return true;
+  }
+
   std::string_view ready() const noexcept { return std::string_view(text_).substr(0, n_ready_); }
 
  private:
+  static constexpr std::size_t kLongestCharacter = 4;
+
+  // The largest number of bytes up to n that does not end within a character.
+  std::size_t whole_characters(std::size_t n) const noexcept {
+    const auto continues = [&](std::size_t i) {
+      return i < text_.size() && (static_cast<unsigned char>(text_[i]) & 0xC0) == 0x80;
+    };
+    std::size_t begin = n;
+    for (std::size_t i = 1; i < kLongestCharacter && begin > 0 && continues(begin); ++i) --begin;
+    return continues(begin) ? n : begin;  // n if it is no UTF-8
+  }
+
   // The length of the longest end of the text that a stop string begins with.
   std::size_t longest_partial_stop() const {
     std::size_t longest = 0;
     const std::string_view text(text_);
     for (const auto& stop : stops_) {
-      for (std::size_t n = std::min(stop.size() - 1, text.size()); n > longest; --n) {
+      for (std::size_t n = (std::min)(stop.size() - 1, text.size()); n > longest; --n) {
         if (text.substr(text.size() - n) == std::string_view(stop).substr(0, n)) longest = n;
       }
     }
@@ -12403,9 +14241,12 @@ class StopStrings {
   std::pmr::vector<std::pmr::string> stops_;
   std::pmr::string text_;  // n_ready_ bytes that may be shown, then those held back
   std::size_t n_ready_ = 0;
+  std::size_t most_text_ = 0;
 };
 
 }  // namespace mixtral
+
+#endif  // MIXTRAL_STOP_STRINGS_HPP_
 
 namespace mixtral {
 
@@ -12419,7 +14260,9 @@ struct Generation::Impl {
         stop_strings(Span<const std::string>(options.stop.data(), options.stop.size()),
                      detokenizer.longest_text(), owner.resource()),
         stop_tokens(options.stop_tokens.begin(), options.stop_tokens.end(), owner.resource()),
-        allowed(owner.resource()) {
+        allowed(owner.resource()),
+        cancels_before(owner.branch->cancels.load()) {
+    owner.branch->cancels_before = cancels_before;
     if (options.grammar) allowed.resize((owner.tokenizer().size() + 63) / 64);
   }
 
@@ -12434,6 +14277,107 @@ struct Generation::Impl {
   std::pmr::vector<std::uint64_t> allowed;  // with a matcher and stop tokens
   Token token = kNoToken;
   double log_probability = 0.0;
+  std::uint32_t cancels_before;  // Session::cancel() was called so often before this began
+  bool chose = false;            // the last step has chosen `token`
+  bool takes_part = false;       // in the step in progress
+
+  bool is_cancelled() const noexcept {
+    return session.branch->cancels.load(std::memory_order_relaxed) != cancels_before;
+  }
+  Error cancelled() const noexcept {
+    return Error(ErrorCode::cancelled, "cancelled after %u tokens; generate again to go on",
+                 static_cast<unsigned>(n_generated));
+  }
+
+  // How a generation is saved, in this order: what it was asked for and whether it has stopped; its
+  // grammar; where it stands. `archive` is a SnapshotWriter or a SnapshotReader.
+  static constexpr std::uint32_t kVersion = 1;
+  static constexpr std::size_t kMostElements = std::size_t{1} << 24;
+  static constexpr std::uint64_t kMostDrawn = std::uint64_t{1}
+                                              << 28;  // half a second to draw again
+
+  template <class Archive>
+  static void transfer_options(Archive& archive, std::uint32_t& reason, GenerateOptions& options) {
+    constexpr char kMagic[8] = {'M', 'I', 'X', 'T', 'R', 'A', 'L', 'G'};
+    char magic[8];
+    std::memcpy(magic, kMagic, sizeof magic);
+    archive.bytes(magic, sizeof magic);
+    std::uint32_t version = kVersion;
+    archive.value(version);
+    if (std::memcmp(magic, kMagic, sizeof magic) != 0 || version != kVersion) archive.fail();
+    archive.value(reason);
+    archive.value(options.max_tokens);
+    SamplingOptions& sampling = options.sampling;
+    archive.value(sampling.temperature);
+    archive.value(sampling.top_k);
+    archive.value(sampling.typical_p);
+    archive.value(sampling.top_p);
+    archive.value(sampling.min_p);
+    archive.value(sampling.repetition_penalty);
+    archive.value(sampling.frequency_penalty);
+    archive.value(sampling.presence_penalty);
+    archive.value(sampling.penalty_window);
+    archive.value(sampling.seed);
+    std::vector<Token> tokens;
+    std::vector<float> biases;
+    for (const auto& [token, bias] : sampling.logit_bias) {
+      tokens.push_back(token);
+      biases.push_back(bias);
+    }
+    archive.sequence(tokens, kMostElements);
+    archive.sequence(biases, tokens.size());
+    if (biases.size() != tokens.size()) return archive.fail();
+    sampling.logit_bias.clear();
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+      sampling.logit_bias.emplace_back(tokens[i], biases[i]);
+    }
+    auto n_stops = static_cast<std::uint64_t>(options.stop.size());
+    archive.value(n_stops);
+    for (std::uint64_t i = 0; i < n_stops && archive.good(); ++i) {
+      if (Archive::kReads) options.stop.emplace_back();
+      archive.sequence(options.stop[static_cast<std::size_t>(i)], kMostElements);
+    }
+    archive.sequence(options.stop_tokens, kMostElements);
+  }
+
+  template <class Archive>
+  static void transfer_grammar(Archive& archive, bool& has_grammar, std::uint64_t& fingerprint) {
+    archive.flag(has_grammar);
+    archive.value(fingerprint);
+  }
+
+  template <class Archive>
+  void transfer(Archive& archive) {
+    archive.value(n_generated);
+    archive.value(token);
+    archive.value(log_probability);
+    if (n_generated > max_tokens || (token != kNoToken && !session.tokenizer().contains(token))) {
+      archive.fail();
+    }
+    std::uint64_t n_drawn = sampler.n_drawn_;
+    archive.value(n_drawn);
+    if (n_drawn > kMostDrawn) return archive.fail();
+    if (Archive::kReads) {
+      sampler.random_.discard(n_drawn);
+      sampler.n_drawn_ = n_drawn;
+    }
+    detokenizer.transfer(archive);
+    std::pmr::string held_back(stop_strings.held_back(), session.resource());
+    archive.sequence(held_back, kMostElements);
+    if (Archive::kReads && !stop_strings.hold_back(held_back)) archive.fail();
+    if (matcher) matcher->transfer(archive);
+  }
+
+  // What it was asked for, as the options stand now, without the grammar.
+  GenerateOptions options() const {
+    GenerateOptions options;
+    options.max_tokens = max_tokens;
+    options.sampling = sampler.options_;
+    options.sampling.logit_bias.assign(sampler.bias_.begin(), sampler.bias_.end());
+    for (const auto& stop : stop_strings.stops()) options.stop.emplace_back(stop);
+    options.stop_tokens.assign(stop_tokens.begin(), stop_tokens.end());
+    return options;
+  }
 
   bool is_stop_token(Token t) const noexcept {
     return std::find(stop_tokens.begin(), stop_tokens.end(), t) != stop_tokens.end();
@@ -12481,11 +14425,11 @@ Generation::Generation(Generation&&) noexcept = default;
 Generation& Generation::operator=(Generation&&) noexcept = default;
 Generation::~Generation() = default;
 
-Generation Session::generate(const GenerateOptions& options) {
-  Generation generation;
-  const Status made = detail::guard_memory("starting a generation", [&]() -> Status {
-    std::pmr::memory_resource* resource = impl_->resource();
-    const Tokenizer& tokenizer = model().tokenizer();
+Status Generation::make(Session& session, const GenerateOptions& options) {
+  return detail::guard_memory("starting a generation", [&]() -> Status {
+    Session::Impl& owner = *session.impl_;
+    std::pmr::memory_resource* resource = owner.resource();
+    const Tokenizer& tokenizer = owner.tokenizer();
     for (const Token token : options.stop_tokens) {
       if (!tokenizer.contains(token)) {
         return Error(ErrorCode::invalid_argument, "stop token %d; the vocabulary has 0 to %zu",
@@ -12498,65 +14442,69 @@ Generation Session::generate(const GenerateOptions& options) {
     Result<Sampler> sampler = Sampler::create(options.sampling, tokenizer.size(), resource);
     if (!sampler) return sampler.error();
     // An answer begins a text of its own, anything else goes on with the text before it.
-    const bool answers = impl_->turn() == Turn::answer && impl_->answer_begins();
-    generation.impl_ = detail::make_resource_ptr<Generation::Impl>(resource, *impl_, options,
-                                                                   *std::move(sampler), answers);
+    const bool answers = owner.turn() == Turn::answer && owner.answer_begins();
+    impl_ = detail::make_resource_ptr<Impl>(resource, owner, options, *std::move(sampler), answers);
     if (options.grammar) {
-      Result<GrammarMatcher> matcher = GrammarMatcher::create(options.grammar, model(), answers);
+      Result<GrammarMatcher> matcher =
+          GrammarMatcher::create(options.grammar, session.model(), answers);
       MIXTRAL_RETURN_IF_ERROR(matcher);
-      generation.impl_->matcher.emplace(*std::move(matcher));
+      impl_->matcher.emplace(*std::move(matcher));
     }
     return {};
   });
-  if (!made) {
-    generation.error_ = made.error();
-    generation.reason_ = StopReason::error;
-  }
+}
+
+Generation Session::generate(const GenerateOptions& options) {
+  Generation generation;
+  Status made = Impl::check_usable(impl_.get(), "generate");
+  if (made) made = generation.make(*this, options);
+  if (!made) generation.fail(made.error());
   return generation;
 }
 
-bool Generation::next() { return step(nullptr) == Step::token; }
-
-Progress Generation::advance(std::chrono::nanoseconds budget) {
-  return step(&budget) == Step::working ? Progress::working : Progress::done;
+void Generation::stop(StopReason reason) {
+  reason_ = reason;
+  // What was held back becomes the last piece.
+  if (impl_ != nullptr) impl_->stop_strings.finish(impl_->detokenizer.finish());
 }
 
-Generation::Step Generation::step(const std::chrono::nanoseconds* budget) {
+void Generation::fail(const Error& error) {
+  error_ = error;
+  stop(error.code() == ErrorCode::cancelled ? StopReason::cancelled : StopReason::error);
+}
+
+// Begins a step; false if there is none to do.
+bool Generation::is_ready() {
+  if (impl_ == nullptr) {
+    if (reason_ == StopReason::none) {
+      fail(Error(ErrorCode::invalid_argument, "a generation that was moved from"));
+    }
+    return false;
+  }
+  impl_->chose = false;
   if (reason_ != StopReason::none) {
-    if (impl_ != nullptr) impl_->stop_strings.clear();
-    return Step::stopped;
+    impl_->stop_strings.clear();
+    return false;
   }
-  const auto stop = [&](StopReason reason) {
-    reason_ = reason;
-    // What was held back becomes the last piece.
-    impl_->stop_strings.finish(impl_->detokenizer.finish());
-    return Step::stopped;
-  };
+  impl_->stop_strings.push({});  // the last piece was seen
+  if (impl_->is_cancelled()) {
+    fail(impl_->cancelled());
+  } else if (impl_->matcher && impl_->matcher->must_end()) {
+    stop(StopReason::grammar_end);
+  } else if (impl_->n_generated == impl_->max_tokens) {
+    stop(StopReason::max_tokens);
+  } else if (impl_->session.branch->n_tokens == 0) {
+    fail(Session::Impl::nothing_to_evaluate());
+  }
+  return reason_ == StopReason::none;
+}
+
+// Chooses a token from the session's logits.
+void Generation::choose() {
   Session::Impl& session = impl_->session;
-  if (impl_->matcher && impl_->matcher->must_end()) return stop(StopReason::grammar_end);
-  if (impl_->n_generated == impl_->max_tokens) return stop(StopReason::max_tokens);
-  if (!session.has_logits()) {
-    using Clock = detail::Workspace::Clock;
-    const Clock::time_point deadline =
-        budget == nullptr ? Clock::time_point() : Clock::now() + *budget;
-    const Result<bool> evaluated =
-        session.advance(budget == nullptr ? nullptr : &deadline, nullptr);
-    if (!evaluated) {
-      error_ = evaluated.error();
-      return stop(error_.code() == ErrorCode::cancelled ? StopReason::cancelled
-                                                        : StopReason::error);
-    }
-    if (!*evaluated) {
-      impl_->stop_strings.push({});  // the last piece was seen
-      return Step::working;
-    }
-  }
   const Span<const float> logits = session.logits();
   const auto allowed = impl_->find_allowed();
-  if (!allowed) {
-    error_ = allowed.error();
-    return stop(StopReason::error);
-  }
+  if (!allowed) return fail(allowed.error());
   const Token token = impl_->sampler.sample(logits, session.tokens(), *allowed);
   impl_->token = token;
   impl_->log_probability = mixtral::log_probability(logits, token);
@@ -12564,16 +14512,195 @@ Generation::Step Generation::step(const std::chrono::nanoseconds* budget) {
   if (impl_->is_stop_token(token)) return stop(StopReason::stop_token);
   if (impl_->matcher) {
     if (const Status accepted = impl_->matcher->accept(token); !accepted) {
-      error_ = accepted.error();
-      return stop(StopReason::error);
+      return fail(accepted.error());
     }
   }
   if (!session.append(Span<const Token>(&token, 1))) return stop(StopReason::context_full);
   ++impl_->n_generated;
+  impl_->chose = true;
   if (impl_->stop_strings.push(impl_->detokenizer.push(token))) {
     reason_ = StopReason::stop_string;
   }
-  return Step::token;
+}
+
+Result<Progress> Generation::step(Span<Generation* const> generations,
+                                  const std::chrono::nanoseconds* budget, const char* function) {
+  const auto deadline =
+      detail::deadline_after(budget == nullptr ? std::chrono::nanoseconds(0) : *budget);
+  detail::Workspace* work = nullptr;
+  for (std::size_t i = 0; i < generations.size(); ++i) {
+    if (generations[i] == nullptr) {
+      return Error(ErrorCode::invalid_argument, "%s() of generation %zu, which is null", function,
+                   i);
+    }
+    if (generations[i]->impl_ == nullptr) continue;
+    Session::Impl& session = generations[i]->impl_->session;
+    MIXTRAL_RETURN_IF_ERROR(Session::Impl::check_usable(&session, function));
+    if (work == nullptr) work = session.work;
+    if (session.work != work) {
+      return Error(ErrorCode::invalid_argument,
+                   "the session of generation %zu has memory of its own: those that generate "
+                   "together must be forks of one that was opened with enough branches",
+                   i);
+    }
+    for (std::size_t k = 0; k < i; ++k) {
+      const Generation& other = *generations[k];
+      if (other.impl_ != nullptr && &other.impl_->session == &session) {
+        return Error(ErrorCode::invalid_argument,
+                     "generations %zu and %zu are of the same session; fork it for each", k, i);
+      }
+    }
+  }
+  for (Generation* generation : generations) {
+    const bool ready = generation->is_ready();
+    if (generation->impl_ != nullptr) generation->impl_->takes_part = ready;
+  }
+  for (;;) {
+    std::size_t n = 0;
+    for (const Generation* generation : generations) {
+      if (generation->impl_ == nullptr || !generation->impl_->takes_part) continue;
+      detail::Branch* branch = generation->impl_->session.branch;
+      branch->cancels_before = generation->impl_->cancels_before;
+      work->wanted()[n++] = branch;
+    }
+    if (n == 0) return Progress(Progress::done);
+    const auto progress =
+        Session::Impl::advance(*work, n, budget == nullptr ? nullptr : &deadline, nullptr);
+    if (progress && *progress == Progress::working) return progress;
+    if (progress) {
+      for (Generation* generation : generations) {
+        if (generation->impl_ != nullptr && generation->impl_->takes_part) generation->choose();
+      }
+      return progress;
+    }
+    // Whoever it was about stops; the others go on.
+    bool found = false;
+    for (Generation* generation : generations) {
+      if (generation->impl_ == nullptr || !generation->impl_->takes_part) continue;
+      Impl& impl = *generation->impl_;
+      const bool concerned = progress.error().code() == ErrorCode::cancelled
+                                 ? impl.is_cancelled()
+                                 : impl.session.branch == work->failed();
+      if (!concerned) continue;
+      found = true;
+      impl.takes_part = false;
+      generation->fail(progress.error());
+    }
+    if (!found) return progress;
+  }
+}
+
+bool Generation::next() {
+  Generation* const self = this;
+  if (const auto done = step({&self, 1}, nullptr, "next"); !done) fail(done.error());
+  return impl_ != nullptr && impl_->chose;
+}
+
+Progress Generation::advance(std::chrono::nanoseconds budget) {
+  Generation* const self = this;
+  const auto progress = step({&self, 1}, &budget, "advance");
+  if (progress) return *progress;
+  fail(progress.error());
+  return Progress(Progress::done);
+}
+
+Result<bool> Generation::next_all(Span<Generation* const> generations) {
+  const auto done = step(generations, nullptr, "next_all");
+  MIXTRAL_RETURN_IF_ERROR(done);
+  bool any = false;
+  for (const Generation* generation : generations) {
+    any = any || (generation->impl_ != nullptr && generation->impl_->chose);
+  }
+  return any;
+}
+
+Result<Progress> Generation::advance_all(Span<Generation* const> generations,
+                                         std::chrono::nanoseconds budget) {
+  return step(generations, &budget, "advance_all");
+}
+
+Status Generation::set_sampling(const SamplingOptions& sampling) {
+  if (impl_ == nullptr) {
+    return Error(ErrorCode::invalid_argument, "set_sampling() of a generation that is none");
+  }
+  return impl_->sampler.set_options(sampling);
+}
+
+Status Generation::save(ByteWriter write) const {
+  if (impl_ == nullptr || reason_ == StopReason::error) {
+    return Error(ErrorCode::invalid_argument,
+                 "saving a generation that stopped with an error, or is none; save the session");
+  }
+  Session::Impl& session = impl_->session;
+  MIXTRAL_RETURN_IF_ERROR(Session::Impl::check_usable(&session, "save"));
+  const detail::WorkspaceCall call(session.work);
+  MIXTRAL_RETURN_IF_ERROR(session.save(write));
+  return detail::guard_memory("saving a generation", [&]() -> Status {
+    detail::SnapshotWriter out(write);
+    GenerateOptions options = impl_->options();
+    auto reason = static_cast<std::uint32_t>(reason_);
+    Impl::transfer_options(out, reason, options);
+    bool has_grammar = impl_->matcher.has_value();
+    std::uint64_t fingerprint = has_grammar ? impl_->matcher->fingerprint() : 0;
+    Impl::transfer_grammar(out, has_grammar, fingerprint);
+    impl_->transfer(out);
+    out.put_checksum();
+    if (out.good()) return {};
+    if (out.is_too_large()) {
+      return Error(ErrorCode::unsupported,
+                   "saving a generation: its options, or the state of its grammar, are too large");
+    }
+    return Error(ErrorCode::io, "saving a generation: a write failed");
+  });
+}
+
+Result<Generation> Session::load_generation(ByteReader read, const Grammar& grammar) {
+  MIXTRAL_RETURN_IF_ERROR(Impl::check_usable(impl_.get(), "load_generation"));
+  const detail::WorkspaceCall call(impl_->work);
+  MIXTRAL_RETURN_IF_ERROR(impl_->load(read));
+  struct Undo {  // unless all was read, also if `read` throws
+    Impl* session;
+    ~Undo() {
+      if (session != nullptr) session->work->rewind(*session->branch, 0);
+    }
+  } undo{impl_.get()};
+  return detail::guard_memory("loading a generation", [&]() -> Result<Generation> {
+    const Error failed(ErrorCode::io,
+                       "loading a generation: a read failed, or the data end too early");
+    const Error damaged(ErrorCode::bad_format,
+                        "loading a generation: the data after the session are damaged, or none of "
+                        "Generation::save() of this version; load another copy");
+    detail::SnapshotReader in(read);
+    GenerateOptions options;
+    std::uint32_t reason = 0;
+    Generation::Impl::transfer_options(in, reason, options);
+    if (!in.good()) return in.is_read() ? damaged : failed;
+    if (reason >= static_cast<std::uint32_t>(StopReason::error)) return damaged;
+    bool has_grammar = false;
+    std::uint64_t fingerprint = 0;
+    Generation::Impl::transfer_grammar(in, has_grammar, fingerprint);
+    if (!in.good()) return in.is_read() ? damaged : failed;
+    if (has_grammar != static_cast<bool>(grammar) ||
+        (has_grammar && fingerprint != grammar.program_->fingerprint())) {
+      return Error(ErrorCode::invalid_argument,
+                   has_grammar ? "loading a generation: it has another grammar; give the one that "
+                                 "it was begun with"
+                               : "loading a generation: it has no grammar, but one was given");
+    }
+    options.grammar = grammar;
+    Generation generation;
+    if (const Status made = generation.make(*this, options); !made) {
+      return made.error().code() == ErrorCode::out_of_memory ? made.error() : damaged;
+    }
+    generation.impl_->transfer(in);
+    if (!in.checksum_matches()) return in.is_read() ? damaged : failed;
+    generation.reason_ = static_cast<StopReason>(reason);
+    if (generation.reason_ == StopReason::cancelled) {
+      generation.error_ = Error(ErrorCode::cancelled, "cancelled before it was saved");
+    }
+    undo.session = nullptr;
+    return generation;
+  });
 }
 
 StopReason Generation::stop_reason() const noexcept { return reason_; }
@@ -12587,6 +14714,10 @@ double Generation::log_probability() const noexcept {
 const Error& Generation::error() const noexcept { return error_; }
 
 }  // namespace mixtral
+
+#endif  // MIXTRAL_IMPL_GENERATION_HPP_
+#ifndef MIXTRAL_IMPL_GGUF_HPP_
+#define MIXTRAL_IMPL_GGUF_HPP_
 
 #include <algorithm>
 #include <cstring>
@@ -12785,7 +14916,7 @@ class Parser {
       position_ += static_cast<std::size_t>(count) * size;
       return value;
     }
-    if (depth >= kMaxArrayDepth) return error("arrays nested more than %d deep", kMaxArrayDepth);
+    if (depth + 1 >= kMaxArrayDepth) return error("arrays nested more than %d deep", kMaxArrayDepth);
     // Each string or array takes 8 bytes at least, so this loop is bounded by the file's size.
     for (std::uint64_t i = 0; i < count; ++i) {
       const Result<Value> element = read_value(value.element_type_, depth + 1);
@@ -12926,11 +15057,10 @@ Status Parser::parse_tensor(File& file) {
   tensor.format = static_cast<BlockFormat>(type);
   const BlockFormatInfo* info = block_format_info(tensor.format);
   if (info == nullptr) {
-    return Error(
-        ErrorCode::unsupported,
-        "tensor '%.*s' has GGUF type %u, which is not supported; use F32, F16, BF16, Q8_0, "
-        "Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to Q6_K, IQ4_NL or IQ4_XS",
-        length, name->data(), static_cast<unsigned>(type));
+    constexpr detail::BlockFormatNames readable([](BlockFormat) { return true; });
+    return Error(ErrorCode::unsupported,
+                 "tensor '%.*s' has GGUF type %u, which is not supported; use one of %s", length,
+                 name->data(), static_cast<unsigned>(type), readable.text());
   }
   if (tensor.shape[0] % info->block_size != 0) {
     return error("tensor '%.*s' has rows of %llu, not a multiple of %s's block of %zu", length,
@@ -12999,9 +15129,15 @@ const Tensor* File::find_tensor(std::string_view name) const noexcept {
 }
 
 }  // namespace mixtral::gguf
+
+#endif  // MIXTRAL_IMPL_GGUF_HPP_
 // From a GGUF directory to a checkpoint: which key and which tensor name means what.
+#ifndef MIXTRAL_IMPL_GGUF_CHECKPOINT_HPP_
+#define MIXTRAL_IMPL_GGUF_CHECKPOINT_HPP_
 
 // What the tensors of a model are called in GGUF files of architecture "llama".
+#ifndef MIXTRAL_IMPL_GGUF_NAMES_HPP_
+#define MIXTRAL_IMPL_GGUF_NAMES_HPP_
 
 #include <charconv>
 #include <cstdio>
@@ -13103,6 +15239,8 @@ std::size_t format_tensor_name(Role role, std::uint32_t layer, bool several_expe
 }
 
 }  // namespace mixtral::detail
+
+#endif  // MIXTRAL_IMPL_GGUF_NAMES_HPP_
 
 namespace mixtral {
 
@@ -13491,13 +15629,16 @@ Result<Checkpoint> open_gguf(const char* path, std::pmr::memory_resource* resour
 
 }  // namespace mixtral
 
+#endif  // MIXTRAL_IMPL_GGUF_CHECKPOINT_HPP_
+#ifndef MIXTRAL_IMPL_SAMPLING_HPP_
+#define MIXTRAL_IMPL_SAMPLING_HPP_
+
 #include <algorithm>
 #include <cmath>
 
 namespace mixtral {
 
-Result<Sampler> Sampler::create(const SamplingOptions& options, std::size_t vocab_size,
-                                std::pmr::memory_resource* resource) {
+Status Sampler::check(const SamplingOptions& options, std::size_t vocab_size) {
   struct Range {
     const char* name;
     float value, low, high;
@@ -13526,13 +15667,43 @@ Result<Sampler> Sampler::create(const SamplingOptions& options, std::size_t voca
                    static_cast<int>(token), static_cast<double>(bias), vocab_size - 1);
     }
   }
+  return {};
+}
+
+Result<Sampler> Sampler::create(const SamplingOptions& options, std::size_t vocab_size,
+                                std::pmr::memory_resource* resource) {
   return detail::guard_memory("creating a sampler", [&]() -> Result<Sampler> {
-    Sampler sampler(options, resource);
+    Sampler sampler(resource);
     sampler.candidates_.reserve(vocab_size);
     sampler.probabilities_.reserve(vocab_size);
     sampler.counts_.resize(vocab_size);
-    sampler.bias_.assign(options.logit_bias.begin(), options.logit_bias.end());
+    MIXTRAL_RETURN_IF_ERROR(sampler.set_options(options));
     return sampler;
+  });
+}
+
+Status Sampler::set_options(const SamplingOptions& options) {
+  MIXTRAL_RETURN_IF_ERROR(check(options, counts_.size()));
+  return detail::guard_memory("changing sampling options", [&]() -> Status {
+    // What may fail comes first, so that a failure changes nothing.
+    std::pmr::vector<std::pair<Token, float>> bias(options.logit_bias.begin(),
+                                                   options.logit_bias.end(), bias_.get_allocator());
+    bias_.swap(bias);
+    if (options.seed != options_.seed) {
+      random_.seed(options.seed);
+      n_drawn_ = 0;
+    }
+    options_.temperature = options.temperature;
+    options_.top_k = options.top_k;
+    options_.typical_p = options.typical_p;
+    options_.top_p = options.top_p;
+    options_.min_p = options.min_p;
+    options_.repetition_penalty = options.repetition_penalty;
+    options_.frequency_penalty = options.frequency_penalty;
+    options_.presence_penalty = options.presence_penalty;
+    options_.penalty_window = options.penalty_window;
+    options_.seed = options.seed;
+    return {};
   });
 }
 
@@ -13541,8 +15712,14 @@ void Sampler::apply_penalties(Span<const Token> history) {
   if (r == 1.0f && options_.frequency_penalty == 0.0f && options_.presence_penalty == 0.0f) return;
   const std::size_t n = std::min<std::size_t>(history.size(), options_.penalty_window);
   const Span<const Token> window = history.subspan(history.size() - n, n);
-  for (const Token token : window) ++counts_[static_cast<std::size_t>(token)];
+  const auto is_known = [&](Token token) {
+    return token >= 0 && static_cast<std::size_t>(token) < counts_.size();
+  };
   for (const Token token : window) {
+    if (is_known(token)) ++counts_[static_cast<std::size_t>(token)];
+  }
+  for (const Token token : window) {
+    if (!is_known(token)) continue;
     std::uint32_t& count = counts_[static_cast<std::size_t>(token)];
     if (count == 0) continue;  // penalised already
     float& logit = candidates_[static_cast<std::size_t>(token)].logit;
@@ -13636,6 +15813,9 @@ void Sampler::keep_min_p() {
 Token Sampler::sample(Span<const float> logits, Span<const Token> history,
                       Span<const std::uint64_t> allowed) {
   constexpr float kMax = std::numeric_limits<float>::max();
+  const std::size_t vocab_size = counts_.size();
+  if (logits.size() != vocab_size) return kNoToken;
+  if (!allowed.empty() && allowed.size() < (vocab_size + 63) / 64) return kNoToken;
   candidates_.clear();
   for (std::size_t i = 0; i < logits.size(); ++i) {
     const float logit = std::isnan(logits[i]) ? -std::numeric_limits<float>::infinity() : logits[i];
@@ -13654,6 +15834,7 @@ Token Sampler::sample(Span<const float> logits, Span<const Token> history,
     };
     candidates_.erase(std::remove_if(candidates_.begin(), candidates_.end(), is_forbidden),
                       candidates_.end());
+    if (candidates_.empty()) return kNoToken;
   }
   const auto best =
       std::max_element(candidates_.begin(), candidates_.end(),
@@ -13670,6 +15851,7 @@ Token Sampler::sample(Span<const float> logits, Span<const Token> history,
   softmax(static_cast<double>(options_.temperature));
   // 53 random bits: uniform in [0, 1).
   double point = static_cast<double>(random_() >> 11) * 0x1p-53;
+  ++n_drawn_;
   for (std::size_t i = 0; i < candidates_.size(); ++i) {
     point -= probabilities_[i];
     if (point < 0.0) return candidates_[i].token;
@@ -13678,6 +15860,9 @@ Token Sampler::sample(Span<const float> logits, Span<const Token> history,
 }
 
 double log_probability(Span<const float> logits, Token token) {
+  if (token < 0 || static_cast<std::size_t>(token) >= logits.size()) {
+    return -std::numeric_limits<double>::infinity();
+  }
   double best = -std::numeric_limits<double>::infinity();
   for (const float logit : logits) best = std::max(best, static_cast<double>(logit));
   double sum = 0.0;
@@ -13686,7 +15871,11 @@ double log_probability(Span<const float> logits, Token token) {
 }
 
 }  // namespace mixtral
+
+#endif  // MIXTRAL_IMPL_SAMPLING_HPP_
 // Reads a tokenizer.model file: the protocol buffer ModelProto of sentencepiece_model.proto.
+#ifndef MIXTRAL_IMPL_SENTENCEPIECE_HPP_
+#define MIXTRAL_IMPL_SENTENCEPIECE_HPP_
 
 #include <cstring>
 
@@ -13875,6 +16064,10 @@ Result<Tokenizer> Tokenizer::from_sentencepiece(Span<const std::uint8_t> bytes,
 
 }  // namespace mixtral
 
+#endif  // MIXTRAL_IMPL_SENTENCEPIECE_HPP_
+#ifndef MIXTRAL_IMPL_THREAD_POOL_HPP_
+#define MIXTRAL_IMPL_THREAD_POOL_HPP_
+
 #include <atomic>
 #include <thread>
 #include <unsupported/Eigen/CXX11/ThreadPool>
@@ -14002,6 +16195,10 @@ void ThreadPool::run(std::size_t n, Chunks chunks) {
 std::size_t ThreadPool::concurrency() const noexcept { return impl_->n_threads; }
 
 }  // namespace mixtral
+
+#endif  // MIXTRAL_IMPL_THREAD_POOL_HPP_
+#ifndef MIXTRAL_IMPL_WEIGHTS_HPP_
+#define MIXTRAL_IMPL_WEIGHTS_HPP_
 
 #include <algorithm>
 
@@ -14196,7 +16393,36 @@ Result<Weights> Weights::create(const Checkpoint& checkpoint, const simd::Kernel
 }
 
 }  // namespace mixtral
+
+#endif  // MIXTRAL_IMPL_WEIGHTS_HPP_
+
+#endif  // MIXTRAL_IMPL_CORE_HPP_
+#if defined(MIXTRAL_CHECKPOINTS_HPP_)
+#if !defined(MIXTRAL_OPTIONAL_PASS)
+#define MIXTRAL_OPTIONAL_PASS
+#include "mixtral_checkpoints.hpp"
+#undef MIXTRAL_OPTIONAL_PASS
+#endif
+#endif
+#if defined(MIXTRAL_JSON_SCHEMA_HPP_)
+#if !defined(MIXTRAL_OPTIONAL_PASS)
+#define MIXTRAL_OPTIONAL_PASS
+#include "mixtral_json_schema.hpp"
+#undef MIXTRAL_OPTIONAL_PASS
+#endif
+#endif
+#if defined(MIXTRAL_QUANTIZE_HPP_)
+#if !defined(MIXTRAL_OPTIONAL_PASS)
+#define MIXTRAL_OPTIONAL_PASS
+#include "mixtral_quantize.hpp"
+#undef MIXTRAL_OPTIONAL_PASS
+#endif
+#endif
 #endif
 
-#endif  // MIXTRAL_SINGLE_INCLUDE_HPP_
+#pragma pop_macro("max")
+#pragma pop_macro("min")
+
+#endif
+
 #endif  // MIXTRAL_TARGET_PASS

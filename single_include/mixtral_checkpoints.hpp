@@ -22,15 +22,14 @@
 // OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE
 // SOFTWARE.
 
-#ifndef MIXTRAL_SINGLE_INCLUDE_CHECKPOINTS_HPP_
-#define MIXTRAL_SINGLE_INCLUDE_CHECKPOINTS_HPP_
-
 #include "mixtral.hpp"
 
 // Optional: opens models in every shape they are published in, not only GGUF.
 //
 // Needs nlohmann-json where MIXTRAL_IMPLEMENTATION is defined: include this there too, beside
 // mixtral.hpp. JSON is parsed on the ordinary heap; all that stays is in the memory resource.
+#ifndef MIXTRAL_CHECKPOINTS_HPP_
+#define MIXTRAL_CHECKPOINTS_HPP_
 
 #include <memory_resource>
 
@@ -43,6 +42,7 @@ namespace mixtral {
 //   - a folder as Mistral and Meta release it: params.json, tokenizer.model, and weights in
 //     consolidated.safetensors, consolidated.00.pth or consolidated.00.pt to .07.pt;
 //   - a weights or index file in such a folder.
+// JSON may be nested 32 deep and have 100 MiB. Of pickles, values may be nested as deep as they like.
 // A folder that has both layouts is read as Hugging Face's. Weights stay mapped.
 // Errors: io; bad_format or unsupported, naming the file, the key or tensor, what was expected and
 // what was found; out_of_memory.
@@ -64,14 +64,26 @@ Result<Vocabulary> read_tokenizer_json(Span<const std::uint8_t> bytes,
 
 }  // namespace mixtral
 
+#endif  // MIXTRAL_CHECKPOINTS_HPP_
+
 #if defined(MIXTRAL_IMPLEMENTATION) || defined(MIXTRAL_IMPLEMENTATION_REST)
+#pragma push_macro("min")
+#pragma push_macro("max")
+#undef min
+#undef max
 // All definitions of checkpoints.hpp.
+#ifndef MIXTRAL_IMPL_CHECKPOINTS_HPP_
+#define MIXTRAL_IMPL_CHECKPOINTS_HPP_
 
 //
 // The Hugging Face layout: config.json and tensor names of the transformers library.
+#ifndef MIXTRAL_IMPL_CHECKPOINTS_HUGGINGFACE_HPP_
+#define MIXTRAL_IMPL_CHECKPOINTS_HUGGINGFACE_HPP_
 
 // JSON of untrusted files: parsed by nlohmann-json, with limits, and read with errors that name the
 // key.
+#ifndef MIXTRAL_IMPL_CHECKPOINTS_JSON_HPP_
+#define MIXTRAL_IMPL_CHECKPOINTS_JSON_HPP_
 
 #include <algorithm>
 #include <cstdint>
@@ -84,7 +96,8 @@ namespace mixtral::detail {
 
 using Json = nlohmann::json;
 
-// Builds the value; stops at what is broken, nested too deep, or there twice.
+// Builds the value; stops at what is broken, nested too deep, or there twice, which is seen before any value
+// is nested deeper than kMaxDepth: copying, comparing and writing values recurse.
 class JsonBuilder : public nlohmann::json_sax<Json> {
  public:
   static constexpr std::size_t kMaxDepth = 32;
@@ -254,7 +267,11 @@ class JsonKeys {
 };
 
 }  // namespace mixtral::detail
+
+#endif  // MIXTRAL_IMPL_CHECKPOINTS_JSON_HPP_
 // What safetensors and PyTorch files have in common: named arrays that lie in the file as they are.
+#ifndef MIXTRAL_IMPL_CHECKPOINTS_STORED_TENSOR_HPP_
+#define MIXTRAL_IMPL_CHECKPOINTS_STORED_TENSOR_HPP_
 
 #include <algorithm>
 #include <array>
@@ -361,6 +378,8 @@ inline void add_matrix(const StoredTensor& tensor, Role role, std::uint32_t laye
 }
 
 }  // namespace mixtral::detail
+
+#endif  // MIXTRAL_IMPL_CHECKPOINTS_STORED_TENSOR_HPP_
 
 namespace mixtral::detail {
 
@@ -484,12 +503,18 @@ inline Status add_huggingface_tensor(const StoredTensor& tensor, Checkpoint& che
 }
 
 }  // namespace mixtral::detail
+
+#endif  // MIXTRAL_IMPL_CHECKPOINTS_HUGGINGFACE_HPP_
 // From a path to a checkpoint: which layout it is, and which files belong to it.
+#ifndef MIXTRAL_IMPL_CHECKPOINTS_OPEN_HPP_
+#define MIXTRAL_IMPL_CHECKPOINTS_OPEN_HPP_
 
 #include <set>
 #include <string>
 
 // The layout in which Mistral and Meta release their models: params.json, consolidated.*.
+#ifndef MIXTRAL_IMPL_CHECKPOINTS_ORIGINAL_HPP_
+#define MIXTRAL_IMPL_CHECKPOINTS_ORIGINAL_HPP_
 
 namespace mixtral::detail {
 
@@ -608,7 +633,11 @@ inline Status add_original_tensor(const StoredTensor& tensor, const Config& conf
 }
 
 }  // namespace mixtral::detail
+
+#endif  // MIXTRAL_IMPL_CHECKPOINTS_ORIGINAL_HPP_
 // safetensors files (github.com/huggingface/safetensors, "Format"): a length, a JSON directory, data.
+#ifndef MIXTRAL_IMPL_CHECKPOINTS_SAFETENSORS_HPP_
+#define MIXTRAL_IMPL_CHECKPOINTS_SAFETENSORS_HPP_
 
 #include <cstring>
 
@@ -710,6 +739,10 @@ inline Result<StoredTensors> read_safetensors(Span<const std::uint8_t> bytes, co
 }
 
 }  // namespace mixtral::detail
+
+#endif  // MIXTRAL_IMPL_CHECKPOINTS_SAFETENSORS_HPP_
+#ifndef MIXTRAL_IMPL_CHECKPOINTS_TOKENIZER_JSON_HPP_
+#define MIXTRAL_IMPL_CHECKPOINTS_TOKENIZER_JSON_HPP_
 
 #include <algorithm>
 #include <cstdio>
@@ -961,13 +994,19 @@ Result<Vocabulary> read_tokenizer_json(Span<const std::uint8_t> bytes,
 }
 
 }  // namespace mixtral
+
+#endif  // MIXTRAL_IMPL_CHECKPOINTS_TOKENIZER_JSON_HPP_
 // Files of torch.save(): a zip archive with a pickled state dict and one entry for each storage
 // (pytorch, torch/serialization.py). Tensors stay where they are in the file.
+#ifndef MIXTRAL_IMPL_CHECKPOINTS_TORCH_FILE_HPP_
+#define MIXTRAL_IMPL_CHECKPOINTS_TORCH_FILE_HPP_
 
 #include <unordered_map>
 
 // A pickle reader (Python's Lib/pickletools.py describes the format) that knows what a PyTorch state
 // dict needs and refuses the rest by name. It builds values and never calls anything.
+#ifndef MIXTRAL_IMPL_CHECKPOINTS_PICKLE_HPP_
+#define MIXTRAL_IMPL_CHECKPOINTS_PICKLE_HPP_
 
 #include <cstdint>
 #include <memory_resource>
@@ -1301,8 +1340,12 @@ class PickleReader {
 };
 
 }  // namespace mixtral::detail
+
+#endif  // MIXTRAL_IMPL_CHECKPOINTS_PICKLE_HPP_
 // The directory of a zip archive whose entries are stored, not compressed (PKWARE APPNOTE.TXT 6.3.9),
 // with zip64: what torch.save() writes.
+#ifndef MIXTRAL_IMPL_CHECKPOINTS_ZIP_HPP_
+#define MIXTRAL_IMPL_CHECKPOINTS_ZIP_HPP_
 
 #include <algorithm>
 #include <cstdint>
@@ -1467,6 +1510,8 @@ class ZipReader {
 };
 
 }  // namespace mixtral::detail
+
+#endif  // MIXTRAL_IMPL_CHECKPOINTS_ZIP_HPP_
 
 namespace mixtral::detail {
 
@@ -1640,6 +1685,8 @@ inline Result<StoredTensors> read_torch_file(Span<const std::uint8_t> bytes, con
 
 }  // namespace mixtral::detail
 
+#endif  // MIXTRAL_IMPL_CHECKPOINTS_TORCH_FILE_HPP_
+
 namespace mixtral {
 
 namespace detail {
@@ -1659,16 +1706,19 @@ class FolderReader {
       : folder_(std::move(folder)), resource_(resource), checkpoint_(resource) {}
 
   Result<Checkpoint> run() {
-    if (exists("config.json") &&
-        (exists("model.safetensors") || exists(kIndex) || !exists("params.json"))) {
+    const bool has_config = exists("config.json"), has_params = exists("params.json");
+    const bool has_safetensors = exists("model.safetensors") || exists(kIndex);
+    // Those who publish GGUF files often put config.json beside them.
+    if (!has_safetensors && !has_params) MIXTRAL_RETURN_IF_ERROR(name_gguf_files());
+    if (has_config && (has_safetensors || !has_params)) {
       MIXTRAL_RETURN_IF_ERROR(read_huggingface());
-    } else if (exists("params.json")) {
+    } else if (has_params) {
       MIXTRAL_RETURN_IF_ERROR(read_original());
     } else {
       return Error(ErrorCode::unsupported,
                    "'%s': neither config.json (Hugging Face) nor params.json (original release) is "
                    "there; give a GGUF file or a folder with a model",
-                   folder_.c_str());
+                   shown_folder().c_str());
     }
     return std::move(checkpoint_);
   }
@@ -1682,8 +1732,39 @@ class FolderReader {
   static constexpr const char* kIndex = "model.safetensors.index.json";
 
   std::string path(const std::string& name) const { return folder_ + "/" + name; }
+  // The same for error texts, so short that they have room for the rest.
+  std::string shown(const std::string& name) const { return ShortName(path(name)).text(); }
+  std::string shown_folder() const { return ShortName(folder_).text(); }
+
+  // Is there anything of that name? What cannot be read is there as well: reading it then says why not.
   bool exists(const std::string& name) const {
-    return static_cast<bool>(Bytes::map_file(path(name).c_str()));
+    return path_status(path(name).c_str()).kind != PathKind::missing;
+  }
+
+  // An error that names the GGUF files of the folder, if it has any: up to three, and of a file in
+  // parts the first.
+  Status name_gguf_files() const {
+    std::set<std::string> names;
+    for_each_name(folder_.c_str(), [&](std::string_view name) {
+      const std::size_t part = name.rfind("-of-");
+      const bool is_later_part = part != std::string_view::npos && part >= 6 &&
+                                 name[part - 6] == '-' && name.size() - part == 14 &&
+                                 name.substr(part - 5, 5) != "00001";
+      if (ends_with(name, ".gguf") && !is_later_part) names.emplace(name);
+    });
+    if (names.empty()) return {};
+    constexpr std::size_t kMostNames = 3, kMostOfName = 50;
+    std::string list;
+    std::size_t n = 0;
+    for (auto name = names.begin(); name != names.end() && n < kMostNames; ++name, ++n) {
+      list += n == 0 ? "'" : ", '";
+      list += ShortName(*name, kMostOfName).text();
+      list += '\'';
+    }
+    if (names.size() > n) list += " and " + std::to_string(names.size() - n) + " more";
+    return Error(ErrorCode::invalid_argument,
+                 "'%s' is a folder of GGUF files; name one of them: %s",
+                 ShortName(folder_, 80).text(), list.c_str());
   }
 
   // Maps a file that the checkpoint keeps.
@@ -1697,7 +1778,7 @@ class FolderReader {
   Result<Json> read_json(const std::string& name) const {
     const Result<Bytes> bytes = Bytes::map_file(path(name).c_str());
     if (!bytes) return bytes.error();
-    return parse_json(view_of(*bytes), path(name).c_str());
+    return parse_json(view_of(*bytes), shown(name).c_str());
   }
 
   Status read_huggingface() {
@@ -1707,7 +1788,7 @@ class FolderReader {
     MIXTRAL_RETURN_IF_ERROR(read_vocabulary());
     MIXTRAL_RETURN_IF_ERROR(read_tokenizer_config());
     MIXTRAL_RETURN_IF_ERROR(fit_vocabulary());
-    MIXTRAL_RETURN_IF_ERROR(check_config(checkpoint_.config, path("config.json").c_str()));
+    MIXTRAL_RETURN_IF_ERROR(check_config(checkpoint_.config, shown("config.json").c_str()));
     const auto add = [&](const StoredTensor& tensor) {
       return add_huggingface_tensor(tensor, checkpoint_);
     };
@@ -1735,7 +1816,7 @@ class FolderReader {
     }
     MIXTRAL_RETURN_IF_ERROR(fit_vocabulary());
     if (config.n_experts == 0 || config.n_experts > 4096) {
-      return check_config(config, path("params.json").c_str());  // says so
+      return check_config(config, shown("params.json").c_str());  // says so
     }
     const auto add = [&](const StoredTensor& tensor) {
       return add_original_tensor(tensor, config, checkpoint_);
@@ -1753,7 +1834,7 @@ class FolderReader {
         }
       }
     }
-    return check_config(config, path("params.json").c_str());
+    return check_config(config, shown("params.json").c_str());
   }
 
   // One file, or those that an index beside it names.
@@ -1765,7 +1846,7 @@ class FolderReader {
     const auto map = index->find("weight_map");
     if (map == index->end() || !map->is_object()) {
       return Error(ErrorCode::bad_format, "'%s.index.json': weight_map must be an object",
-                   path(name).c_str());
+                   shown(name).c_str());
     }
     const auto files = files_of_index(*map, name);
     if (!files) return files.error();
@@ -1787,7 +1868,7 @@ class FolderReader {
     if (n_tensors != map->size()) {
       return Error(ErrorCode::bad_format,
                    "'%s.index.json' names %zu tensors, but its files have %zu of them",
-                   path(name).c_str(), map->size(), n_tensors);
+                   shown(name).c_str(), map->size(), n_tensors);
     }
     return {};
   }
@@ -1800,7 +1881,7 @@ class FolderReader {
       if (text == nullptr || text->empty() || text->find_first_of("/\\:") != std::string::npos) {
         return Error(ErrorCode::bad_format,
                      "'%s.index.json': the file of tensor '%.80s' is not a plain file name",
-                     path(name).c_str(), tensor.c_str());
+                     shown(name).c_str(), tensor.c_str());
       }
       files.insert(*text);
     }
@@ -1811,7 +1892,7 @@ class FolderReader {
   Status read_safetensors_file(const std::string& name, const Add& add) {
     const auto bytes = map(name);
     if (!bytes) return bytes.error();
-    const auto tensors = read_safetensors(*bytes, path(name).c_str(), resource_);
+    const auto tensors = read_safetensors(*bytes, shown(name).c_str(), resource_);
     if (!tensors) return tensors.error();
     return add_all(*tensors, name, add);
   }
@@ -1827,13 +1908,13 @@ class FolderReader {
       if (i > 0 && !exists(name)) break;
       const auto bytes = map(name);
       if (!bytes) return bytes.error();
-      const auto tensors = read_torch_file(*bytes, path(name).c_str(), resource_);
+      const auto tensors = read_torch_file(*bytes, shown(name).c_str(), resource_);
       if (!tensors) return tensors.error();
       if (i > 0 && has_shards(*tensors)) {
         return Error(ErrorCode::unsupported,
                      "'%s': its tensors are shards for model parallelism; take this model in the "
                      "Hugging Face layout or as GGUF",
-                     path(name).c_str());
+                     shown(name).c_str());
       }
       MIXTRAL_RETURN_IF_ERROR(add_all(*tensors, name, add));
     }
@@ -1869,18 +1950,21 @@ class FolderReader {
       const Status read = read_sentencepiece(*bytes, checkpoint_.vocabulary);
       return read ? Status() : error_in(path(name).c_str(), read.error());
     }
-    const Result<Bytes> bytes = Bytes::map_file(path("tokenizer.json").c_str());
-    if (!bytes) {
+    if (!exists("tokenizer.json")) {
+      MIXTRAL_RETURN_IF_ERROR(name_gguf_files());
       return Error(ErrorCode::io, "'%s': there is neither tokenizer.model nor tokenizer.json",
-                   folder_.c_str());
+                   shown_folder().c_str());
     }
+    const Result<Bytes> bytes = Bytes::map_file(path("tokenizer.json").c_str());
+    if (!bytes) return bytes.error();
     const Status read = detail::read_tokenizer_json(view_of(*bytes), checkpoint_.vocabulary);
     return read ? Status() : error_in(path("tokenizer.json").c_str(), read.error());
   }
 
   // tokenizer_config.json, if it is there: added tokens, BOS, chat template.
   Status read_tokenizer_config() {
-    if (exists("chat_template.jinja")) {
+    if (const PathStatus status = path_status(path("chat_template.jinja").c_str());
+        status.kind != PathKind::missing && !(status.kind == PathKind::file && status.size == 0)) {
       const Result<Bytes> bytes = Bytes::map_file(path("chat_template.jinja").c_str());
       if (!bytes) return bytes.error();
       checkpoint_.chat_template.assign(reinterpret_cast<const char*>(bytes->data()), bytes->size());
@@ -1931,7 +2015,7 @@ class FolderReader {
     if (size > vocabulary.pieces.size() + kMaxPadding) {
       return Error(ErrorCode::bad_format,
                    "'%s': the configuration has a vocabulary of %zu, the tokenizer one of %zu",
-                   folder_.c_str(), size, vocabulary.pieces.size());
+                   shown_folder().c_str(), size, vocabulary.pieces.size());
     }
     while (vocabulary.pieces.size() < size) {
       vocabulary.texts.emplace_back("[PAD" + std::to_string(vocabulary.pieces.size()) + "]");
@@ -1945,7 +2029,7 @@ class FolderReader {
     if (checkpoint_.vocabulary.pieces.size() == checkpoint_.config.vocab_size) return {};
     return Error(ErrorCode::bad_format,
                  "'%s': the tokenizer has %zu pieces, the configuration a vocabulary of %u",
-                 folder_.c_str(), checkpoint_.vocabulary.pieces.size(),
+                 shown_folder().c_str(), checkpoint_.vocabulary.pieces.size(),
                  static_cast<unsigned>(checkpoint_.config.vocab_size));
   }
 
@@ -1970,11 +2054,11 @@ inline std::string folder_of(std::string_view path) {
 
 Result<Checkpoint> open_checkpoint(const char* path, std::pmr::memory_resource* resource) {
   return detail::guard_memory("opening the model", [&]() -> Result<Checkpoint> {
-    {
+    if (detail::path_status(path).kind != detail::PathKind::folder) {
       const Result<Bytes> bytes = Bytes::map_file(path);
+      if (!bytes) return bytes.error();
       // A file that is not part of a folder's layout is GGUF, or the error says that it is not.
-      if (bytes &&
-          (gguf::File::recognises(detail::view_of(*bytes)) || detail::folder_of(path) == path)) {
+      if (gguf::File::recognises(detail::view_of(*bytes)) || detail::folder_of(path) == path) {
         return open_gguf(path, resource);
       }
     }
@@ -1992,8 +2076,10 @@ Result<Model> open_model(const char* path, const ModelOptions& options) {
 
 Result<Tokenizer> open_tokenizer(const char* path, std::pmr::memory_resource* resource) {
   return detail::guard_memory("opening the tokenizer", [&]() -> Result<Tokenizer> {
-    const Result<Bytes> bytes = Bytes::map_file(path);
-    if (!bytes || detail::folder_of(path) != path) {
+    const bool is_folder = detail::path_status(path).kind == detail::PathKind::folder;
+    const Result<Bytes> bytes = is_folder ? Bytes() : Bytes::map_file(path);
+    if (!bytes) return bytes.error();
+    if (is_folder || detail::folder_of(path) != path) {
       return detail::FolderReader(detail::folder_of(path), resource).run_tokenizer();
     }
     const auto view = detail::view_of(*bytes);
@@ -2016,6 +2102,10 @@ Result<Tokenizer> open_tokenizer(const char* path, std::pmr::memory_resource* re
 }
 
 }  // namespace mixtral
-#endif
 
-#endif  // MIXTRAL_SINGLE_INCLUDE_CHECKPOINTS_HPP_
+#endif  // MIXTRAL_IMPL_CHECKPOINTS_OPEN_HPP_
+
+#endif  // MIXTRAL_IMPL_CHECKPOINTS_HPP_
+#pragma pop_macro("max")
+#pragma pop_macro("min")
+#endif

@@ -22,9 +22,6 @@
 // OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE
 // SOFTWARE.
 
-#ifndef MIXTRAL_SINGLE_INCLUDE_JSON_SCHEMA_HPP_
-#define MIXTRAL_SINGLE_INCLUDE_JSON_SCHEMA_HPP_
-
 #include "mixtral.hpp"
 
 // Optional: JSON schemas as grammars, so that what a model generates is JSON that they allow.
@@ -50,8 +47,14 @@
 //
 // Anything else that restricts is refused by name. All texts are valid under the schema, but not all
 // valid texts are made: members come in the schema's order; members that it does not name come only if
-// additionalProperties says so, after the others; keys of those have no escapes; members and elements
-// are separated by at most one space, or a new line and spaces.
+// additionalProperties says so, after the others; keys of those have no escapes; there are no blanks
+// outside strings, which would cost tokens, but for what JsonSchemaOptions::blanks lets in.
+//
+// A schema may be a text of 4 MiB, nested 100 deep, with objects of 4096 members, oneOf of 256 parts, and
+// counts up to 10000; its grammar may have 16000 rules (about one for each member and each schema within a
+// schema) and what grammar.hpp states. More is refused before it is parsed or compiled.
+#ifndef MIXTRAL_JSON_SCHEMA_HPP_
+#define MIXTRAL_JSON_SCHEMA_HPP_
 
 #include <memory_resource>
 #include <string>
@@ -59,17 +62,39 @@
 
 namespace mixtral {
 
-// The grammar, in GBNF, of JSON texts that are valid under a schema.
-// Errors: bad_format, unsupported, naming what.
-Result<std::string> json_schema_to_gbnf(std::string_view schema);
+struct JsonSchemaOptions {
+  // Whether there may be blanks, which some models write by habit: after each of { [ , : and before each
+  // of } ] , : at most one space, or one new line and at most 20 spaces. Nothing is longer than that, so
+  // that a model cannot go on with blanks for ever.
+  bool blanks = false;
+};
 
-// The same as a Grammar. Errors: also those of Grammar::from_gbnf.
-Result<Grammar> json_schema_grammar(std::string_view schema, std::pmr::memory_resource* resource =
-                                                                 std::pmr::get_default_resource());
+// The grammar, in GBNF, of JSON texts that are valid under a schema.
+// Errors: bad_format, unsupported, naming what; out_of_memory.
+Result<std::string> json_schema_to_gbnf(std::string_view schema,
+                                        const JsonSchemaOptions& options = {});
+
+// The grammar, compiled. Errors: as json_schema_to_gbnf() and Grammar::from_gbnf().
+Result<Grammar> json_schema_grammar(
+    std::string_view schema, const JsonSchemaOptions& options,
+    std::pmr::memory_resource* resource = std::pmr::get_default_resource());
+inline Result<Grammar> json_schema_grammar(
+    std::string_view schema,
+    std::pmr::memory_resource* resource = std::pmr::get_default_resource()) {
+  return json_schema_grammar(schema, JsonSchemaOptions(), resource);
+}
 
 }  // namespace mixtral
 
+#endif  // MIXTRAL_JSON_SCHEMA_HPP_
+
 #if defined(MIXTRAL_IMPLEMENTATION) || defined(MIXTRAL_IMPLEMENTATION_REST)
+#pragma push_macro("min")
+#pragma push_macro("max")
+#undef min
+#undef max
+#ifndef MIXTRAL_IMPL_JSON_SCHEMA_HPP_
+#define MIXTRAL_IMPL_JSON_SCHEMA_HPP_
 
 #include <algorithm>
 #include <cmath>
@@ -78,11 +103,14 @@ Result<Grammar> json_schema_grammar(std::string_view schema, std::pmr::memory_re
 #include <initializer_list>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <utility>
 #include <vector>
 
 //
 // Decimal numbers from one to another, as GBNF.
+#ifndef MIXTRAL_IMPL_NUMBER_RANGES_HPP_
+#define MIXTRAL_IMPL_NUMBER_RANGES_HPP_
 
 #include <algorithm>
 #include <cstddef>
@@ -97,7 +125,8 @@ inline std::int64_t power_of_10(int n) {
   return power;
 }
 
-// Digits [at, size) from those of `low` to those of `high`, which are as many and not less.
+// Digits [at, size) from those of `low` to those of `high`, which are as many and not less. Recurses at most
+// once for each digit, of which there are 19 at most.
 inline std::string digits_between(const std::string& low, const std::string& high, std::size_t at,
                                   std::size_t n_after) {
   std::string out;
@@ -170,39 +199,63 @@ inline std::string gbnf_of_range(std::int64_t low, std::int64_t high, int n) {
 
 }  // namespace mixtral::detail
 
+#endif  // MIXTRAL_IMPL_NUMBER_RANGES_HPP_
+
 namespace mixtral {
 
 namespace detail {
 
+// Translates a schema part by part: a part that has parts itself becomes a rule, which is translated when
+// its turn comes. So nothing recurses as deep as the schema is nested.
 class JsonSchemaCompiler {
  public:
   using Json = nlohmann::ordered_json;  // members stay in order
 
+  explicit JsonSchemaCompiler(const JsonSchemaOptions& options)
+      : ws_(options.blanks ? " ws" : ""), blanks_(options.blanks) {}
+
   Result<std::string> compile(std::string_view text) {
-    if (depth_of(text) > kMostNested) {
-      return Error(ErrorCode::unsupported, "JSON schema: nested more than %d deep", kMostNested);
+    if (text.size() > kMostBytes) return unsupported("a text of more than 4 MiB");
+    const JsonShape shape = json_shape(text);
+    if (shape.depth > kMostNested) {
+      return Error(ErrorCode::unsupported, "JSON schema: nested more than %zu deep", kMostNested);
+    }
+    if (shape.most_members > kMostMembers) {
+      return Error(ErrorCode::unsupported, "JSON schema: an object of more than %zu members",
+                   kMostMembers);
     }
     root_ = Json::parse(text.begin(), text.end(), nullptr, false);
     if (root_.is_discarded()) {
       return Error(ErrorCode::bad_format, "JSON schema: the text is no JSON");
     }
-    out_ = kCommonRules;
-    const Result<std::string> expression = schema(root_, 0);
-    MIXTRAL_RETURN_IF_ERROR(expression);
-    return "root ::= " + *expression + "\n" + out_;
+    add_common_rules();
+    const Result<std::string> root = schema(root_);
+    MIXTRAL_RETURN_IF_ERROR(root);
+    for (std::size_t i = 0; i < later_.size(); ++i) {
+      const Result<std::string> rule = expression(*later_[i].second);
+      MIXTRAL_RETURN_IF_ERROR(rule);
+      MIXTRAL_RETURN_IF_ERROR(define(later_[i].first, *rule));
+    }
+    return "root ::= " + *root + "\n" + out_;
   }
 
  private:
-  static constexpr int kMostNested = 100;
-  static constexpr std::size_t kMostRules = 10000;
+  // What json_schema.hpp states.
+  static constexpr std::size_t kMostBytes = std::size_t{1} << 22;
+  static constexpr std::size_t kMostNested = 100;
+  static constexpr std::size_t kMostMembers = 4096;
+  static constexpr std::size_t kMostRules = 16000;
+  static constexpr std::size_t kMostExclusive = 256;  // parts of oneOf
   static constexpr std::int64_t kMostCount = 10000;
 
   // RFC 8259. No halves of surrogate pairs, no digits without end.
-  static constexpr const char* kCommonRules =
-      R"GBNF(value ::= object | array | string | number | boolean | null
-object ::= "{" ws (string ws ":" ws value ws ("," ws string ws ":" ws value ws)*)? "}"
-array ::= "[" ws (value ws ("," ws value ws)*)? "]"
-string ::= "\"" char* "\""
+  void add_common_rules() {
+    out_ = "value ::= object | array | string | number | boolean | null\n";
+    out_ += "object ::= \"{\"" + ws_ + " (member (\",\"" + ws_ + " member)*)? \"}\"\n";
+    out_ += "member ::= string" + ws_ + " \":\"" + ws_ + " value" + ws_ + "\n";
+    out_ += "array ::= \"[\"" + ws_ + " (value" + ws_ + " (\",\"" + ws_ + " value" + ws_ +
+            ")*)? \"]\"\n";
+    out_ += R"GBNF(string ::= "\"" char* "\""
 char ::= plain | "\\" (["\\/bfnrt] | "u" (hex4 | [dD] [89abAB] hex hex "\\u" [dD] [c-fC-F] hex hex))
 plain ::= [^"\\\x00-\x1F]
 hex ::= [0-9a-fA-F]
@@ -211,21 +264,8 @@ integer ::= "-"? ("0" | [1-9] [0-9]{0,15})
 number ::= integer ("." [0-9]{1,15})? ([eE] [-+]? [0-9]{1,2})?
 boolean ::= "true" | "false"
 null ::= "null"
-ws ::= (" " | "\n" " "{0,20})?
 )GBNF";
-
-  static int depth_of(std::string_view text) {
-    int depth = 0, most = 0;
-    bool in_string = false;
-    for (std::size_t i = 0; i < text.size(); ++i) {
-      const char c = text[i];
-      if (in_string && c == '\\') ++i;
-      if (c == '"') in_string = !in_string;
-      if (in_string) continue;
-      if (c == '[' || c == '{') most = std::max(most, ++depth);
-      if (c == ']' || c == '}') --depth;
-    }
-    return most;
+    if (blanks_) out_ += "ws ::= (\" \" | \"\\n\" \" \"{0,20})?\n";
   }
 
   static Error unsupported(const std::string& what) {
@@ -252,8 +292,27 @@ ws ::= (" " | "\n" " "{0,20})?
   }
   Status define(const std::string& name, const std::string& expression) {
     if (n_rules_ > kMostRules) return unsupported("a schema that needs so many rules");
+    if (out_.size() + expression.size() > kMostGrammarBytes) {
+      return unsupported("a schema of so large a grammar");
+    }
     out_ += name + " ::= " + expression + "\n";
     return {};
+  }
+
+  // The rule of a part of the schema; it is there once, and translated later.
+  std::string later(const Json& part) {
+    const auto [place, is_new] = rules_.emplace(&part, std::string());
+    if (is_new) {
+      place->second = "r" + std::to_string(n_rules_++);
+      later_.emplace_back(place->second, &part);
+    }
+    return place->second;
+  }
+
+  static std::string joined(const std::vector<std::string>& alternatives) {
+    std::string choice;
+    for (const std::string& one : alternatives) choice += (choice.empty() ? "" : " | ") + one;
+    return choice;
   }
 
   // Are there no keywords but these and those that restrict nothing?
@@ -271,18 +330,39 @@ ws ::= (" " | "\n" " "{0,20})?
     return {};
   }
 
-  // What may be at this place: an expression of GBNF.
-  Result<std::string> schema(const Json& schema, int depth) {
-    if (depth > kMostNested) return unsupported("so deep a nesting");
+  // What may be at this place: an expression of GBNF, in parentheses if it needs them.
+  Result<std::string> schema(const Json& schema) {
+    if (schema.is_object()) {
+      if (schema.contains("$ref")) return reference(schema);
+      bool has_parts = false;
+      if (!schema.contains("enum") && !schema.contains("const")) {
+        for (const char* keyword : {"anyOf", "oneOf", "allOf"}) {
+          has_parts = has_parts || schema.contains(keyword);
+        }
+        std::vector<std::string> types;
+        if (!has_parts) MIXTRAL_RETURN_IF_ERROR(types_of(schema, types));
+        for (const std::string& type : types) {
+          has_parts = has_parts || type == "array" || type == "object";
+        }
+      }
+      if (has_parts) return later(schema);
+    }
+    const Result<std::string> leaf = expression(schema);
+    if (!leaf || leaf->size() < 64) return leaf;
+    return add_rule(*leaf);  // which may be written twice
+  }
+
+  // What a schema allows. Calls schema() for its parts, which then calls this only for those without any.
+  Result<std::string> expression(const Json& schema) {
     if (schema.is_boolean()) {
       if (schema.get<bool>()) return std::string("value");
       return bad("false allows nothing");
     }
     if (!schema.is_object()) return bad("a schema must be an object, true or false");
-    if (schema.contains("$ref")) return reference(schema, depth);
+    if (schema.contains("$ref")) return reference(schema);
     if (schema.contains("enum") || schema.contains("const")) return constants(schema);
     for (const char* keyword : {"anyOf", "oneOf", "allOf"}) {
-      if (schema.contains(keyword)) return combination(schema, keyword, depth);
+      if (schema.contains(keyword)) return combination(schema, keyword);
     }
     std::vector<std::string> types;
     MIXTRAL_RETURN_IF_ERROR(types_of(schema, types));
@@ -292,17 +372,17 @@ ws ::= (" " | "\n" " "{0,20})?
                       "minProperties", "minLength", "maxLength", "pattern", "format", "minimum",
                       "maximum", "exclusiveMinimum", "exclusiveMaximum"}));
     if (types.empty()) return std::string("value");
-    std::string choice;
+    std::vector<std::string> alternatives;
     for (const std::string& type : types) {
-      const Result<std::string> one = of_type(schema, type, depth);
+      const Result<std::string> one = of_type(schema, type);
       MIXTRAL_RETURN_IF_ERROR(one);
-      choice += (choice.empty() ? "" : " | ") + *one;
+      alternatives.push_back(*one);
     }
-    if (types.size() == 1) return choice;
-    return "(" + choice + ")";
+    if (types.size() == 1) return alternatives[0];
+    return "(" + joined(alternatives) + ")";
   }
 
-  // Those named, or the one that the keywords are about; none for anything.
+  // The types named, each once, or the one that the keywords are about; none for anything.
   static Status types_of(const Json& schema, std::vector<std::string>& types) {
     if (!schema.contains("type")) {
       struct Hint {
@@ -325,26 +405,52 @@ ws ::= (" " | "\n" " "{0,20})?
       return {};
     }
     const Json& type = schema["type"];
-    const Json list = type.is_array() ? type : Json::array({type});
-    for (const Json& one : list) {
+    const std::size_t n = type.is_array() ? type.size() : 1;
+    for (std::size_t i = 0; i < n; ++i) {
+      const Json& one = type.is_array() ? type[i] : type;
       if (!one.is_string()) return bad("\"type\" must be a name, or a list of them");
-      types.push_back(one.get<std::string>());
+      const auto& name = one.get_ref<const std::string&>();
+      if (type_bit(name) == 0) return bad("there is no type \"" + name + "\"");
+      if (std::find(types.begin(), types.end(), name) == types.end()) types.push_back(name);
     }
     if (types.empty()) return bad("\"type\" is an empty list");
     return {};
   }
 
-  Result<std::string> of_type(const Json& schema, const std::string& type, int depth) {
+  static constexpr unsigned kInteger = 4, kNumber = 8;
+  static unsigned type_bit(const std::string& type) {
+    unsigned bit = 1;
+    for (const char* name : {"null", "boolean", "integer", "number", "string", "array", "object"}) {
+      if (type == name) return bit;
+      bit *= 2;
+    }
+    return 0;
+  }
+  static unsigned type_bits(const std::vector<std::string>& types) {
+    unsigned bits = 0;
+    for (const std::string& type : types) bits |= type_bit(type);
+    return bits;
+  }
+  // The types that a value is of.
+  static unsigned types_of_value(const Json& value) {
+    if (value.is_number_integer()) return kInteger | kNumber;
+    if (value.is_number_float()) {
+      const auto number = value.get<double>();
+      return std::floor(number) == number ? kInteger | kNumber : kNumber;
+    }
+    return type_bit(value.type_name());
+  }
+
+  Result<std::string> of_type(const Json& schema, const std::string& type) {
     if (type == "null" || type == "boolean") return type;
     if (type == "integer") return number(schema, true);
     if (type == "number") return number(schema, false);
     if (type == "string") return string(schema);
-    if (type == "array") return array(schema, depth);
-    if (type == "object") return object(schema, depth);
-    return bad("there is no type \"" + type + "\"");
+    if (type == "array") return array(schema);
+    return object(schema);
   }
 
-  Result<std::string> reference(const Json& schema, int depth) {
+  Result<std::string> reference(const Json& schema) {
     MIXTRAL_RETURN_IF_ERROR(only(schema, {"$ref"}));
     const Json& ref = schema["$ref"];
     if (!ref.is_string()) return bad("\"$ref\" must be a string");
@@ -374,54 +480,38 @@ ws ::= (" " | "\n" " "{0,20})?
       }
       begin = end + 1;
     }
-    // The name is known before its rule is, for schemas that contain themselves.
-    const std::string name = "r" + std::to_string(n_rules_++);
-    references_[path] = name;
-    const Result<std::string> expression = this->schema(*target, depth + 1);
-    MIXTRAL_RETURN_IF_ERROR(expression);
-    MIXTRAL_RETURN_IF_ERROR(define(name, *expression));
-    return name;
-  }
-
-  static bool is_of_type(const Json& value, const std::string& type) {
-    if (type == "integer") {
-      return value.is_number_integer() ||
-             (value.is_number_float() && std::floor(value.get<double>()) == value.get<double>());
-    }
-    return (type == "null" && value.is_null()) || (type == "boolean" && value.is_boolean()) ||
-           (type == "number" && value.is_number()) || (type == "string" && value.is_string()) ||
-           (type == "array" && value.is_array()) || (type == "object" && value.is_object());
+    return references_[path] = later(*target);
   }
 
   static Result<std::string> constants(const Json& schema) {
     MIXTRAL_RETURN_IF_ERROR(only(schema, {"enum", "const", "type"}));
     std::vector<std::string> types;
     MIXTRAL_RETURN_IF_ERROR(types_of(schema, types));
-    Json values = Json::array();
+    const unsigned bits = type_bits(types);
+    std::vector<std::string> choice;
+    const auto add = [&](const Json& value) {
+      if (bits != 0 && (types_of_value(value) & bits) == 0) return;
+      if (schema.contains("const") && value != schema["const"]) return;
+      choice.push_back(literal_of(value));
+    };
     if (schema.contains("enum")) {
       if (!schema["enum"].is_array()) return bad("\"enum\" must be a list");
-      values = schema["enum"];
+      for (const Json& value : schema["enum"]) add(value);
     } else {
-      values.push_back(schema["const"]);
-    }
-    std::string choice;
-    for (const Json& value : values) {
-      bool fits = types.empty();
-      for (const std::string& type : types) fits = fits || is_of_type(value, type);
-      if (schema.contains("const") && value != schema["const"]) fits = false;
-      if (fits) choice += (choice.empty() ? "" : " | ") + literal_of(value);
+      add(schema["const"]);
     }
     if (choice.empty()) return bad("\"enum\" or \"const\" leaves no value");
-    return "(" + choice + ")";
+    return "(" + joined(choice) + ")";
   }
 
-  Result<std::string> combination(const Json& schema, const char* keyword, int depth) {
+  Result<std::string> combination(const Json& schema, const char* keyword) {
     MIXTRAL_RETURN_IF_ERROR(only(schema, {keyword}));
     const Json& parts = schema[keyword];
     const std::string name = std::string("\"") + keyword + "\"";
     if (!parts.is_array() || parts.empty()) return bad(name + " must be a list, and not empty");
     if (parts.size() > 1 && name == "\"allOf\"") return unsupported(name + " of several parts");
     if (name == "\"oneOf\"") {
+      if (parts.size() > kMostExclusive) return unsupported(name + " of more than 256 parts");
       for (std::size_t i = 0; i < parts.size(); ++i) {
         for (std::size_t k = 0; k < i; ++k) {
           if (!exclude_each_other(parts[k], parts[i], 0)) {
@@ -430,72 +520,127 @@ ws ::= (" " | "\n" " "{0,20})?
         }
       }
     }
-    std::string choice;
+    std::vector<std::string> alternatives;
     for (const Json& part : parts) {
-      const Result<std::string> one = this->schema(part, depth + 1);
+      const Result<std::string> one = this->schema(part);
       MIXTRAL_RETURN_IF_ERROR(one);
-      choice += (choice.empty() ? "" : " | ") + *one;
+      alternatives.push_back(*one);
     }
-    return "(" + choice + ")";
+    return "(" + joined(alternatives) + ")";
+  }
+
+  // What tells a schema from others.
+  struct Facts {
+    bool is_known = false;  // an object of which the rest here was found
+    bool has_type = false;
+    unsigned types = 0;                           // that it names, or that its keywords are about
+    bool has_values = false;                      // enum or const
+    unsigned value_types = 0;                     // of those
+    std::vector<std::string> values;              // those, by append_canonical, sorted
+    std::map<std::string, const Json*> required;  // the schemas of members that must be there
+  };
+
+  // Found once for each schema.
+  const Facts& facts_of(const Json& schema) {
+    const auto [place, is_new] = facts_.try_emplace(&schema);
+    Facts& facts = place->second;
+    std::vector<std::string> types;
+    if (!is_new || !schema.is_object() || !types_of(schema, types)) return facts;
+    facts.is_known = true;
+    facts.has_type = schema.contains("type");
+    facts.types = type_bits(types);
+    const auto add_value = [&](const Json& value) {
+      facts.value_types |= types_of_value(value);
+      facts.values.emplace_back();
+      append_canonical(value, facts.values.back());
+    };
+    if (schema.contains("const")) {
+      facts.has_values = true;
+      add_value(schema["const"]);
+    } else if (schema.contains("enum") && schema["enum"].is_array()) {
+      facts.has_values = true;
+      for (const Json& value : schema["enum"]) add_value(value);
+    }
+    std::sort(facts.values.begin(), facts.values.end());
+    if (!schema.contains("properties")) return facts;
+    const std::set<std::string> required = required_of(schema);
+    for (const auto& member : schema["properties"].items()) {
+      if (required.count(member.key()) != 0) facts.required[member.key()] = &member.value();
+    }
+    return facts;
+  }
+
+  // Text that is the same for values that are equal. Recurses as deep as the value is nested, which is
+  // kMostNested at most.
+  static void append_canonical(const Json& value, std::string& out) {
+    if (value.is_number()) {
+      char number[32];
+      std::snprintf(number, sizeof number, "%.17g", value.get<double>() + 0.0);
+      out += number;
+    } else if (value.is_array()) {
+      for (const Json& element : value) {
+        out += '[';
+        append_canonical(element, out);
+      }
+      out += ']';
+    } else if (value.is_object()) {
+      std::map<std::string_view, const Json*> members;
+      for (const auto& member : value.items()) members[member.key()] = &member.value();
+      for (const auto& [key, member] : members) {
+        out += '{';
+        append_dump(key, out);
+        append_canonical(*member, out);
+      }
+      out += '}';
+    } else {
+      append_dump(value, out);
+    }
+  }
+  static void append_dump(const Json& value, std::string& out) {
+    out += value.dump(-1, ' ', false, Json::error_handler_t::replace);
   }
 
   // False if in doubt.
-  bool exclude_each_other(const Json& a, const Json& b, int depth) const {
-    if (depth > 4 || !a.is_object() || !b.is_object()) return false;
-    const auto values_of = [](const Json& schema) {
-      if (schema.contains("const")) return Json::array({schema["const"]});
-      return schema.contains("enum") ? schema["enum"] : Json();
-    };
-    const Json a_values = values_of(a), b_values = values_of(b);
-    if (a_values.is_array() && b_values.is_array()) {
-      for (const Json& one : a_values) {
-        for (const Json& other : b_values) {
-          if (one == other) return false;
-        }
+  bool exclude_each_other(const Json& one, const Json& other, int depth) {
+    constexpr int kMostLevels = 4;
+    const Facts& a = facts_of(one);
+    const Facts& b = facts_of(other);
+    if (depth > kMostLevels || !a.is_known || !b.is_known) return false;
+    if (a.has_values && b.has_values) {
+      for (auto i = a.values.begin(), k = b.values.begin();
+           i != a.values.end() && k != b.values.end();) {
+        if (*i == *k) return false;
+        ++(*i < *k ? i : k);
       }
       return true;
     }
-    std::vector<std::string> a_types, b_types;
-    if (!types_of(a, a_types) || !types_of(b, b_types)) return false;
-    const auto all_of_others = [](const Json& values, const std::vector<std::string>& types) {
-      if (!values.is_array() || types.empty()) return false;
-      for (const Json& value : values) {
-        for (const std::string& type : types) {
-          if (is_of_type(value, type)) return false;
-        }
-      }
-      return true;
-    };
-    if (all_of_others(a_values, b_types) || all_of_others(b_values, a_types)) return true;
-    if (a.contains("type") && b.contains("type")) {
-      bool common = false;
-      for (const std::string& one : a_types) {
-        for (const std::string& other : b_types) {
-          common = common || one == other || (one == "integer" && other == "number") ||
-                   (one == "number" && other == "integer");
-        }
-      }
-      if (!common) return true;
+    if (a.has_values && b.types != 0 && (a.value_types & b.types) == 0) return true;
+    if (b.has_values && a.types != 0 && (b.value_types & a.types) == 0) return true;
+    if (a.has_type && b.has_type) {
+      const auto and_numbers = [](unsigned types) {
+        return (types & kInteger) != 0 ? types | kNumber : types;
+      };
+      if ((and_numbers(a.types) & b.types) == 0 && (a.types & and_numbers(b.types)) == 0)
+        return true;
     }
     // Objects that must have the same member with different values.
-    if (a_types != std::vector<std::string>{"object"} || b_types != a_types) return false;
-    if (!a.contains("properties") || !b.contains("properties")) return false;
-    for (const auto& member : a["properties"].items()) {
-      if (is_required(a, member.key()) && is_required(b, member.key()) &&
-          b["properties"].contains(member.key()) &&
-          exclude_each_other(member.value(), b["properties"][member.key()], depth + 1)) {
+    if (a.types != type_bit("object") || b.types != a.types) return false;
+    for (const auto& [key, schema] : a.required) {
+      const auto found = b.required.find(key);
+      if (found != b.required.end() && exclude_each_other(*schema, *found->second, depth + 1)) {
         return true;
       }
     }
     return false;
   }
 
-  static bool is_required(const Json& schema, const std::string& key) {
-    if (!schema.contains("required") || !schema["required"].is_array()) return false;
+  static std::set<std::string> required_of(const Json& schema) {
+    std::set<std::string> names;
+    if (!schema.contains("required") || !schema["required"].is_array()) return names;
     for (const Json& one : schema["required"]) {
-      if (one.is_string() && one.get_ref<const std::string&>() == key) return true;
+      if (one.is_string()) names.insert(one.get_ref<const std::string&>());
     }
-    return false;
+    return names;
   }
 
   // The value of a keyword that counts something; `absent` if it is not there.
@@ -576,7 +721,7 @@ ws ::= (" " | "\n" " "{0,20})?
 #undef MIXTRAL_BYTE
   }
 
-  Result<std::string> array(const Json& schema, int depth) {
+  Result<std::string> array(const Json& schema) {
     if (schema.contains("uniqueItems") && schema["uniqueItems"] != false) {
       return unsupported("\"uniqueItems\"");
     }
@@ -585,158 +730,176 @@ ws ::= (" " | "\n" " "{0,20})?
     const Result<std::int64_t> most = count(schema, "maxItems", -1);
     MIXTRAL_RETURN_IF_ERROR(most);
     // Elements at the beginning, and those after them; "items" was both.
-    Json prefix = Json::array();
-    Json rest = true;
+    const Json* prefix = nullptr;
+    const Json* rest = &true_;
     if (schema.contains("prefixItems")) {
-      prefix = schema["prefixItems"];
-      rest = schema.contains("items") ? schema["items"] : Json(false);
+      prefix = &schema["prefixItems"];
+      rest = schema.contains("items") ? &schema["items"] : &false_;
     } else if (schema.contains("items") && schema["items"].is_array()) {
-      prefix = schema["items"];
-      rest = schema.contains("additionalItems") ? schema["additionalItems"] : Json(false);
+      prefix = &schema["items"];
+      rest = schema.contains("additionalItems") ? &schema["additionalItems"] : &false_;
     } else if (schema.contains("items")) {
-      rest = schema["items"];
+      rest = &schema["items"];
     }
-    if (!prefix.is_array()) return bad("\"prefixItems\" must be a list");
-    const auto n_prefix = static_cast<std::int64_t>(prefix.size());
+    if (prefix != nullptr && !prefix->is_array()) return bad("\"prefixItems\" must be a list");
+    const auto n_prefix = static_cast<std::int64_t>(prefix == nullptr ? 0 : prefix->size());
     std::int64_t last = *most;
-    if (rest == false) last = last < 0 ? n_prefix : std::min(last, n_prefix);
+    if (*rest == false) last = last < 0 ? n_prefix : std::min(last, n_prefix);
     if (last >= 0 && last < *least) return bad("an array of fewer elements than \"minItems\"");
+    const std::string open = "\"[\"" + ws_ + " ", comma = "\",\"" + ws_ + " ";
     // What follows element i - 1, from the end on.
     std::string tail;
     if (last < 0 || last > n_prefix) {
-      const Result<std::string> item = this->schema(rest, depth + 1);
+      const Result<std::string> item = this->schema(*rest);
       MIXTRAL_RETURN_IF_ERROR(item);
-      const Result<std::string> element = add_rule(*item + " ws");
-      MIXTRAL_RETURN_IF_ERROR(element);
+      const std::string element = *item + ws_;
       if (n_prefix == 0) {
         const std::string some =
-            *element + " " +
-            repeated("(\",\" ws " + *element + ")", std::max<std::int64_t>(*least, 1) - 1,
+            element + " " +
+            repeated("(" + comma + element + ")", std::max<std::int64_t>(*least, 1) - 1,
                      last < 0 ? -1 : last - 1);
-        return add_rule("\"[\" ws " + (*least == 0 ? "(" + some + ")?" : some) + " \"]\"");
+        return open + (*least == 0 ? "(" + some + ")?" : some) + " \"]\"";
       }
-      tail = repeated("(\",\" ws " + *element + ")", std::max<std::int64_t>(*least - n_prefix, 0),
+      tail = repeated("(" + comma + element + ")", std::max<std::int64_t>(*least - n_prefix, 0),
                       last < 0 ? -1 : last - n_prefix);
     }
     for (std::int64_t i = std::min(n_prefix, last < 0 ? n_prefix : last); i-- > 0;) {
-      const Result<std::string> item = this->schema(prefix[static_cast<std::size_t>(i)], depth + 1);
+      const Result<std::string> item = this->schema((*prefix)[static_cast<std::size_t>(i)]);
       MIXTRAL_RETURN_IF_ERROR(item);
-      std::string from = (i == 0 ? "" : "\",\" ws ") + *item + " ws " + tail;
+      std::string from = (i == 0 ? "" : comma) + *item + ws_ + " " + tail;
       if (i >= *least) from = "(" + from + ")?";
       const Result<std::string> rule = add_rule(from);
       MIXTRAL_RETURN_IF_ERROR(rule);
       tail = *rule;
     }
-    return add_rule("\"[\" ws " + tail + " \"]\"");
+    return open + tail + " \"]\"";
   }
 
-  Result<std::string> object(const Json& schema, int depth) {
-    const Json properties =
-        schema.contains("properties") ? schema["properties"] : Json(Json::object());
-    if (!properties.is_object()) return bad("\"properties\" must be an object");
-    const bool says_more = schema.contains("additionalProperties");
-    const Json more = says_more ? schema["additionalProperties"] : Json(properties.empty());
-    const Json required = schema.contains("required") ? schema["required"] : Json(Json::array());
-    if (!required.is_array()) return bad("\"required\" must be a list");
-    // Required members that have no schema of their own have that of additional ones.
-    std::vector<std::pair<std::string, Json>> members;
-    for (const auto& member : properties.items())
-      members.emplace_back(member.key(), member.value());
-    for (const Json& key : required) {
-      if (!key.is_string()) return bad("\"required\" must be a list of names");
-      const auto name = key.get<std::string>();
-      if (properties.contains(name)) continue;
-      if (more == false && says_more) return bad("\"" + name + "\" is required but not allowed");
-      members.emplace_back(name, more == false ? Json(true) : more);
+  Result<std::string> object(const Json& schema) {
+    const Json* properties = schema.contains("properties") ? &schema["properties"] : nullptr;
+    if (properties != nullptr && !properties->is_object()) {
+      return bad("\"properties\" must be an object");
     }
+    const bool has_properties = properties != nullptr && !properties->empty();
+    const bool says_more = schema.contains("additionalProperties");
+    const Json& more = says_more ? schema["additionalProperties"] : has_properties ? false_ : true_;
+    if (schema.contains("required") && !schema["required"].is_array()) {
+      return bad("\"required\" must be a list");
+    }
+    // Required members that have no schema of their own have that of additional ones.
+    struct Member {
+      std::string name;
+      const Json* schema;
+    };
+    std::vector<Member> members;
+    std::set<std::string> names;
+    if (has_properties) {
+      for (const auto& member : properties->items()) {
+        members.push_back({member.key(), &member.value()});
+        names.insert(member.key());
+      }
+    }
+    if (schema.contains("required")) {
+      for (const Json& key : schema["required"]) {
+        if (!key.is_string()) return bad("\"required\" must be a list of names");
+        const auto& name = key.get_ref<const std::string&>();
+        if (!names.insert(name).second) continue;
+        if (more == false && says_more) return bad("\"" + name + "\" is required but not allowed");
+        members.push_back({name, more == false ? &true_ : &more});
+        if (members.size() > kMostMembers) return unsupported("an object of so many members");
+      }
+    }
+    const std::set<std::string> required = required_of(schema);
     const Result<std::int64_t> least = count(schema, "minProperties", 0);
     MIXTRAL_RETURN_IF_ERROR(least);
-    std::int64_t n_required = 0;
-    for (const auto& member : members) n_required += is_required(schema, member.first) ? 1 : 0;
-    if (*least > n_required) return unsupported("\"minProperties\" beyond what is required");
+    if (*least > static_cast<std::int64_t>(required.size())) {
+      return unsupported("\"minProperties\" beyond what is required");
+    }
 
-    // What may follow a member, from the last one on; and what may come first.
-    std::string after, first;
+    // What may follow a member, from the last one on; and what may come first, the last one first.
+    const std::string open = "\"{\"" + ws_ + " ", comma = "\",\"" + ws_ + " ";
+    std::string after;
+    std::vector<std::string> first;
     if (more != false) {
-      const Result<std::string> key = other_key(members);
+      names.clear();
+      for (const Member& member : members) names.insert(member.name);
+      const Result<std::string> key = other_key(names);
       MIXTRAL_RETURN_IF_ERROR(key);
-      const Result<std::string> one = this->schema(more, depth + 1);
+      const Result<std::string> one = this->schema(more);
       MIXTRAL_RETURN_IF_ERROR(one);
-      const Result<std::string> pair = add_rule(*key + " ws \":\" ws " + *one + " ws");
+      const Result<std::string> pair = add_rule(*key + ws_ + " \":\"" + ws_ + " " + *one + ws_);
       MIXTRAL_RETURN_IF_ERROR(pair);
-      const Result<std::string> others = add_rule("(\",\" ws " + *pair + ")*");
+      const Result<std::string> others = add_rule("(" + comma + *pair + ")*");
       MIXTRAL_RETURN_IF_ERROR(others);
       after = *others;
-      first = *pair + " " + after;
+      first.push_back(*pair + " " + after);
     }
     bool can_be_empty = true;
     for (std::size_t i = members.size(); i-- > 0;) {
-      const Result<std::string> one = this->schema(members[i].second, depth + 1);
+      const Result<std::string> one = this->schema(*members[i].schema);
       MIXTRAL_RETURN_IF_ERROR(one);
-      const Result<std::string> pair =
-          add_rule(literal_of(members[i].first) + " ws \":\" ws " + *one + " ws");
-      MIXTRAL_RETURN_IF_ERROR(pair);
-      const bool must = is_required(schema, members[i].first);
-      const std::string begins = *pair + " " + after;
-      first = must || first.empty() ? begins : begins + " | " + first;
+      std::string pair = literal_of(members[i].name);
+      if (blanks_) {
+        pair += " ws \":\" ws";
+      } else {
+        pair.insert(pair.size() - 1, ":");
+      }
+      pair += " " + *one + ws_;
+      const bool must = required.count(members[i].name) != 0;
+      if (must) first.clear();
+      first.push_back(pair + " " + after);
       can_be_empty = can_be_empty && !must;
-      const std::string follows = "\",\" ws " + *pair;
+      const std::string follows = comma + pair;
       const Result<std::string> rule =
           add_rule((must ? follows : "(" + follows + ")?") + " " + after);
       MIXTRAL_RETURN_IF_ERROR(rule);
       after = *rule;
     }
-    if (first.empty()) return add_rule(R"("{" ws "}")");
-    return add_rule("\"{\" ws (" + first + ")" + (can_be_empty ? "?" : "") + " \"}\"");
+    if (first.empty()) return open + "\"}\"";
+    std::reverse(first.begin(), first.end());
+    return open + "(" + joined(first) + ")" + (can_be_empty ? "?" : "") + " \"}\"";
   }
 
-  // A key without escapes that is none of the members'.
-  Result<std::string> other_key(const std::vector<std::pair<std::string, Json>>& members) {
-    std::vector<std::u32string> names;
-    for (const auto& member : members) {
+  // A key without escapes that is none of these names.
+  Result<std::string> other_key(const std::set<std::string>& names) {
+    if (names.empty()) return std::string("\"\\\"\" plain* \"\\\"\"");
+    // In the order of their characters, which is that of their bytes.
+    std::vector<std::u32string> sorted;
+    for (const std::string& text : names) {
       std::u32string name;
-      for (std::size_t i = 0; i < member.first.size();) {  // UTF-8, as JSON is
-        const auto lead = static_cast<unsigned char>(member.first[i]);
-        const std::size_t length = lead < 0xC0 ? 1 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
-        char32_t c = length == 1 ? lead : lead & (0x7Fu >> length);
-        for (std::size_t k = 1; k < length && i + k < member.first.size(); ++k) {
-          c = c << 6 | (static_cast<unsigned char>(member.first[i + k]) & 0x3Fu);
-        }
-        name += c;
-        i += length;
+      for (std::size_t at = 0; at < text.size();) {
+        std::uint32_t c = 0;
+        if (!next_code_point(text, at, c)) return bad("a name that is not UTF-8");
+        name += static_cast<char32_t>(c);
       }
-      names.push_back(name);
+      sorted.push_back(name);
     }
-    const Result<std::string> rest = other_text(names, 0);
-    MIXTRAL_RETURN_IF_ERROR(rest);
-    return add_rule(R"("\"" )" + *rest + R"( "\"")");
-  }
-
-  // What may follow the first `depth` characters that all these have in common, so that it is none.
-  Result<std::string> other_text(const std::vector<std::u32string>& names, std::size_t depth) {
-    if (names.empty()) return std::string("plain*");
-    std::map<char32_t, std::vector<std::u32string>> next;
-    bool is_name = false;
-    for (const std::u32string& name : names) {
-      if (name.size() == depth) {
-        is_name = true;
-      } else {
-        next[name[depth]].push_back(name);
+    // Names from begin to end have `depth` characters in common; `rule` says what may follow those.
+    struct Common {
+      std::size_t begin, end, depth, rule;
+    };
+    std::vector<Common> open = {{0, sorted.size(), 0, n_rules_++}};
+    const std::string root = "r" + std::to_string(open[0].rule);
+    for (std::size_t next = 0; next < open.size(); ++next) {
+      const Common common = open[next];
+      const bool is_name = sorted[common.begin].size() == common.depth;
+      std::string choice, others;
+      for (std::size_t i = common.begin + (is_name ? 1 : 0); i < common.end;) {
+        const char32_t c = sorted[i][common.depth];
+        const std::size_t begin = i;
+        while (i < common.end && sorted[i][common.depth] == c) ++i;
+        if (c < 0x20 || c == '"' || c == '\\') continue;  // has escapes
+        char escape[16];
+        std::snprintf(escape, sizeof escape, "\\U%08X", static_cast<unsigned>(c));
+        open.push_back({begin, i, common.depth + 1, n_rules_++});
+        choice += std::string("\"") + escape + "\" r" + std::to_string(open.back().rule) + " | ";
+        others += escape;
       }
+      choice += "[^\\\"\\\\\\x00-\\x1F" + others + "] plain*";
+      MIXTRAL_RETURN_IF_ERROR(
+          define("r" + std::to_string(common.rule), "(" + choice + ")" + (is_name ? "" : "?")));
     }
-    if (depth > 200) return unsupported("so long a name beside \"additionalProperties\"");
-    std::string choice, others;
-    for (const auto& [c, those] : next) {
-      if (c < 0x20 || c == '"' || c == '\\') continue;  // has escapes
-      char escape[16];
-      std::snprintf(escape, sizeof escape, "\\U%08X", static_cast<unsigned>(c));
-      const Result<std::string> rest = other_text(those, depth + 1);
-      MIXTRAL_RETURN_IF_ERROR(rest);
-      choice += std::string("\"") + escape + "\" " + *rest + " | ";
-      others += escape;
-    }
-    choice += "[^\\\"\\\\\\x00-\\x1F" + others + "] plain*";
-    return add_rule("(" + choice + ")" + (is_name ? "" : "?"));
+    return "\"\\\"\" " + root + " \"\\\"\"";
   }
 
   static constexpr std::int64_t kLargest = 1000000000000;  // that bounds may be
@@ -799,26 +962,35 @@ ws ::= (" " | "\n" " "{0,20})?
     return add_rule(choice);
   }
 
+  const std::string ws_;  // what stands between the parts of an object or array
+  const bool blanks_;
+  const Json true_ = true, false_ = false;
   Json root_;
   std::string out_;  // rules
   std::size_t n_rules_ = 0;
-  std::map<std::string, std::string> references_;  // the rules of what $ref names
+  std::map<const Json*, std::string> rules_;                // of parts of the schema
+  std::vector<std::pair<std::string, const Json*>> later_;  // those, in the order of their names
+  std::map<std::string, std::string> references_;           // the rules of what $ref names
+  std::map<const Json*, Facts> facts_;
 };
 
 }  // namespace detail
 
-Result<std::string> json_schema_to_gbnf(std::string_view schema) {
+Result<std::string> json_schema_to_gbnf(std::string_view schema, const JsonSchemaOptions& options) {
   return detail::guard_memory("translating a JSON schema",
-                              [&] { return detail::JsonSchemaCompiler().compile(schema); });
+                              [&] { return detail::JsonSchemaCompiler(options).compile(schema); });
 }
 
-Result<Grammar> json_schema_grammar(std::string_view schema, std::pmr::memory_resource* resource) {
-  const Result<std::string> gbnf = json_schema_to_gbnf(schema);
+Result<Grammar> json_schema_grammar(std::string_view schema, const JsonSchemaOptions& options,
+                                    std::pmr::memory_resource* resource) {
+  const Result<std::string> gbnf = json_schema_to_gbnf(schema, options);
   MIXTRAL_RETURN_IF_ERROR(gbnf);
   return Grammar::from_gbnf(*gbnf, resource);
 }
 
 }  // namespace mixtral
-#endif
 
-#endif  // MIXTRAL_SINGLE_INCLUDE_JSON_SCHEMA_HPP_
+#endif  // MIXTRAL_IMPL_JSON_SCHEMA_HPP_
+#pragma pop_macro("max")
+#pragma pop_macro("min")
+#endif

@@ -22,9 +22,6 @@
 // OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE
 // SOFTWARE.
 
-#ifndef MIXTRAL_SINGLE_INCLUDE_QUANTIZE_HPP_
-#define MIXTRAL_SINGLE_INCLUDE_QUANTIZE_HPP_
-
 #include "mixtral.hpp"
 
 // Optional: writes models as GGUF, quantised to any block format, alone or in the mixtures people know.
@@ -36,6 +33,8 @@
 //   options.type = mixtral::find_quantization("Q4_K_M");
 //   options.executor = pool;
 //   auto written = mixtral::write_gguf(*checkpoint, options, file);    // a GgufSink
+#ifndef MIXTRAL_QUANTIZE_HPP_
+#define MIXTRAL_QUANTIZE_HPP_
 
 #include <cstddef>
 #include <cstdint>
@@ -49,6 +48,8 @@
 // its precision where activations are large. The error of a product w x from an error d of w is on
 // average the sum of d[i]^2 E[x[i]^2], if the x[i] are not correlated.
 // The file is llama.cpp's importance matrix in GGUF (general.type "imatrix"). Part of quantize.hpp.
+#ifndef MIXTRAL_IMPORTANCE_HPP_
+#define MIXTRAL_IMPORTANCE_HPP_
 
 #include <cstdint>
 #include <map>
@@ -107,6 +108,8 @@ class Importance : public Observer {
 };
 
 }  // namespace mixtral
+
+#endif  // MIXTRAL_IMPORTANCE_HPP_
 
 namespace mixtral {
 
@@ -191,18 +194,32 @@ Status write_gguf(const Checkpoint& checkpoint, const QuantizeOptions& options, 
 
 }  // namespace mixtral
 
+#endif  // MIXTRAL_QUANTIZE_HPP_
+
 #if defined(MIXTRAL_IMPLEMENTATION) || defined(MIXTRAL_IMPLEMENTATION_REST)
+#pragma push_macro("min")
+#pragma push_macro("max")
+#undef min
+#undef max
 // All definitions of quantize.hpp and importance.hpp.
+#ifndef MIXTRAL_IMPL_QUANTIZE_HPP_
+#define MIXTRAL_IMPL_QUANTIZE_HPP_
 
 //
+#ifndef MIXTRAL_IMPL_QUANTIZE_ENCODE_HPP_
+#define MIXTRAL_IMPL_QUANTIZE_ENCODE_HPP_
 
 // Encoders of the formats with blocks of 32. What a block looks like is told in mixtral/formats/.
+#ifndef MIXTRAL_IMPL_QUANTIZE_SMALL_BLOCKS_HPP_
+#define MIXTRAL_IMPL_QUANTIZE_SMALL_BLOCKS_HPP_
 
 // Least-squares fits of numbers to scaled levels: what the encoders of all block formats are made of.
 //
 // All minimise the weighted squared error sum of weight[i] * (x[i] - y[i])^2 by trying several
 // scales and, for each, alternating between the nearest levels and the best scale for them (Lloyd
 // 1982, "Least squares quantization in PCM", with levels tied to one scale).
+#ifndef MIXTRAL_IMPL_QUANTIZE_FIT_HPP_
+#define MIXTRAL_IMPL_QUANTIZE_FIT_HPP_
 
 #include <Eigen/Core>
 #include <algorithm>
@@ -211,6 +228,68 @@ Status write_gguf(const Checkpoint& checkpoint, const QuantizeOptions& options, 
 #include <cstdint>
 #include <cstring>
 #include <limits>
+
+// Half-precision conversion without SIMD.
+#ifndef MIXTRAL_SIMD_HALF_HPP_
+#define MIXTRAL_SIMD_HALF_HPP_
+
+#include <cstdint>
+#include <cstring>
+
+namespace mixtral::simd {
+
+// IEEE 754 binary16, little-endian, to float32; exact for every input including subnormals.
+inline float portable_half_to_float(const std::uint8_t* bytes) {
+  const std::uint32_t half = bytes[0] | static_cast<std::uint32_t>(bytes[1]) << 8;
+  const std::uint32_t sign = (half & 0x8000u) << 16;
+  const std::uint32_t magnitude = half & 0x7fffu;
+  float value;
+  if (magnitude >= 0x7c00u) {  // infinity or NaN
+    const std::uint32_t bits = 0x7f800000u | (magnitude & 0x3ffu) << 13;
+    std::memcpy(&value, &bits, 4);
+  } else if (magnitude >= 0x400u) {
+    const std::uint32_t bits = (magnitude << 13) + (112u << 23);
+    std::memcpy(&value, &bits, 4);
+  } else {
+    value = static_cast<float>(magnitude) * (1.0f / 16777216.0f);  // units of 2^-24
+  }
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  bits |= sign;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+// float32 to IEEE 754 binary16, rounded to nearest, ties to even; too large becomes infinity.
+inline std::uint16_t portable_float_to_half(float value) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  const auto sign = static_cast<std::uint16_t>(bits >> 16 & 0x8000u);
+  bits &= 0x7fffffffu;
+  if (bits > 0x7f800000u) return static_cast<std::uint16_t>(sign | 0x7e00u);   // NaN
+  if (bits >= 0x477ff000u) return static_cast<std::uint16_t>(sign | 0x7c00u);  // 65520 and more
+  if (bits < 0x38800000u) {  // below 2^-14: units of 2^-24, rounded by adding 0.5 in float32
+    float magnitude;
+    std::memcpy(&magnitude, &bits, 4);
+    magnitude += 0.5f;
+    std::memcpy(&bits, &magnitude, 4);
+    return static_cast<std::uint16_t>(sign | (bits - 0x3f000000u));
+  }
+  const std::uint32_t rounded = bits + 0xfffu + (bits >> 13 & 1u);
+  return static_cast<std::uint16_t>(sign | ((rounded >> 13) - (112u << 10)));
+}
+
+// float32 to bfloat16, rounded to nearest, ties to even.
+inline std::uint16_t float_to_bfloat16(float value) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<std::uint16_t>(bits >> 16 | 0x40u);
+  return static_cast<std::uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+}  // namespace mixtral::simd
+
+#endif  // MIXTRAL_SIMD_HALF_HPP_
 
 namespace mixtral::detail {
 
@@ -365,6 +444,8 @@ AffineFit fit_affine(const Numbers<n>& x, const Numbers<n>& weight) {
 
 }  // namespace mixtral::detail
 
+#endif  // MIXTRAL_IMPL_QUANTIZE_FIT_HPP_
+
 namespace mixtral::detail {
 
 // 32 codes of four bits, or of five with the fifth bits in `bits`: weights 0..15 in the low nibbles.
@@ -463,8 +544,12 @@ struct EncodeQ5_1 {
 };
 
 }  // namespace mixtral::detail
+
+#endif  // MIXTRAL_IMPL_QUANTIZE_SMALL_BLOCKS_HPP_
 // Encoders of the formats with blocks of 256, whose sub-blocks have whole-number scales of their own.
 // What a block looks like is told in mixtral/formats/.
+#ifndef MIXTRAL_IMPL_QUANTIZE_SUPER_BLOCKS_HPP_
+#define MIXTRAL_IMPL_QUANTIZE_SUPER_BLOCKS_HPP_
 
 namespace mixtral::detail {
 
@@ -772,6 +857,8 @@ struct EncodeIq4_Xs {
 
 }  // namespace mixtral::detail
 
+#endif  // MIXTRAL_IMPL_QUANTIZE_SUPER_BLOCKS_HPP_
+
 namespace mixtral {
 
 namespace detail {
@@ -860,11 +947,19 @@ bool can_encode(BlockFormat format) noexcept {
   }
 }
 
+namespace detail {
+
+inline Error cannot_encode(BlockFormat format) {
+  return Error(ErrorCode::invalid_argument, "block format %u cannot be written; use one of %s",
+               static_cast<unsigned>(format), BlockFormatNames(can_encode).text());
+}
+
+}  // namespace detail
+
 Status encode_rows(BlockFormat format, const float* rows, std::size_t n_rows, std::size_t n_cols,
                    Span<const float> importance, std::uint8_t* out) {
   if (!can_encode(format)) {
-    return Error(ErrorCode::invalid_argument, "block format %u cannot be written",
-                 static_cast<unsigned>(format));
+    return detail::cannot_encode(format);
   }
   const BlockFormatInfo& info = *block_format_info(format);
   if (n_cols % info.block_size != 0) {
@@ -896,11 +991,17 @@ Status encode_rows(BlockFormat format, const float* rows, std::size_t n_rows, st
 
 }  // namespace mixtral
 
+#endif  // MIXTRAL_IMPL_QUANTIZE_ENCODE_HPP_
+#ifndef MIXTRAL_IMPL_QUANTIZE_IMPORTANCE_HPP_
+#define MIXTRAL_IMPL_QUANTIZE_IMPORTANCE_HPP_
+
 #include <algorithm>
 #include <cmath>
 #include <string>
 
 // Puts together the head of a GGUF file, version 3 (ggml/docs/gguf.md): metadata and tensor directory.
+#ifndef MIXTRAL_IMPL_QUANTIZE_GGUF_BUILDER_HPP_
+#define MIXTRAL_IMPL_QUANTIZE_GGUF_BUILDER_HPP_
 
 #include <cstdint>
 #include <cstring>
@@ -1046,6 +1147,8 @@ class GgufBuilder {
 };
 
 }  // namespace mixtral::detail
+
+#endif  // MIXTRAL_IMPL_QUANTIZE_GGUF_BUILDER_HPP_
 
 namespace mixtral {
 
@@ -1227,7 +1330,11 @@ Result<Importance> Importance::read(Span<const std::uint8_t> bytes, const Config
 }
 
 }  // namespace mixtral
+
+#endif  // MIXTRAL_IMPL_QUANTIZE_IMPORTANCE_HPP_
 // Which block format each tensor gets: the mixtures that llama.cpp made known (llama-quant.cpp).
+#ifndef MIXTRAL_IMPL_QUANTIZE_MIXTURE_HPP_
+#define MIXTRAL_IMPL_QUANTIZE_MIXTURE_HPP_
 
 #include <cstring>
 #include <iterator>
@@ -1416,6 +1523,10 @@ const Quantization* find_quantization(std::string_view name) noexcept {
 }
 
 }  // namespace mixtral
+
+#endif  // MIXTRAL_IMPL_QUANTIZE_MIXTURE_HPP_
+#ifndef MIXTRAL_IMPL_QUANTIZE_WRITE_GGUF_HPP_
+#define MIXTRAL_IMPL_QUANTIZE_WRITE_GGUF_HPP_
 
 #include <algorithm>
 #include <atomic>
@@ -1822,10 +1933,7 @@ Status write_gguf(const Checkpoint& checkpoint, const QuantizeOptions& options, 
                  "QuantizeOptions::type is not set; see find_quantization()");
   }
   for (const auto& format : {options.output_tensor_type, options.expert_type}) {
-    if (format && !can_encode(*format)) {
-      return Error(ErrorCode::invalid_argument, "block format %u cannot be written",
-                   static_cast<unsigned>(*format));
-    }
+    if (format && !can_encode(*format)) return detail::cannot_encode(*format);
   }
   const simd::Kernels* kernels = simd::select_kernels();
   if (kernels == nullptr) {
@@ -1843,6 +1951,10 @@ Status write_gguf(const Checkpoint& checkpoint, const QuantizeOptions& options, 
 }
 
 }  // namespace mixtral
-#endif
 
-#endif  // MIXTRAL_SINGLE_INCLUDE_QUANTIZE_HPP_
+#endif  // MIXTRAL_IMPL_QUANTIZE_WRITE_GGUF_HPP_
+
+#endif  // MIXTRAL_IMPL_QUANTIZE_HPP_
+#pragma pop_macro("max")
+#pragma pop_macro("min")
+#endif

@@ -22,13 +22,13 @@
 // OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE
 // SOFTWARE.
 
-#ifndef MIXTRAL_SINGLE_INCLUDE_TOOLS_HPP_
-#define MIXTRAL_SINGLE_INCLUDE_TOOLS_HPP_
-
 #include "mixtral.hpp"
 
 // Optional: the JSON of tool calls and their results, spelled as the models were trained on it
 // (mistral-common, InstructTokenizerV2 and V3: Python's json.dumps with ensure_ascii=False).
+//
+// JSON nested at most 64 deep is read as such, in which no object has more than 4096 members. Beyond that,
+// tool_list() and parse_tool_calls() give an error, and arguments and results are taken as text.
 //
 // Needs nlohmann-json where it is included. A call from the model comes as the control token
 // [TOOL_CALLS], which decodes to nothing, then JSON, then EOS:
@@ -37,6 +37,8 @@
 //   auto calls = mixtral::parse_tool_calls(text);                  // when it has ended
 //   std::string result = mixtral::tool_result(format, (*calls)[0], "{\"celsius\": 22}");
 //   session.append_chat({{"tool", result}});
+#ifndef MIXTRAL_TOOLS_HPP_
+#define MIXTRAL_TOOLS_HPP_
 
 #include <nlohmann/json.hpp>
 #include <string>
@@ -55,27 +57,27 @@ namespace detail {
 
 using ToolJson = nlohmann::ordered_json;  // members stay in order
 
-// As deep as is parsed; more is taken as text.
-constexpr int kMaxToolJsonDepth = 64;
+constexpr std::size_t kMaxToolJsonDepth = 64;
+constexpr std::size_t kMaxToolJsonMembers = 4096;
 
-// The value that `text` is the JSON of; discarded if it is none.
+// The value that `text` is the JSON of; discarded if it is none or beyond these limits, which is told before
+// anything is parsed.
 inline ToolJson parse_tool_json(std::string_view text) {
-  int depth = 0;
-  for (const char c : text) {
-    if (c == '[' || c == '{') ++depth;
-    if (c == ']' || c == '}') --depth;
-    if (depth > kMaxToolJsonDepth) return ToolJson(ToolJson::value_t::discarded);
+  const JsonShape shape = json_shape(text);
+  if (shape.depth > kMaxToolJsonDepth || shape.most_members > kMaxToolJsonMembers) {
+    return ToolJson(ToolJson::value_t::discarded);
   }
   return ToolJson::parse(text.begin(), text.end(), nullptr, false);
 }
 
-// The same, or `text` itself as a string.
+// The value that `text` is the JSON of, or `text` itself as a string.
 inline ToolJson json_or_text(std::string_view text) {
   ToolJson json = parse_tool_json(text);
   return json.is_discarded() ? ToolJson(std::string(text)) : json;
 }
 
-// With a space after commas and colons.
+// Appends the JSON of a value to `out`, with a space after commas and colons. Recurses as deep as the value
+// is nested: two more than kMaxToolJsonDepth at most.
 inline void dump_spaced(const ToolJson& json, std::string& out) {
   if (!json.is_structured()) {
     out += json.dump(-1, ' ', false, ToolJson::error_handler_t::replace);
@@ -140,8 +142,9 @@ inline std::string tool_result(ChatFormat format, const ToolCall& call, std::str
 inline Result<std::vector<ToolCall>> parse_tool_calls(std::string_view text) {
   const detail::ToolJson list = detail::parse_tool_json(text);
   if (!list.is_array()) {
-    return Error(ErrorCode::bad_format, "tool calls: expected a JSON array, found %s",
-                 list.is_discarded() ? "text that is not JSON" : list.type_name());
+    return Error(
+        ErrorCode::bad_format, "tool calls: expected a JSON array, found %s",
+        list.is_discarded() ? "text that is not JSON, or beyond its limits" : list.type_name());
   }
   std::vector<ToolCall> calls;
   for (std::size_t i = 0; i < list.size(); ++i) {
@@ -164,4 +167,5 @@ inline Result<std::vector<ToolCall>> parse_tool_calls(std::string_view text) {
 
 }  // namespace mixtral
 
-#endif  // MIXTRAL_SINGLE_INCLUDE_TOOLS_HPP_
+#endif  // MIXTRAL_TOOLS_HPP_
+

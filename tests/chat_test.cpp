@@ -273,7 +273,8 @@ TEST_CASE(
   const auto nested = [](std::size_t n) { return std::string(n, '[') + std::string(n, ']'); };
   // Brackets in strings are none.
   const auto disguised = [&](std::size_t n) {
-    return R"([{"name":"f","arguments":{"a":"]]]\"]}}","b":)" + nested(n) + "}}]";
+    return R"([{"name":"f","arguments":{"a":"\")" + std::string(n, ']') + R"(","b":)" + nested(n) +
+           "}}]";
   };
   const mixtral::ToolCall call{"f", disguised(61), "123456789"};
   bool reads = false, reads_deeper = true, reads_deepest = true, lists = false, lists_deeper = true;

@@ -1,5 +1,6 @@
 // Every layout in which models are published: the same model read from each, and broken files.
 #include "model_files.hpp"
+#include "small_stack.hpp"
 
 #include <mixtral/checkpoints.hpp>
 
@@ -667,4 +668,44 @@ TEST_CASE("checkpoints: the tokenizer alone, from every kind of file") {
   if (!has_shared("models/tiny-mixtral/hf")) return;
   const auto hf = value(mixtral::open_tokenizer(shared("models/tiny-mixtral/hf").c_str()));
   CHECK(hf.size() == 4096);
+}
+
+TEST_CASE("checkpoints: files of nested values are read or refused on a small stack") {
+  const Synthetic s = small();
+  const TemporaryFolder folder;
+  folder.write("params.json", params_json(s).dump());
+  folder.write("tokenizer.json", tokenizer_json(s).dump());
+  const auto error_with = [&](const std::string& pickle) {
+    folder.write("consolidated.00.pth", zip({{"a/data.pkl", Blob(pickle.begin(), pickle.end())}}));
+    std::string error;
+    on_small_stack([&] {
+      const auto model = mixtral::open_model(folder.path().c_str());
+      if (!model) error = model.error().message();
+    });
+    return error;
+  };
+  // A million tuples, each in the next; marks; dicts in dicts.
+  std::string dicts;
+  for (int i = 0; i < 200000; ++i) dicts += "}\x8c\x01w";
+  for (int i = 0; i < 200000; ++i) dicts += i == 0 ? "Ns" : "s";
+  CHECK(has(error_with("}\x8c\x01w)" + std::string(1000000, '\x85') + "s."), "expected a tensor"));
+  CHECK(has(error_with("}" + std::string(1000000, '(') + "."), "values are left"));
+  CHECK(has(error_with(dicts + "."), "expected a tensor"));
+
+  // JSON: 32 deep, but no deeper.
+  const auto read = [&](std::size_t depth) {
+    std::string text = tokenizer_json(s).dump();
+    text.insert(1, "\"nested\":" + std::string(depth - 1, '[') + std::string(depth - 1, ']') + ",");
+    std::string error;
+    on_small_stack([&] {
+      const auto vocabulary = mixtral::read_tokenizer_json(
+          {reinterpret_cast<const std::uint8_t*>(text.data()), text.size()},
+          std::pmr::get_default_resource());
+      if (!vocabulary) error = vocabulary.error().message();
+    });
+    return error;
+  };
+  CHECK(read(32) == "");
+  CHECK(has(read(33), "nested more than 32 deep"));
+  CHECK(has(read(1000000), "nested more than 32 deep"));
 }

@@ -1,5 +1,6 @@
 // The GGUF parser and the checks on a model's tensors: what is read, and how wrong files are refused.
 #include "model_files.hpp"
+#include "small_stack.hpp"
 
 #ifndef _WIN32
 #include <sys/stat.h>
@@ -436,4 +437,28 @@ TEST_CASE("model: thousands of mutated and truncated files: an error or success,
   CHECK(blob == original);
   CHECK(n_errors > 1000);
   CHECK(n_runs > 20);
+}
+
+TEST_CASE("gguf: arrays may be nested 4 deep, and are refused beyond on a small stack") {
+  const auto parsed = [](std::size_t depth) {
+    GgufWriter writer;
+    GgufWriter::put_string("nested", writer.metadata);
+    for (std::size_t i = 0; i < depth; ++i) {
+      GgufWriter::put(std::uint32_t{9}, writer.metadata);
+      if (i > 0) GgufWriter::put(std::uint64_t{1}, writer.metadata);
+    }
+    GgufWriter::put(std::uint32_t{0}, writer.metadata);
+    GgufWriter::put(std::uint64_t{0}, writer.metadata);
+    ++writer.n_keys;
+    const Blob blob = writer.finish();
+    std::string error;
+    on_small_stack([&] {
+      const auto file = gguf::File::parse(bytes(blob), std::pmr::get_default_resource());
+      if (!file) error = file.error().message();
+    });
+    return error;
+  };
+  CHECK(parsed(4) == "");
+  CHECK(has(parsed(5), "nested more than 4 deep"));
+  CHECK(has(parsed(100000), "nested more than 4 deep"));
 }

@@ -22,6 +22,7 @@ namespace mixtral {
 //   - a folder as Mistral and Meta release it: params.json, tokenizer.model, and weights in
 //     consolidated.safetensors, consolidated.00.pth or consolidated.00.pt to .07.pt;
 //   - a weights or index file in such a folder.
+// JSON may be nested 32 deep and have 100 MiB. Of pickles, values may be nested as deep as they like.
 // A folder that has both layouts is read as Hugging Face's. Weights stay mapped.
 // Errors: io; bad_format or unsupported, naming the file, the key or tensor, what was expected and
 // what was found; out_of_memory.

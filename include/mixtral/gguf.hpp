@@ -49,7 +49,7 @@ class Value {
   std::optional<std::string_view> as_string() const noexcept;
 
   // Calls visit(context, index, element) for each element of an array until it returns false.
-  // Elements of nested arrays are arrays.
+  // Elements of nested arrays are arrays; files with arrays nested more than 4 deep are refused.
   void for_each(void* context,
                 bool (*visit)(void* context, std::uint64_t index, const Value& element)) const;
 

@@ -41,18 +41,27 @@ class Grammar {
   // with ( ), *, +, ?, {n}, {n,}, {n,m}, and in literals and [] the escapes \n \r \t \\ \" \[ \] \- \^
   // \xHH \uHHHH \UHHHHHHHH, which name characters. Rules may call themselves, but not before they have
   // taken a character (left recursion).
-  // Errors: bad_format, telling the line; unsupported, for more than the library can hold;
-  // out_of_memory.
+  //
+  // A text may have 16 MiB, 16384 rules, groups nested 200 deep, 10 repetitions of one another, and 2^22
+  // bytes of literals and other parts: each set of characters counts 1, and for every range of bytes that
+  // its UTF-8 takes beyond ASCII its length + 1; each sequence, alternative, repetition and use of a rule
+  // counts 1; all of it is counted as often as {n} repeats it. More is refused before it is compiled.
+  // Compiling takes time in proportion to the text and this count, and memory: some 100 bytes for each byte
+  // or part; no stack, however rules call one another.
+  // Errors: bad_format, telling the line; unsupported, for more than that; out_of_memory.
   static Result<Grammar> from_gbnf(std::string_view text, std::pmr::memory_resource* resource =
                                                               std::pmr::get_default_resource());
 
   // The texts that an ECMAScript regular expression matches from beginning to end, in Unicode
   // characters. Refused by name are lookaround, back references, \b, \p, and anchors in the middle.
+  // Groups may be nested 150 deep; as GBNF, the expression may have what from_gbnf() allows.
   // Errors: as from_gbnf.
   static Result<Grammar> from_regex(std::string_view pattern, std::pmr::memory_resource* resource =
                                                                   std::pmr::get_default_resource());
 
-  // One of these texts, in UTF-8. Errors: as from_gbnf; invalid_argument if there are none.
+  // One of these texts, in UTF-8, some of which may begin with others or be equal. Together, they may have
+  // 2^22 bytes, where each counts one more. Texts that begin alike are read together, so that their number
+  // matters little. Errors: as from_gbnf; invalid_argument if there are none.
   static Result<Grammar> from_choices(
       Span<const std::string_view> choices,
       std::pmr::memory_resource* resource = std::pmr::get_default_resource());
@@ -76,8 +85,8 @@ enum class RegexScope {
   json_string,  // it is searched for, as in JSON schemas, in what a JSON string without its quotes says
 };
 
-// A regular expression as the right-hand side of a rule in GBNF, in parentheses; see from_regex().
-// Errors: bad_format, unsupported, out_of_memory.
+// A regular expression as the right-hand side of a rule in GBNF, in parentheses; see from_regex(). It may
+// become 16 MiB of text. Errors: bad_format, unsupported, out_of_memory.
 Result<std::pmr::string> regex_to_gbnf(
     std::string_view pattern, RegexScope scope,
     std::pmr::memory_resource* resource = std::pmr::get_default_resource());
@@ -87,12 +96,14 @@ Result<std::pmr::string> literal_to_gbnf(
     std::string_view text, std::pmr::memory_resource* resource = std::pmr::get_default_resource());
 
 // Follows one text through a grammar, token by token; what Generation uses, for hosts that choose tokens
-// themselves. Takes its memory, a few megabytes, when it is made. Keeps grammar and model alive.
+// themselves. Takes its memory when it is made: a few megabytes, and up to 40 for a grammar in which one
+// expression can begin in thousands of ways that are no literals. Keeps grammar and model alive.
 class GrammarMatcher {
  public:
   // With `begins_text`, the tokens are those of a text of its own, such as an answer in a chat: the
   // space that the vocabulary puts before it is no part of it (Tokenizer::decode).
-  // Errors: invalid_argument if the grammar is none; out_of_memory.
+  // Errors: invalid_argument if the grammar is none; unsupported if there are too many ways to begin a text;
+  // out_of_memory.
   static Result<GrammarMatcher> create(const Grammar& grammar, const Model& model,
                                        bool begins_text = false);
 

@@ -5,6 +5,7 @@
 #include <mixtral/json_schema.hpp>
 #include <mixtral/mixtral.hpp>
 #include <mixtral/quantize.hpp>
+#include <mixtral/tools.hpp>
 
 #include <cstdlib>
 
@@ -176,12 +177,41 @@ int grammar(const std::uint8_t* data, std::size_t size) {
   if (size < 2) return 0;
   const std::string_view all(reinterpret_cast<const char*>(data) + 1, size - 1);
   const std::string_view text = all.substr(0, all.find('\0'));
-  const auto made = data[0] % 3 == 0   ? mixtral::Grammar::from_gbnf(text)
-                    : data[0] % 3 == 1 ? mixtral::Grammar::from_regex(text)
-                                       : mixtral::json_schema_grammar(text);
+  const auto compile = [&]() -> mixtral::Result<mixtral::Grammar> {
+    switch (data[0] % 5) {
+      case 0: return mixtral::Grammar::from_gbnf(text);
+      case 1: return mixtral::Grammar::from_regex(text);
+      case 2: return mixtral::json_schema_grammar(text);
+      case 3: return mixtral::json_schema_grammar(text, mixtral::JsonSchemaOptions{true});
+      default: break;
+    }
+    std::vector<std::string_view> lines;  // choices
+    for (std::size_t at = 0; at <= text.size();) {
+      const std::size_t end = std::min(text.find('\n', at), text.size());
+      lines.push_back(text.substr(at, end - at));
+      at = end + 1;
+    }
+    auto made = mixtral::Grammar::from_choices({lines.data(), lines.size()});
+    // Each choice is a text of the grammar.
+    if (made && lines.back().size() < 200) {
+      auto matcher = mixtral::GrammarMatcher::create(*made, model);
+      if (!matcher) std::abort();
+      for (const char c : lines.back()) {
+        if (!matcher->accept(static_cast<mixtral::Token>(3 + static_cast<std::uint8_t>(c)))) {
+          std::abort();
+        }
+      }
+      if (!matcher->can_end()) std::abort();
+    }
+    return made;
+  };
+  const auto made = compile();
   if (!made) return 0;
   auto matcher = mixtral::GrammarMatcher::create(*made, model);
-  if (!matcher) std::abort();
+  if (!matcher) {
+    if (matcher.error().code() != mixtral::ErrorCode::unsupported) std::abort();
+    return 0;
+  }
   for (std::size_t i = text.size(); i < all.size() && i < text.size() + 200; ++i) {
     const auto allowed = matcher->allowed();
     if (!allowed) return 0;
@@ -196,6 +226,36 @@ int grammar(const std::uint8_t* data, std::size_t size) {
       std::abort();
     }
     if (matcher->must_end() && !matcher->can_end()) std::abort();
+  }
+  return 0;
+}
+
+// JSON of tools. What was read is written, and reads as what it was.
+int tools(const std::uint8_t* data, std::size_t size) {
+  const std::string_view text(reinterpret_cast<const char*>(data), size);
+  const auto list = mixtral::tool_list(text);
+  if (list) {
+    const auto again = mixtral::tool_list(*list);
+    if (!again || *again != *list) std::abort();
+  }
+  const mixtral::ToolCall call{std::string(text.substr(0, 40)), std::string(text), "123456789"};
+  for (const auto format : {mixtral::ChatFormat::mistral_v2, mixtral::ChatFormat::mistral_v3}) {
+    const std::string result = mixtral::tool_result(format, call, text);
+    if (mixtral::detail::parse_tool_json(result).is_discarded() &&
+        mixtral::json_shape(result).depth <= mixtral::detail::kMaxToolJsonDepth) {
+      std::abort();
+    }
+    static_cast<void>(mixtral::tool_calls(format, {&call, 1}));
+  }
+  const auto calls = mixtral::parse_tool_calls(text);
+  if (calls) {
+    const std::string written =
+        mixtral::tool_calls(mixtral::ChatFormat::mistral_v3, {calls->data(), calls->size()});
+    const auto again = mixtral::parse_tool_calls(written);
+    if (!again || again->size() != calls->size()) std::abort();
+    for (std::size_t i = 0; i < calls->size(); ++i) {
+      if ((*again)[i].arguments != (*calls)[i].arguments) std::abort();
+    }
   }
   return 0;
 }

@@ -137,4 +137,17 @@ int main(int argc, char** argv) {
           "e": {"type": "string", "pattern": "^x+$"}}, "required": ["a"], "additionalProperties":
           {"anyOf": [{"type": "string", "maxLength": 3}, {"format": "date"}]}})",
           "{\"a\":1,\"c\":[{\"a\":\"b\"}]}");
+  grammar("blanks", 3,
+          R"({"items": {"properties": {"n": {"minimum": 0}, "o": {"oneOf": [{"const": "k"},
+          {"type": "null"}]}}, "additionalProperties": true}})",
+          "[ {\"n\": 1,\n \"o\":null}]");
+  grammar("choices", 4, "yes\nyes, indeed\nno\n\nyes", "yes,");
+  grammar("alternatives", 0,
+          "root ::= \"ab\" \"c\" [x-z] | a | (\"ab\" | \"abd\") \"!\"{2} | () \"abc\" root \"x\"\n"
+          "a ::= \"one\" | \"two\" | \"\"\n",
+          "abc");
+  write(argv[1], "tools", "list",
+        text(R"([{"type":"function","function":{"name":"f","parameters":{"a]":["\"}"]}}}])"));
+  write(argv[1], "tools", "calls",
+        text(R"([{"name": "f", "arguments": {"a": [1.5e3, null, {}]}, "id": "123456789"}])"));
 }

@@ -15,7 +15,8 @@ inline std::int64_t power_of_10(int n) {
   return power;
 }
 
-// Digits [at, size) from those of `low` to those of `high`, which are as many and not less.
+// Digits [at, size) from those of `low` to those of `high`, which are as many and not less. Recurses at most
+// once for each digit, of which there are 19 at most.
 inline std::string digits_between(const std::string& low, const std::string& high, std::size_t at,
                                   std::size_t n_after) {
   std::string out;

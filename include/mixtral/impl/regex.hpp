@@ -10,6 +10,7 @@
 #include "mixtral/error.hpp"
 #include "mixtral/grammar.hpp"
 #include "mixtral/impl/code_points.hpp"
+#include "mixtral/impl/gbnf.hpp"
 
 namespace mixtral::detail {
 
@@ -37,7 +38,10 @@ class RegexTranslator {
   Status translate() {
     out_ += '(';
     MIXTRAL_RETURN_IF_ERROR(begin_alternative());
-    while (at_ < pattern_.size()) MIXTRAL_RETURN_IF_ERROR(translate_next());
+    while (at_ < pattern_.size()) {
+      if (out_.size() > kMostGrammarBytes) return unsupported("it is too large,");
+      MIXTRAL_RETURN_IF_ERROR(translate_next());
+    }
     if (depth_ != 0) return error("a group has no end");
     end_alternative();
     out_ += ')';

@@ -17,7 +17,8 @@ namespace mixtral::detail {
 
 using Json = nlohmann::json;
 
-// Builds the value; stops at what is broken, nested too deep, or there twice.
+// Builds the value; stops at what is broken, nested too deep, or there twice, which is seen before any value
+// is nested deeper than kMaxDepth: copying, comparing and writing values recurse.
 class JsonBuilder : public nlohmann::json_sax<Json> {
  public:
   static constexpr std::size_t kMaxDepth = 32;
