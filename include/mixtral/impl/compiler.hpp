@@ -32,7 +32,11 @@
 #endif
 
 // Has calls of a function checked like those of printf. Parameters are counted from 1, and `this` counts.
-#if MIXTRAL_GNU_EXTENSIONS
+// (MinGW's GCC means Windows' own printf by that name, which knows no %zu, but calls its own in C++.)
+#if defined(__MINGW32__) && !defined(__clang__)
+#define MIXTRAL_PRINTF_LIKE(format_index, first_argument) \
+  __attribute__((format(gnu_printf, format_index, first_argument)))
+#elif MIXTRAL_GNU_EXTENSIONS
 #define MIXTRAL_PRINTF_LIKE(format_index, first_argument) \
   __attribute__((format(printf, format_index, first_argument)))
 #else
