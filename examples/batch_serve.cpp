@@ -6,8 +6,8 @@
 // A prompt is continued, a "user" message answered as in a chat. Each may have "max_tokens",
 // "temperature", "seed", "stop" (a list of texts), and "regex", "grammar" (GBNF), "json_schema" or
 // "choices". All sessions go through the model together; what --prefix gives is computed once.
-#include <mixtral/json_schema.hpp>
-
+// Whatever is wrong with a request, the answer is an "error" that names the field, and others go on.
+// A line may have 16 MiB and JSON nested 128 deep.
 #include <condition_variable>
 #include <deque>
 #include <list>
@@ -17,11 +17,14 @@
 #include <thread>
 
 #include "bundled_model.hpp"
-#include "program.hpp"
+#include "request.hpp"
 
 namespace {
 
 using nlohmann::json;
+
+// A line of input without its end, or none if it is longer than any request may be.
+using Line = std::optional<std::string>;
 
 // Lines of standard input, read by a thread of their own, so that who is slow to ask holds up nobody.
 // That thread may wait for a line when the program ends, and ends with it.
@@ -32,13 +35,14 @@ class Lines {
   }
 
   // The next line; if there is none yet, waits for it only if `wait`. At the end, none.
-  std::optional<std::string> next(bool wait) {
+  std::optional<Line> next(bool wait) {
     std::unique_lock<std::mutex> lock(shared_->mutex);
     if (wait)
       shared_->changed.wait(lock, [&] { return shared_->ended || !shared_->lines.empty(); });
     if (shared_->lines.empty()) return std::nullopt;
-    std::string line = std::move(shared_->lines.front());
+    Line line = std::move(shared_->lines.front());
     shared_->lines.pop_front();
+    shared_->n_bytes -= line ? line->size() : 0;
     shared_->changed.notify_all();
     return line;
   }
@@ -47,16 +51,31 @@ class Lines {
   struct Shared {
     std::mutex mutex;
     std::condition_variable changed;
-    std::deque<std::string> lines;
+    std::deque<Line> lines;
+    std::size_t n_bytes = 0;  // of all lines
     bool ended = false;
   };
 
+  // Reads to the end of a line; false at the end of the input. Of a line that is too long, nothing is kept.
+  static bool read_line(std::streambuf& in, Line& line) {
+    line.emplace();
+    for (int c = in.sbumpc(); c != '\n'; c = in.sbumpc()) {
+      if (c == std::char_traits<char>::eof()) return !line || !line->empty();
+      if (!line) continue;
+      line->push_back(static_cast<char>(c));
+      if (line->size() > program::Request::kMaxLine) line.reset();
+    }
+    return true;
+  }
+
   static void read(Shared& shared) {
-    constexpr std::size_t kMostWaiting = 1000;
-    for (std::string line; std::getline(std::cin, line);) {
-      if (line.empty() || line == "\r") continue;
+    constexpr std::size_t kMostWaiting = 1000, kMostBytes = 4 * program::Request::kMaxLine;
+    for (Line line; read_line(*std::cin.rdbuf(), line);) {
+      if (line && (line->empty() || *line == "\r")) continue;
       std::unique_lock<std::mutex> lock(shared.mutex);
-      shared.changed.wait(lock, [&] { return shared.lines.size() < kMostWaiting; });
+      shared.changed.wait(
+          lock, [&] { return shared.lines.size() < kMostWaiting && shared.n_bytes < kMostBytes; });
+      shared.n_bytes += line ? line->size() : 0;
       shared.lines.push_back(std::move(line));
       shared.changed.notify_all();
     }
@@ -80,33 +99,6 @@ struct Job {
   std::size_t n_prompt = 0, n_generated = 0;
 };
 
-mixtral::Grammar grammar_of(const json& request) {
-  if (request.contains("regex")) {
-    return program::value(mixtral::Grammar::from_regex(request["regex"].get<std::string>()));
-  }
-  if (request.contains("grammar")) {
-    return program::value(mixtral::Grammar::from_gbnf(request["grammar"].get<std::string>()));
-  }
-  if (request.contains("json_schema")) {
-    return program::value(mixtral::json_schema_grammar(request["json_schema"].dump()));
-  }
-  if (!request.contains("choices")) return {};
-  const auto choices = request["choices"].get<std::vector<std::string>>();
-  const std::vector<std::string_view> views(choices.begin(), choices.end());
-  return program::value(mixtral::Grammar::from_choices({views.data(), views.size()}));
-}
-
-mixtral::GenerateOptions options_of(const json& request, std::uint32_t max_tokens) {
-  mixtral::GenerateOptions options;
-  options.max_tokens = request.value("max_tokens", max_tokens);
-  options.sampling.temperature = request.value("temperature", 0.8f);
-  options.sampling.min_p = 0.05f;
-  options.sampling.seed = request.value("seed", std::uint64_t{0});
-  options.stop = request.value("stop", std::vector<std::string>());
-  options.grammar = grammar_of(request);
-  return options;
-}
-
 class Server {
  public:
   Server(mixtral::Session root, std::uint32_t max_tokens)
@@ -115,26 +107,19 @@ class Server {
   std::size_t n_jobs() const { return jobs_.size(); }
   std::size_t n_tokens() const { return n_tokens_; }
 
-  void accept(const std::string& line) {
+  void accept(const Line& line) {
     json id;
     try {
-      const json request = json::parse(line);
-      if (!request.is_object()) throw std::runtime_error("a request must be a JSON object");
-      if (request.contains("id")) id = request["id"];
+      if (!line) throw std::runtime_error("a request must not have more than 16 MiB");
+      const program::Request request(*line, id);
       Job job(id, program::value(root_.fork()));
       const std::size_t before = job.session.tokens().size();
-      if (request.contains("prompt") == request.contains("user")) {
-        throw std::runtime_error("a request must have a \"prompt\" or a \"user\" message");
-      }
-      if (request.contains("prompt")) {
-        program::check(job.session.append(request["prompt"].get<std::string>()));
-      } else {
-        const auto user = request["user"].get<std::string>();
-        program::check(job.session.append_chat({{"user", user}}));
-      }
+      const std::string text = request.text();
+      program::check(request.is_chat() ? job.session.append_chat({{"user", text}})
+                                       : job.session.append(text));
       if (job.session.tokens().empty()) throw std::runtime_error("the prompt is empty");
       job.n_prompt = job.session.tokens().size() - before;
-      job.generation = job.session.generate(options_of(request, max_tokens_));
+      job.generation = job.session.generate(request.options(max_tokens_));
       if (job.generation->stop_reason() == mixtral::StopReason::error) {
         throw std::runtime_error(job.generation->error().message());
       }

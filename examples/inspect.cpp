@@ -66,10 +66,10 @@ json describe_gguf(const std::pmr::vector<mixtral::Bytes>& parts) {
 json describe_folder(const mixtral::Checkpoint& checkpoint, const std::string& path) {
   json metadata = json::object(), tensors = json::array();
   const bool huggingface = checkpoint.config.head_order == mixtral::HeadOrder::halves;
-  const auto file = std::filesystem::is_directory(path) ? std::filesystem::path(path)
-                                                        : std::filesystem::path(path).parent_path();
+  const auto given = std::filesystem::u8path(path);
+  const auto file = std::filesystem::is_directory(given) ? given : given.parent_path();
   metadata = json::parse(
-      program::read_file((file / (huggingface ? "config.json" : "params.json")).string()));
+      program::read_file((file / (huggingface ? "config.json" : "params.json")).u8string()));
   for (const mixtral::NamedTensor& tensor : checkpoint.tensors) {
     const mixtral::simd::Matrix& matrix = tensor.matrix;
     std::vector<std::uint64_t> shape = {matrix.cols};

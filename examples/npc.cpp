@@ -201,7 +201,7 @@ int main(int argc, char** argv) {
     const std::chrono::nanoseconds thinking(std::llround(think_ms * 1e6));
     std::vector<double> frames;  // what each took, in milliseconds
     const auto begin = Clock::now();
-    const auto n_frames = static_cast<std::int64_t>(seconds * 60.0);
+    const auto n_frames = std::max<std::int64_t>(1, std::llround(seconds * 60.0));
     if (drawn) std::cout << "\033[2J";
     for (std::int64_t frame = 0; frame < n_frames; ++frame) {
       const auto start = Clock::now();

@@ -3,10 +3,10 @@
 #define MIXTRAL_EXAMPLES_PROGRAM_HPP_
 
 #include <CLI/CLI.hpp>
+#include <cerrno>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
-#include <fstream>
 #include <iostream>
 #include <iterator>
 #include <mixtral/checkpoints.hpp>
@@ -18,6 +18,8 @@
 #include <vector>
 
 #include "options.hpp"
+#include "output_file.hpp"
+#include "utf8_arguments.hpp"
 
 #ifdef _WIN32
 #include <io.h>
@@ -43,6 +45,9 @@ inline std::string name_of(const char* path, const std::string& otherwise) {
 // completes their options (--completions WORD..., for completions.bash alone).
 template <class Body>
 int run(CLI::App& app, int argc, char** argv, Body&& body) {
+  Utf8Arguments arguments(argc, argv);
+  argc = arguments.count();
+  argv = arguments.values();
   app.name(name_of(argc > 0 ? argv[0] : nullptr, app.get_name()));
   app.set_version_flag("--version", app.get_name() + ' ' + version(), "Print the version and exit");
   const auto tell = [&](const std::string& error) {
@@ -89,11 +94,30 @@ inline std::string read_all(std::istream& in, const std::string& name) {
   return text;
 }
 
+// The text of a file; of a pipe, as the shell's <(...), or of a terminal, what comes until its end.
 inline std::string read_file(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  // A directory opens, but gives nothing.
-  if (!in || (in.peek(), in.bad())) throw std::runtime_error("cannot read '" + path + "'");
-  return read_all(in, "'" + path + "'");
+  constexpr std::size_t kMost = std::size_t{1} << 30;  // some devices never end
+  const auto fail = [&](const std::string& reason) {
+    throw std::runtime_error("cannot read '" + path + "': " + reason);
+  };
+  errno = 0;
+#ifdef _WIN32
+  std::FILE* const file = _wfopen(std::filesystem::u8path(path).c_str(), L"rb");
+#else
+  std::FILE* const file = std::fopen(path.c_str(), "rb");
+#endif
+  if (file == nullptr) fail(std::generic_category().message(errno));
+  std::string text;
+  char piece[1 << 14];
+  std::size_t n;
+  while ((n = std::fread(piece, 1, sizeof piece, file)) > 0 && text.size() <= kMost) {
+    text.append(piece, n);
+  }
+  const int code = std::ferror(file) != 0 ? errno : 0;  // a folder opens, but cannot be read
+  std::fclose(file);
+  if (code != 0) fail(std::generic_category().message(code));
+  if (text.size() > kMost) fail("more than " + std::to_string(kMost >> 20) + " MiB of text");
+  return text;
 }
 
 // One line of JSON; bytes that are not UTF-8 (from odd vocabularies) become U+FFFD.

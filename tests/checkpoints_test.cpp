@@ -3,6 +3,10 @@
 
 #include <mixtral/checkpoints.hpp>
 
+#ifndef _WIN32
+#include <sys/stat.h>
+#endif
+
 using namespace support;
 using mixtral::Token;
 
@@ -331,6 +335,115 @@ TEST_CASE("checkpoints: what is missing or wrong in a folder is named") {
   CHECK(has(error_of(folder.path()), "names"));
   folder.write(index, std::string("{\"weight_map\": []}"));
   CHECK(has(error_of(folder.path()), "weight_map"));
+}
+
+TEST_CASE("checkpoints: a path that cannot be opened says why") {
+  const TemporaryFolder folder;
+  const auto tokenizer_error = [](const std::string& path) {
+    const auto tokenizer = mixtral::open_tokenizer(path.c_str());
+    REQUIRE(!tokenizer);
+    return std::string(tokenizer.error().message());
+  };
+  folder.write("empty", std::string());
+  for (const char* name :
+       {"no.gguf", "no/", "config.json", "model.safetensors", "empty/x", "empty"}) {
+    CAPTURE(name);
+    const std::string path = folder.file(name);
+    const auto bytes = mixtral::Bytes::map_file(path.c_str());
+    REQUIRE(!bytes);
+    CHECK(error_of(path) == bytes.error().message());
+    CHECK(tokenizer_error(path) == bytes.error().message());
+  }
+  const std::string deep = folder.file("no/" + std::string(3000, 'x') + "/config.json");
+  CHECK(has(error_of(deep), "x/config.json': "));
+  CHECK(!has(error_of(deep), "params.json"));
+#ifndef _WIN32
+  for (const char* name : {"pipe", "pipe.safetensors"}) {
+    REQUIRE(::mkfifo(folder.file(name).c_str(), 0600) == 0);
+    CHECK(has(error_of(folder.file(name)), "is a pipe"));
+    CHECK(has(tokenizer_error(folder.file(name)), "is a pipe"));
+  }
+#endif
+}
+
+TEST_CASE("checkpoints: a file of a folder that cannot be read is not taken for missing") {
+  const Synthetic s = small();
+  const auto with_empty = [&](const char* name) {
+    const TemporaryFolder folder;
+    write_huggingface(folder, s);
+    folder.write(name, std::string());
+    return error_of(folder.path());
+  };
+  for (const char* name : {"config.json", "tokenizer.json", "tokenizer_config.json",
+                           "model.safetensors", "model.safetensors.index.json"}) {
+    CAPTURE(name);
+    CHECK(has(with_empty(name), std::string(name) + "' is empty"));
+  }
+#ifndef _WIN32
+  const TemporaryFolder folder;
+  write_huggingface(folder, s);
+  std::filesystem::remove(folder.file("tokenizer.json"));
+  REQUIRE(::mkfifo(folder.file("tokenizer.json").c_str(), 0600) == 0);
+  CHECK(has(error_of(folder.path()), "tokenizer.json' is a pipe"));
+#endif
+}
+
+TEST_CASE("checkpoints: a folder of GGUF files says what to name") {
+  const TemporaryFolder folder;
+  const Blob file = small().writer().finish();
+  folder.write("mixtral.Q4_K_M.gguf", file);
+  const auto expect = [&](const std::string& what) {
+    for (const std::string& path : {folder.path(), folder.path() + "/"}) {
+      CHECK(has(error_of(path), what));
+      CHECK(has(mixtral::open_tokenizer(path.c_str()).error().message(), what));
+    }
+  };
+  expect("folder of GGUF files; name one of them: 'mixtral.Q4_K_M.gguf'");
+  // Files in parts are opened by the first.
+  for (int part = 1; part <= 3; ++part) {
+    folder.write("a-0000" + std::to_string(part) + "-of-00003.gguf", file);
+  }
+  expect("name one of them: 'a-00001-of-00003.gguf', 'mixtral.Q4_K_M.gguf'");
+  // As those who publish GGUF files leave it.
+  folder.write("config.json", std::string("{\"model_type\": \"mixtral\"}"));
+  CHECK(has(error_of(folder.path()), "name one of them"));
+  for (int i = 0; i < 9; ++i) {
+    folder.write(std::to_string(i) + std::string(200, 'n') + ".gguf", file);
+  }
+  const std::string message = error_of(folder.path());
+  CHECK(has(message, "and 8 more"));
+  CHECK(has(message, "...nnn"));
+  // A model in a layout of its own comes first.
+  const TemporaryFolder both;
+  write_huggingface(both, small());
+  both.write("mixtral.Q4_K_M.gguf", file);
+  CHECK(mixtral::open_model(both.path().c_str()));
+}
+
+TEST_CASE("checkpoints: errors about files far down leave room for the reason") {
+  const Synthetic s = small();
+  const TemporaryFolder folder;
+  std::string below = folder.path();
+  for (int i = 0; i < 10; ++i) below += "/" + std::string(100, 'x');
+  std::filesystem::create_directories(below);
+  const auto write = [&](const std::string& name, const std::string& text) {
+    std::ofstream(below + "/" + name, std::ios::binary) << text;
+  };
+  CHECK(has(error_of(below), "give a GGUF file or a folder with a model"));
+  write("config.json", "{");
+  CHECK(has(error_of(below), "x/config.json: not valid JSON"));
+  write("config.json", huggingface_config(s).dump());
+  CHECK(has(error_of(below), "neither tokenizer.model nor tokenizer.json"));
+  write("tokenizer.json", "{}");
+  CHECK(has(error_of(below), "x/tokenizer.json': "));
+  write("tokenizer.json", tokenizer_json(s).dump());
+  CHECK(has(error_of(below), "x/model.safetensors': "));
+  write("model.safetensors", "broken");
+  CHECK(has(error_of(below), "x/model.safetensors: "));
+  write("model.safetensors.index.json", R"({"weight_map": []})");
+  CHECK(has(error_of(below), "weight_map must be an object"));
+  write("model.safetensors.index.json", R"({"weight_map": {"a": "../b"}})");
+  CHECK(has(error_of(below), "is not a plain file name"));
 }
 
 TEST_CASE("checkpoints: broken safetensors files are refused") {

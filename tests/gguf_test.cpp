@@ -1,5 +1,10 @@
 // The GGUF parser and the checks on a model's tensors: what is read, and how wrong files are refused.
-#include "support.hpp"
+#include "model_files.hpp"
+
+#ifndef _WIN32
+#include <sys/stat.h>
+#include <unistd.h>
+#endif
 
 using namespace support;
 namespace gguf = mixtral::gguf;
@@ -246,6 +251,95 @@ TEST_CASE("model: an unreadable file says which and why") {
   const auto text = mixtral::Model::open(source("README.md").c_str());
   REQUIRE(!text);
   CHECK(has(text.error().message(), "README.md': not a GGUF file"));
+}
+
+TEST_CASE("bytes: what is no file with contents is refused at once, with the system's reason") {
+  const support::TemporaryFolder folder;
+  const auto error_of = [](const std::string& path) {
+    const auto bytes = mixtral::Bytes::map_file(path.c_str());
+    REQUIRE(!bytes);
+    CHECK(bytes.error().code() == mixtral::ErrorCode::io);
+    // Models are opened in this way.
+    const auto model = mixtral::Model::open(path.c_str());
+    REQUIRE(!model);
+    CHECK(std::string(model.error().message()) == bytes.error().message());
+    return std::string(bytes.error().message());
+  };
+  CHECK(has(error_of(folder.path()), "is a folder"));
+  folder.write("empty.gguf", std::string());
+  CHECK(has(error_of(folder.file("empty.gguf")), "empty.gguf' is empty"));
+  const std::string missing = error_of(folder.file("caf\xC3\xA9.gguf"));
+  CHECK(has(missing, "caf\xC3\xA9.gguf': "));
+#ifndef _WIN32
+  CHECK(has(missing, std::strerror(ENOENT)));
+  CHECK(has(error_of(folder.file("empty.gguf/x")), std::strerror(ENOTDIR)));
+  CHECK(has(error_of(folder.file(std::string(300, 'x'))), std::strerror(ENAMETOOLONG)));
+  CHECK(has(error_of(""), std::strerror(ENOENT)));
+  // To open it would wait for somebody who writes.
+  REQUIRE(::mkfifo(folder.file("pipe.gguf").c_str(), 0600) == 0);
+  CHECK(has(error_of(folder.file("pipe.gguf")), "is a pipe"));
+  std::filesystem::create_symlink("pipe.gguf", folder.file("link.gguf"));
+  CHECK(has(error_of(folder.file("link.gguf")), "is a pipe"));
+  std::filesystem::create_symlink("link2.gguf", folder.file("link2.gguf"));
+  CHECK(has(error_of(folder.file("link2.gguf")), std::strerror(ELOOP)));
+  CHECK(has(error_of("/dev/null"), "is a device"));
+  if (::geteuid() != 0) {  // who may read everything
+    folder.write("secret.gguf", std::string("x"));
+    std::filesystem::permissions(folder.file("secret.gguf"), std::filesystem::perms::none);
+    CHECK(has(error_of(folder.file("secret.gguf")), std::strerror(EACCES)));
+  }
+#endif
+}
+
+TEST_CASE("bytes: paths are UTF-8") {
+  const support::TemporaryFolder folder;
+  const auto name = std::filesystem::u8path("\xC3\xA9\xE6\x97\xA5\xF0\x9F\x90\x88.gguf");
+  const auto path = std::filesystem::u8path(folder.path()) / name;
+  std::filesystem::copy(bundled_model(), path);
+  const auto bytes = mixtral::Bytes::map_file(path.u8string().c_str());
+  REQUIRE(bytes);
+  CHECK(bytes->size() == read_file(bundled_model()).size());
+}
+
+TEST_CASE("errors: a long name leaves room for what is said of it, and no character is cut") {
+  using mixtral::Error;
+  using mixtral::ErrorCode;
+  const auto check = [](const std::string& name, const std::string& reason) {
+    const Error error =
+        mixtral::detail::error_in(name.c_str(), Error(ErrorCode::bad_format, "%s", reason.c_str()));
+    const std::string message = error.message();
+    CHECK(error.code() == ErrorCode::bad_format);
+    CHECK(message.size() <= Error::kMaxLength);
+    CHECK(has(message, reason.substr(0, 250)));
+    CHECK_NOTHROW(nlohmann::json(message).dump());  // which wants whole characters
+    return message;
+  };
+  CHECK(check("model.gguf", "why") == "'model.gguf': why");
+  const std::string fits(Error::kMaxLength - 7, 'n');
+  CHECK(check(fits, "why") == "'" + fits + "': why");
+  CHECK(has(check(fits + 'n', "why"), "nnn...nnn"));
+  CHECK(has(check("/begin/" + std::string(5000, 'x') + "/end.gguf", "why"), "/begin/x"));
+  CHECK(has(check("/begin/" + std::string(5000, 'x') + "/end.gguf", "why"), "x/end.gguf': why"));
+  for (std::size_t n = 0; n < 350; ++n) {
+    for (const char* letter : {"x", "\xC3\xA9", "\xE6\x97\xA5", "\xF0\x9F\x90\x88"}) {
+      std::string name;
+      while (name.size() < 1000 + n) name += letter;
+      check(name, std::string(n % 251, 'w'));
+      check("x" + name, std::string(250, 'w') + name);
+    }
+  }
+}
+
+TEST_CASE("model: a long path leaves room for the reason") {
+  const support::TemporaryFolder folder;
+  std::string path = folder.path();
+  for (int i = 0; i < 12; ++i) path += "/" + std::string(100, 'x');
+  std::filesystem::create_directories(path);
+  path += "/model.gguf";
+  CHECK(has(mixtral::Model::open(path.c_str()).error().message(), "x/model.gguf': "));
+  std::ofstream(path, std::ios::binary) << std::string(100, 't');
+  CHECK(
+      has(mixtral::Model::open(path.c_str()).error().message(), "x/model.gguf': not a GGUF file"));
 }
 
 TEST_CASE("bytes: a mapped file, a view and a callback give the same model") {

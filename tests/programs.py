@@ -828,6 +828,80 @@ class Quantize(Case):
         self.assertIn(b"bits a weight", shown)
 
 
+class InputFiles(Case):
+    """What cannot be read is refused at once, with the path and the system's reason."""
+
+    def readers(self, path):
+        """The command lines that open a model at a path."""
+        prompt = self.file("prompt.txt", b"Once")
+        rest = {"complete": ["--prompt", "a"], "score": ["--file", prompt],
+                "quantize": ["--output", self.folder / "x.gguf", "--type", "Q4_0"]}
+        for name in PROGRAMS:
+            yield [name, "--input" if name == "quantize" else "--model", path, *rest.get(name, [])]
+
+    def test_models(self):
+        special = self.folder / "special"
+        special.mkdir()
+        os.mkfifo(special / "pipe.gguf")
+        listener = socket.socket(socket.AF_UNIX)
+        self.addCleanup(listener.close)
+        listener.bind(str(special / "socket"))
+        (special / "empty.gguf").touch()
+        (special / "folder").mkdir()
+        (special / "folder" / "b.gguf").touch()
+        long = special / "/".join(["x" * 100] * 20) / "end.gguf"
+        for path, words in ((special / "pipe.gguf", "pipe"), (special / "socket", "socket"),
+                            ("/dev/null", "device"), (special / "empty.gguf", "empty"),
+                            (special / "folder", "'b.gguf'"), ("no/caf\u00e9.gguf", "No such file"),
+                            (long, "x/end.gguf': No such file"), ("", "No such file"),
+                            (special / "empty.gguf" / "x", "Not a directory")):
+            for command in self.readers(path):
+                with self.subTest(f"{path} {command[0]}"):
+                    error = self.error_of(*command)
+                    self.assertIn(words, error)
+                    self.assertIn(pathlib.Path(path).name, error)
+        self.assertEqual(sorted(p.name for p in self.folder.iterdir()), ["prompt.txt", "special"])
+
+    @unittest.skipIf(os.geteuid() == 0, "the superuser may read everything")
+    def test_unreadable_files(self):
+        path = self.file("secret.gguf", b"x")
+        path.chmod(0)
+        for command in self.readers(path):
+            self.assertIn("Permission denied", self.error_of(*command))
+
+    def test_importance(self):
+        pipe = self.folder / "pipe"
+        os.mkfifo(pipe)
+        for path, word in ((pipe, "pipe"), (self.folder, "folder"), ("no/such", "No such file")):
+            self.assertIn(word, self.error_of(
+                "quantize", "--input", MODEL, "--output", self.folder / "x.gguf", "--type", "Q2_K",
+                "--importance", path))
+
+    def test_texts(self):
+        for name, option, rest in (("complete", "--prompt-file", []),
+                                   ("complete", "--grammar", ["--prompt", "a"]),
+                                   ("complete", "--json-schema", ["--prompt", "a"]),
+                                   ("score", "--file", ["--model", MODEL])):
+            for path, word in (("no/such.txt", "No such file"), (self.folder, "Is a directory"),
+                               (MODEL / "x", "Not a directory")):
+                with self.subTest(f"{name} {option} {path}"):
+                    error = self.error_of(name, option, path, *rest)
+                    self.assertIn(word, error)
+                    self.assertIn(str(path), error)
+
+    def test_texts_may_come_through_pipes(self):
+        expected = self.json_of("complete", "--prompt", "Once upon", "--temperature", 0,
+                                "--max-tokens", 5)["tokens"]
+        tokens = lambda *source, **options: self.json_of(
+            "complete", "--prompt-file", *source, "--temperature", 0, "--max-tokens", 5,
+            **options)["tokens"]
+        self.assertEqual(tokens("/dev/stdin", text=b"Once upon"), expected)
+        shell = subprocess.run(
+            ["bash", "-c", '"$0" --prompt-file <(printf "Once upon") --temperature 0 --max-tokens 5 '
+             "--json", self.bin / "complete"], capture_output=True, timeout=300)
+        self.assertEqual(json.loads(shell.stdout)["tokens"], expected)
+
+
 class OutputFiles(Case):
     """All programs write files in one way: complete or not at all, and never over what is to be kept."""
 
@@ -1178,6 +1252,100 @@ class BatchServe(Case):
                 self.assertTrue(answer["error"])
 
 
+    def test_each_field_is_checked(self):
+        whole = "whole number from 0 to"
+        wrong = [("max_tokens", value, whole) for value in
+                 (-1, 1e30, 2**32, 2**64, 2**70, 1.5, -0.5, "3", True, [3], {})]
+        wrong += [("seed", value, whole) for value in (-1, 2**64, 1e30, 0.5, "1", False)]
+        wrong += [("temperature", value, "number from 0 to 1000") for value in
+                  (-1, -1e-9, 1001, 1e300, "0.5", True, [])]
+        wrong += [("stop", value, "list of texts") for value in ("a", [1], ["a", None], {"a": "b"}, 5)]
+        wrong += [("stop", ["a", ""], "not empty"), ("choices", "a", "list of texts"),
+                  ("choices", ["a", 1], "list of texts"), ("regex", 5, "a text"),
+                  ("grammar", ["a"], "a text"), ("json_schema", 5, "JSON schema"),
+                  ("json_schema", "{}", "JSON schema"), ("json_schema", [], "JSON schema"),
+                  ("prompt", ["a"], "a text"), ("user", 5, "a text")]
+        requests = []
+        for i, (name, value, _) in enumerate(wrong):
+            request = {"id": i, "prompt": "Once", name: value}
+            if name == "user":
+                del request["prompt"]
+            requests.append(request)
+        answers = {a["id"]: a for a in self.answers(requests)}
+        for i, (name, value, words) in enumerate(wrong):
+            with self.subTest(f"{name} {value}"):
+                self.assertIn(f'"{name}"', answers[i]["error"])
+                self.assertIn(words, answers[i]["error"])
+        answers = self.answers([{"id": 1, "prompt": "a", "max_token": 3},
+                                {"id": 2, "prompt": "a", "x" * 1000: 3},
+                                {"id": 3, "prompt": "a", "regex": "a", "choices": ["b"]}])
+        for answer, words in zip(answers, ('"max_token"', '"xxx', "one of")):
+            self.assertIn(words, answer["error"])
+            self.assertLess(len(answer["error"]), 200)
+
+    def test_what_is_no_error(self):
+        most = {"max_tokens": 2**32 - 1, "seed": 2**64 - 1, "temperature": 1000, "stop": []}
+        requests = [{"id": "most", "prompt": "Once", "regex": "ab", **most},
+                    {"id": "least", "prompt": "Once", "max_tokens": 0, "temperature": 0, "seed": 0},
+                    {"id": "whole", "prompt": "Once", "max_tokens": 3.0, "seed": 1e3},
+                    {"id": "nulls", "prompt": "Once", "user": None, "max_tokens": None, "seed": None,
+                     "stop": None, "regex": None, "choices": ["x"]},
+                    {"id": {"any": ["thing", None, 1.5]}, "prompt": "Once", "max_tokens": 1}]
+        answers = {str(a["id"]): a for a in self.answers(requests)}
+        self.assertEqual([a["error"] for a in answers.values() if "error" in a], [])
+        self.assertEqual(answers["most"]["text"], "ab")
+        self.assertEqual(answers["least"]["generated_tokens"], 0)
+        self.assertEqual(answers["whole"]["generated_tokens"], 3)
+        self.assertEqual(answers["nulls"]["text"], "x")
+        self.assertIn("{'any': ['thing', None, 1.5]}", answers)
+
+    def on_small_stack(self, lines):
+        """Answers by a program whose threads all have 256 KiB of stack."""
+        result = subprocess.run(["bash", "-c", 'ulimit -s 256; exec "$@"', "bash",
+                                 self.bin / "batch_serve", "--threads", "2"],
+                                input="\n".join(lines).encode(), capture_output=True, timeout=300)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        return [json.loads(line) for line in result.stdout.splitlines()]
+
+    def test_deep_json_is_refused(self):
+        def nested(depth):
+            return "[" * depth + "]" * depth
+        after = '{"id": "after", "prompt": "Once", "max_tokens": 2}'
+        for lines, ids in (
+                (['{"id": %s, "prompt": "a"}' % nested(50000)], [None]),
+                (['{"id": 1, "prompt": "a", "json_schema": %s}' % nested(50000)], [1]),
+                (['{"json_schema": %s, "id": 1, "prompt": "a"}' % ('{"a":' * 50000 + "1" + "}" * 50000)],
+                 [1]),
+                ([nested(50000)], [None]), (["[" * 10**6], [None]), (['{"a":' * 10**6], [None]),
+                (['{"id": %s, "prompt": "a"}' % nested(128)], [None])):
+            with self.subTest(lines[0][:40]):
+                *refused, last = self.on_small_stack(lines + [after])
+                self.assertEqual([answer["id"] for answer in refused], ids)
+                for answer in refused:
+                    self.assertRegex(answer["error"], "nested more than 128|parse error")
+                self.assertEqual((last["id"], last["generated_tokens"]), ("after", 2))
+        # Up to the limit, and in texts, there may be brackets.
+        depth = json.loads(nested(127))
+        answers = self.on_small_stack([json.dumps(request) for request in (
+            {"id": depth, "prompt": "Once", "max_tokens": 1},
+            {"id": "[" * 1000, "prompt": "[{" * 300, "max_tokens": 1})])
+        self.assertEqual([answer["id"] for answer in answers], [depth, "[" * 1000])
+        self.assertEqual([answer.get("error") for answer in answers], [None, None])
+
+    def test_long_lines_are_refused(self):
+        limit = 1 << 24
+        start, end = '{"id": "long", "prompt": "Once", "max_tokens": 1', "}"
+        fits = start + " " * (limit - len(start) - len(end)) + end
+        answers = self.answers([fits, fits + " ", "x" * (3 * limit),
+                                {"id": "after", "prompt": "Once", "max_tokens": 1}])
+        self.assertEqual(sorted(str(a["id"]) for a in answers), ["None", "None", "after", "long"])
+        for answer in answers:
+            if answer["id"] is None:
+                self.assertIn("16 MiB", answer["error"])
+            else:
+                self.assertEqual(answer["generated_tokens"], 1)
+
+
 class EditorComplete(Case):
     def typed(self, text, *arguments):
         return json.loads(self.run_program("editor_complete", "--json", *arguments,
@@ -1225,6 +1393,10 @@ class Npc(Case):
             self.assertRegex(words, "^(Lily|Ben|Mia): [A-Z][a-z ,]{3,40}[.!?]$")
         text = self.run_program("npc", "--seconds", 0.2).stdout.decode()
         self.assertIn("12 frames", text)
+        # There is one, at least.
+        for seconds in (0.001, 1e-300):
+            text = self.run_program("npc", "--seconds", seconds).stdout.decode()
+            self.assertIn("1 frames", text)
 
     def test_examples_are_short(self):
         for name in ("npc", "editor_complete", "batch_serve", "job_system"):

@@ -25,7 +25,9 @@ class Bytes {
 
   // Maps the file read-only; nothing is copied and pages are shared between processes.
   // `path` is UTF-8. The file must not shrink while it is mapped: the operating system then ends
-  // the process at the next access (SIGBUS), which no library can prevent. Errors: io.
+  // the process at the next access (SIGBUS), which no library can prevent. Errors: io, with the
+  // system's reason, or that the path is no regular file (a folder, pipe, socket or device, none of which
+  // is opened) or an empty one.
   static Result<Bytes> map_file(const char* path);
 
   // Views bytes that the host keeps alive and unchanged for as long as this object lives.

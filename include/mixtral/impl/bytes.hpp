@@ -1,25 +1,15 @@
 #ifndef MIXTRAL_IMPL_BYTES_HPP_
 #define MIXTRAL_IMPL_BYTES_HPP_
 
-#include <cerrno>
-#include <cstring>
 #include <limits>
 
 #include "mixtral/bytes.hpp"
 #include "mixtral/impl/slab.hpp"
+#include "mixtral/impl/system.hpp"
 
-#if defined(_WIN32)
-#ifndef NOMINMAX
-#define NOMINMAX
-#endif
-#ifndef WIN32_LEAN_AND_MEAN
-#define WIN32_LEAN_AND_MEAN
-#endif
-#include <windows.h>
-#else
+#if !defined(_WIN32)
 #include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 #endif
 
@@ -81,34 +71,52 @@ Result<Bytes> Bytes::read_all(std::uint64_t size, ReadFunction read, void* conte
   return result;
 }
 
+namespace detail {
+
+// The errors of a path that cannot be mapped: it cannot be opened or read, or is no file with contents.
+inline Error cannot(const char* what, const char* path, int code) {
+  return Error(ErrorCode::io, "cannot %s '%s': %s", what, ShortName(path).text(),
+               SystemReason(code).text());
+}
+inline Status check_is_file(const char* path, const PathStatus& status) {
+  if (status.code != 0) return cannot("open", path, status.code);
+  if (status.kind != PathKind::file) {
+    return Error(ErrorCode::io, "'%s' %s", ShortName(path).text(), kind_text(status.kind));
+  }
+  if (status.size == 0) {
+    return Error(ErrorCode::io, "'%s' is empty (incomplete download?)", ShortName(path).text());
+  }
+  if (status.size > std::numeric_limits<std::size_t>::max() / 2) {
+    return Error(ErrorCode::io, "'%s' has %llu bytes, more than this machine has addresses for",
+                 ShortName(path).text(), static_cast<unsigned long long>(status.size));
+  }
+  return {};
+}
+
+}  // namespace detail
+
 #if defined(_WIN32)
 
 Result<Bytes> Bytes::map_file(const char* path) {
-  wchar_t wide[32768];
-  if (MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path, -1, wide, 32768) == 0) {
-    return Error(ErrorCode::invalid_argument, "the path '%s' is not valid UTF-8", path);
-  }
-  const HANDLE file = CreateFileW(wide, GENERIC_READ, FILE_SHARE_READ, nullptr, OPEN_EXISTING,
-                                  FILE_ATTRIBUTE_NORMAL, nullptr);
-  if (file == INVALID_HANDLE_VALUE) {
-    return Error(ErrorCode::io, "cannot open '%s' (Windows error %lu); check the path", path,
-                 GetLastError());
-  }
-  LARGE_INTEGER size;
+  MIXTRAL_RETURN_IF_ERROR(detail::check_is_file(path, detail::path_status(path)));
+  const HANDLE file = CreateFileW(detail::WidePath(path).text(), GENERIC_READ, FILE_SHARE_READ,
+                                  nullptr, OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, nullptr);
+  if (file == INVALID_HANDLE_VALUE) return detail::cannot("open", path, detail::last_system_code());
+  LARGE_INTEGER size{};
   Bytes result;
-  if (GetFileSizeEx(file, &size) && size.QuadPart > 0) {
-    const HANDLE mapping = CreateFileMappingW(file, nullptr, PAGE_READONLY, 0, 0, nullptr);
-    if (mapping != nullptr) {
-      result.data_ =
-          static_cast<const std::uint8_t*>(MapViewOfFile(mapping, FILE_MAP_READ, 0, 0, 0));
-      CloseHandle(mapping);
-    }
+  const bool is_file = GetFileType(file) == FILE_TYPE_DISK;
+  HANDLE mapping = nullptr;
+  if (is_file && GetFileSizeEx(file, &size)) {
+    mapping = CreateFileMappingW(file, nullptr, PAGE_READONLY, 0, 0, nullptr);
   }
-  const DWORD code = GetLastError();
+  if (mapping != nullptr) {
+    result.data_ = static_cast<const std::uint8_t*>(MapViewOfFile(mapping, FILE_MAP_READ, 0, 0, 0));
+  }
+  const int code = detail::last_system_code();
+  if (mapping != nullptr) CloseHandle(mapping);
   CloseHandle(file);
-  if (result.data_ == nullptr) {
-    return Error(ErrorCode::io, "cannot map '%s' (empty, or Windows error %lu)", path, code);
-  }
+  if (!is_file) return detail::check_is_file(path, {detail::PathKind::device, 0, 0}).error();
+  if (result.data_ == nullptr) return detail::cannot("map", path, code);
   result.size_ = static_cast<std::size_t>(size.QuadPart);
   result.owner_ = Owner::mapping;
   return result;
@@ -127,22 +135,26 @@ void Bytes::release() noexcept {
 #else
 
 Result<Bytes> Bytes::map_file(const char* path) {
-  const int file = ::open(path, O_RDONLY | O_CLOEXEC);
-  if (file < 0) {
-    return Error(ErrorCode::io, "cannot open '%s': %s", path, std::strerror(errno));
-  }
+  // Before it is opened: to open a device may do something, and to open a pipe may wait for ever. The
+  // path may lead elsewhere by the time it is opened, hence O_NONBLOCK and another look.
+  MIXTRAL_RETURN_IF_ERROR(detail::check_is_file(path, detail::path_status(path)));
+  const int file = ::open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+  if (file < 0) return detail::cannot("open", path, errno);
   struct stat info;
-  if (::fstat(file, &info) != 0 || !S_ISREG(info.st_mode) || info.st_size <= 0) {
+  const int failed = ::fstat(file, &info) == 0 ? 0 : errno;
+  const Status is_file =
+      failed != 0 ? detail::cannot("open", path, failed)
+                  : detail::check_is_file(path, {detail::kind_of(info.st_mode),
+                                                 static_cast<std::uint64_t>(info.st_size), 0});
+  if (!is_file) {
     ::close(file);
-    return Error(ErrorCode::io, "'%s' is not a regular file with contents", path);
+    return is_file.error();
   }
   const auto size = static_cast<std::size_t>(info.st_size);
   void* memory = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, file, 0);
   const int code = errno;
   ::close(file);
-  if (memory == MAP_FAILED) {
-    return Error(ErrorCode::io, "cannot map '%s': %s", path, std::strerror(code));
-  }
+  if (memory == MAP_FAILED) return detail::cannot("map", path, code);
   Bytes result;
   result.data_ = static_cast<const std::uint8_t*>(memory);
   result.size_ = size;

@@ -5,15 +5,6 @@
 
 namespace mixtral {
 
-namespace detail {
-
-// The same error, with the path before it.
-inline Error error_in(const char* path, const Error& error) {
-  return Error(error.code(), "'%s': %s", path, error.message());
-}
-
-}  // namespace detail
-
 const char* role_name(Role role) noexcept {
   switch (role) {
     case Role::token_embedding: return "token embedding";

@@ -12,6 +12,7 @@
 #include "mixtral/impl/checkpoints/safetensors.hpp"
 #include "mixtral/impl/checkpoints/tokenizer_json.hpp"
 #include "mixtral/impl/checkpoints/torch_file.hpp"
+#include "mixtral/impl/system.hpp"
 
 namespace mixtral {
 
@@ -32,16 +33,19 @@ class FolderReader {
       : folder_(std::move(folder)), resource_(resource), checkpoint_(resource) {}
 
   Result<Checkpoint> run() {
-    if (exists("config.json") &&
-        (exists("model.safetensors") || exists(kIndex) || !exists("params.json"))) {
+    const bool has_config = exists("config.json"), has_params = exists("params.json");
+    const bool has_safetensors = exists("model.safetensors") || exists(kIndex);
+    // Those who publish GGUF files often put config.json beside them.
+    if (!has_safetensors && !has_params) MIXTRAL_RETURN_IF_ERROR(name_gguf_files());
+    if (has_config && (has_safetensors || !has_params)) {
       MIXTRAL_RETURN_IF_ERROR(read_huggingface());
-    } else if (exists("params.json")) {
+    } else if (has_params) {
       MIXTRAL_RETURN_IF_ERROR(read_original());
     } else {
       return Error(ErrorCode::unsupported,
                    "'%s': neither config.json (Hugging Face) nor params.json (original release) is "
                    "there; give a GGUF file or a folder with a model",
-                   folder_.c_str());
+                   shown_folder().c_str());
     }
     return std::move(checkpoint_);
   }
@@ -55,8 +59,39 @@ class FolderReader {
   static constexpr const char* kIndex = "model.safetensors.index.json";
 
   std::string path(const std::string& name) const { return folder_ + "/" + name; }
+  // The same for error texts, so short that they have room for the rest.
+  std::string shown(const std::string& name) const { return ShortName(path(name)).text(); }
+  std::string shown_folder() const { return ShortName(folder_).text(); }
+
+  // Is there anything of that name? What cannot be read is there as well: reading it then says why not.
   bool exists(const std::string& name) const {
-    return static_cast<bool>(Bytes::map_file(path(name).c_str()));
+    return path_status(path(name).c_str()).kind != PathKind::missing;
+  }
+
+  // An error that names the GGUF files of the folder, if it has any: up to three, and of a file in
+  // parts the first.
+  Status name_gguf_files() const {
+    std::set<std::string> names;
+    for_each_name(folder_.c_str(), [&](std::string_view name) {
+      const std::size_t part = name.rfind("-of-");
+      const bool is_later_part = part != std::string_view::npos && part >= 6 &&
+                                 name[part - 6] == '-' && name.size() - part == 14 &&
+                                 name.substr(part - 5, 5) != "00001";
+      if (ends_with(name, ".gguf") && !is_later_part) names.emplace(name);
+    });
+    if (names.empty()) return {};
+    constexpr std::size_t kMostNames = 3, kMostOfName = 50;
+    std::string list;
+    std::size_t n = 0;
+    for (auto name = names.begin(); name != names.end() && n < kMostNames; ++name, ++n) {
+      list += n == 0 ? "'" : ", '";
+      list += ShortName(*name, kMostOfName).text();
+      list += '\'';
+    }
+    if (names.size() > n) list += " and " + std::to_string(names.size() - n) + " more";
+    return Error(ErrorCode::invalid_argument,
+                 "'%s' is a folder of GGUF files; name one of them: %s",
+                 ShortName(folder_, 80).text(), list.c_str());
   }
 
   // Maps a file that the checkpoint keeps.
@@ -70,7 +105,7 @@ class FolderReader {
   Result<Json> read_json(const std::string& name) const {
     const Result<Bytes> bytes = Bytes::map_file(path(name).c_str());
     if (!bytes) return bytes.error();
-    return parse_json(view_of(*bytes), path(name).c_str());
+    return parse_json(view_of(*bytes), shown(name).c_str());
   }
 
   Status read_huggingface() {
@@ -80,7 +115,7 @@ class FolderReader {
     MIXTRAL_RETURN_IF_ERROR(read_vocabulary());
     MIXTRAL_RETURN_IF_ERROR(read_tokenizer_config());
     MIXTRAL_RETURN_IF_ERROR(fit_vocabulary());
-    MIXTRAL_RETURN_IF_ERROR(check_config(checkpoint_.config, path("config.json").c_str()));
+    MIXTRAL_RETURN_IF_ERROR(check_config(checkpoint_.config, shown("config.json").c_str()));
     const auto add = [&](const StoredTensor& tensor) {
       return add_huggingface_tensor(tensor, checkpoint_);
     };
@@ -108,7 +143,7 @@ class FolderReader {
     }
     MIXTRAL_RETURN_IF_ERROR(fit_vocabulary());
     if (config.n_experts == 0 || config.n_experts > 4096) {
-      return check_config(config, path("params.json").c_str());  // says so
+      return check_config(config, shown("params.json").c_str());  // says so
     }
     const auto add = [&](const StoredTensor& tensor) {
       return add_original_tensor(tensor, config, checkpoint_);
@@ -126,7 +161,7 @@ class FolderReader {
         }
       }
     }
-    return check_config(config, path("params.json").c_str());
+    return check_config(config, shown("params.json").c_str());
   }
 
   // One file, or those that an index beside it names.
@@ -138,7 +173,7 @@ class FolderReader {
     const auto map = index->find("weight_map");
     if (map == index->end() || !map->is_object()) {
       return Error(ErrorCode::bad_format, "'%s.index.json': weight_map must be an object",
-                   path(name).c_str());
+                   shown(name).c_str());
     }
     const auto files = files_of_index(*map, name);
     if (!files) return files.error();
@@ -160,7 +195,7 @@ class FolderReader {
     if (n_tensors != map->size()) {
       return Error(ErrorCode::bad_format,
                    "'%s.index.json' names %zu tensors, but its files have %zu of them",
-                   path(name).c_str(), map->size(), n_tensors);
+                   shown(name).c_str(), map->size(), n_tensors);
     }
     return {};
   }
@@ -173,7 +208,7 @@ class FolderReader {
       if (text == nullptr || text->empty() || text->find_first_of("/\\:") != std::string::npos) {
         return Error(ErrorCode::bad_format,
                      "'%s.index.json': the file of tensor '%.80s' is not a plain file name",
-                     path(name).c_str(), tensor.c_str());
+                     shown(name).c_str(), tensor.c_str());
       }
       files.insert(*text);
     }
@@ -184,7 +219,7 @@ class FolderReader {
   Status read_safetensors_file(const std::string& name, const Add& add) {
     const auto bytes = map(name);
     if (!bytes) return bytes.error();
-    const auto tensors = read_safetensors(*bytes, path(name).c_str(), resource_);
+    const auto tensors = read_safetensors(*bytes, shown(name).c_str(), resource_);
     if (!tensors) return tensors.error();
     return add_all(*tensors, name, add);
   }
@@ -200,13 +235,13 @@ class FolderReader {
       if (i > 0 && !exists(name)) break;
       const auto bytes = map(name);
       if (!bytes) return bytes.error();
-      const auto tensors = read_torch_file(*bytes, path(name).c_str(), resource_);
+      const auto tensors = read_torch_file(*bytes, shown(name).c_str(), resource_);
       if (!tensors) return tensors.error();
       if (i > 0 && has_shards(*tensors)) {
         return Error(ErrorCode::unsupported,
                      "'%s': its tensors are shards for model parallelism; take this model in the "
                      "Hugging Face layout or as GGUF",
-                     path(name).c_str());
+                     shown(name).c_str());
       }
       MIXTRAL_RETURN_IF_ERROR(add_all(*tensors, name, add));
     }
@@ -242,18 +277,21 @@ class FolderReader {
       const Status read = read_sentencepiece(*bytes, checkpoint_.vocabulary);
       return read ? Status() : error_in(path(name).c_str(), read.error());
     }
-    const Result<Bytes> bytes = Bytes::map_file(path("tokenizer.json").c_str());
-    if (!bytes) {
+    if (!exists("tokenizer.json")) {
+      MIXTRAL_RETURN_IF_ERROR(name_gguf_files());
       return Error(ErrorCode::io, "'%s': there is neither tokenizer.model nor tokenizer.json",
-                   folder_.c_str());
+                   shown_folder().c_str());
     }
+    const Result<Bytes> bytes = Bytes::map_file(path("tokenizer.json").c_str());
+    if (!bytes) return bytes.error();
     const Status read = detail::read_tokenizer_json(view_of(*bytes), checkpoint_.vocabulary);
     return read ? Status() : error_in(path("tokenizer.json").c_str(), read.error());
   }
 
   // tokenizer_config.json, if it is there: added tokens, BOS, chat template.
   Status read_tokenizer_config() {
-    if (exists("chat_template.jinja")) {
+    if (const PathStatus status = path_status(path("chat_template.jinja").c_str());
+        status.kind != PathKind::missing && !(status.kind == PathKind::file && status.size == 0)) {
       const Result<Bytes> bytes = Bytes::map_file(path("chat_template.jinja").c_str());
       if (!bytes) return bytes.error();
       checkpoint_.chat_template.assign(reinterpret_cast<const char*>(bytes->data()), bytes->size());
@@ -304,7 +342,7 @@ class FolderReader {
     if (size > vocabulary.pieces.size() + kMaxPadding) {
       return Error(ErrorCode::bad_format,
                    "'%s': the configuration has a vocabulary of %zu, the tokenizer one of %zu",
-                   folder_.c_str(), size, vocabulary.pieces.size());
+                   shown_folder().c_str(), size, vocabulary.pieces.size());
     }
     while (vocabulary.pieces.size() < size) {
       vocabulary.texts.emplace_back("[PAD" + std::to_string(vocabulary.pieces.size()) + "]");
@@ -318,7 +356,7 @@ class FolderReader {
     if (checkpoint_.vocabulary.pieces.size() == checkpoint_.config.vocab_size) return {};
     return Error(ErrorCode::bad_format,
                  "'%s': the tokenizer has %zu pieces, the configuration a vocabulary of %u",
-                 folder_.c_str(), checkpoint_.vocabulary.pieces.size(),
+                 shown_folder().c_str(), checkpoint_.vocabulary.pieces.size(),
                  static_cast<unsigned>(checkpoint_.config.vocab_size));
   }
 
@@ -343,11 +381,11 @@ inline std::string folder_of(std::string_view path) {
 
 Result<Checkpoint> open_checkpoint(const char* path, std::pmr::memory_resource* resource) {
   return detail::guard_memory("opening the model", [&]() -> Result<Checkpoint> {
-    {
+    if (detail::path_status(path).kind != detail::PathKind::folder) {
       const Result<Bytes> bytes = Bytes::map_file(path);
+      if (!bytes) return bytes.error();
       // A file that is not part of a folder's layout is GGUF, or the error says that it is not.
-      if (bytes &&
-          (gguf::File::recognises(detail::view_of(*bytes)) || detail::folder_of(path) == path)) {
+      if (gguf::File::recognises(detail::view_of(*bytes)) || detail::folder_of(path) == path) {
         return open_gguf(path, resource);
       }
     }
@@ -365,8 +403,10 @@ Result<Model> open_model(const char* path, const ModelOptions& options) {
 
 Result<Tokenizer> open_tokenizer(const char* path, std::pmr::memory_resource* resource) {
   return detail::guard_memory("opening the tokenizer", [&]() -> Result<Tokenizer> {
-    const Result<Bytes> bytes = Bytes::map_file(path);
-    if (!bytes || detail::folder_of(path) != path) {
+    const bool is_folder = detail::path_status(path).kind == detail::PathKind::folder;
+    const Result<Bytes> bytes = is_folder ? Bytes() : Bytes::map_file(path);
+    if (!bytes) return bytes.error();
+    if (is_folder || detail::folder_of(path) != path) {
       return detail::FolderReader(detail::folder_of(path), resource).run_tokenizer();
     }
     const auto view = detail::view_of(*bytes);
