@@ -44,7 +44,8 @@ inline std::string message_of(const CLI::ParseError& error) {
   const std::string text = error.what();
   const auto has = [&](const char* part) { return text.find(part) != std::string::npos; };
   const std::string option = text.substr(0, text.find(':'));
-  if (has(": At Most 1 required") || has(": At most 1 required")) return option + " is given more than once";
+  if (has(": At Most 1 required") || has(": At most 1 required"))
+    return option + " is given more than once";
   if (has(": 1 required ") && has(" missing")) return option + " needs a value";
   return text;
 }

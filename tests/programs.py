@@ -422,9 +422,9 @@ class Chat(Case):
         damaged["more"] = good + b"x"
         bad = [(name, self.file(name, content), "damaged|no saved", [])
                for name, content in damaged.items()]
-        bad += [("empty", self.file("empty", b""), "contents|no saved", []),
+        bad += [("empty", self.file("empty", b""), "empty", []),
                 ("missing", self.folder / "missing", "missing", []),
-                ("folder", self.folder, "folder|regular", []),
+                ("folder", self.folder, "folder", []),
                 ("model", MODEL, "no saved conversation", []),
                 ("other model", path, "another model", ["--model", dense]),
                 ("other format", path, "--chat-format mistral-v1", ["--chat-format", "llama2"]),

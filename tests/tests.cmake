@@ -81,10 +81,18 @@ if(Python3_FOUND)
            --bin $<TARGET_FILE_DIR:embedding_host> --library $<TARGET_FILE:mixtral_implementation>
            --compiler ${CMAKE_CXX_COMPILER}
            --include "$<TARGET_PROPERTY:mixtral_implementation,INCLUDE_DIRECTORIES>" COMMAND_EXPAND_LISTS)
+  # Snippets are run, and what it says of programs compared, where all is built as the README says.
+  if(UNIX AND NOT MIXTRAL_SANITIZE)
+    set(MIXTRAL_README_RUNS --library $<TARGET_FILE:mixtral_implementation> --link $<TARGET_FILE:hwy::hwy>)
+    if(MIXTRAL_BUILD_EXAMPLES)
+      list(APPEND MIXTRAL_README_RUNS --bin $<TARGET_FILE_DIR:complete>)
+    endif()
+  endif()
   get_target_property(MIXTRAL_EIGEN_DIRS Eigen3::Eigen INTERFACE_INCLUDE_DIRECTORIES)
   get_target_property(MIXTRAL_HWY_DIRS hwy::hwy INTERFACE_INCLUDE_DIRECTORIES)
   add_test(NAME readme COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/tests/readme.py
-           --compiler ${CMAKE_CXX_COMPILER} --include ${MIXTRAL_EIGEN_DIRS} ${MIXTRAL_HWY_DIRS})
+           --compiler ${CMAKE_CXX_COMPILER} --include ${MIXTRAL_EIGEN_DIRS} ${MIXTRAL_HWY_DIRS}
+           ${MIXTRAL_README_RUNS})
   if(MIXTRAL_BUILD_EXAMPLES)
     if(NOT TARGET embed_minimal)
       set(MIXTRAL_WITHOUT --without embed_minimal)

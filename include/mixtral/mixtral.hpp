@@ -5,7 +5,8 @@
 // the kernels, which take longest, in one file that defines MIXTRAL_IMPLEMENTATION_KERNELS, and all else in
 // another, that defines MIXTRAL_IMPLEMENTATION_REST: the two compile at the same time. Other files may have
 // included the header in the same translation unit before (a unity build): the include after the define counts.
-// Needs Eigen, and Highway where the implementation is; see README.md for how to link.
+// The implementation needs Eigen and Highway; elsewhere the standard library is enough. README.md says how
+// to link.
 #ifndef MIXTRAL_MIXTRAL_HPP_
 #define MIXTRAL_MIXTRAL_HPP_
 
