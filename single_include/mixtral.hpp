@@ -4183,7 +4183,8 @@ HWY_AFTER_NAMESPACE();
 // the kernels, which take longest, in one file that defines MIXTRAL_IMPLEMENTATION_KERNELS, and all else in
 // another, that defines MIXTRAL_IMPLEMENTATION_REST: the two compile at the same time. Other files may have
 // included the header in the same translation unit before (a unity build): the include after the define counts.
-// Needs Eigen, and Highway where the implementation is; see README.md for how to link.
+// The implementation needs Eigen and Highway; elsewhere the standard library is enough. README.md says how
+// to link.
 #ifndef MIXTRAL_MIXTRAL_HPP_
 #define MIXTRAL_MIXTRAL_HPP_
 
@@ -4242,7 +4243,11 @@ HWY_AFTER_NAMESPACE();
 #endif
 
 // Has calls of a function checked like those of printf. Parameters are counted from 1, and `this` counts.
-#if MIXTRAL_GNU_EXTENSIONS
+// (MinGW's GCC means Windows' own printf by that name, which knows no %zu, but calls its own in C++.)
+#if defined(__MINGW32__) && !defined(__clang__)
+#define MIXTRAL_PRINTF_LIKE(format_index, first_argument) \
+  __attribute__((format(gnu_printf, format_index, first_argument)))
+#elif MIXTRAL_GNU_EXTENSIONS
 #define MIXTRAL_PRINTF_LIKE(format_index, first_argument) \
   __attribute__((format(printf, format_index, first_argument)))
 #else
