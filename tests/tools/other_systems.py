@@ -68,6 +68,9 @@ def windows(arguments, folder, name, sources, own, command):
     program = folder / f"{name}.exe"
     env = {**os.environ, "WINEPREFIX": str(folder / "wine"), "WINEDEBUG": "-all"}
     compile_program(MINGW, MINGW_FLAGS, arguments.include, sources, own, program)
+    # A host may have included <windows.h> before, with all the macros it defines.
+    compile_program(MINGW, [*MINGW_FLAGS, "-include", "windows.h", "-fsyntax-only"], arguments.include, sources,
+                    own, os.devnull)
     try:
         compare(program, [wine()], [arguments.bin / name], command, env)
     finally:  # Wine's own server, of this folder, would stay a while
