@@ -115,7 +115,7 @@ class Headers(unittest.TestCase):
     def compile(self, text, *options, standard="c++17"):
         includes = [f"-I{path}" for path in (ROOT / "include", ROOT / "single_include")]
         for path in Embedding.include:
-            includes += ["-isystem", path]
+            includes += ["-idirafter", path]  # not before the compiler's own
         return subprocess.run([Embedding.compiler, f"-std={standard}", "-x", "c++", *includes,
                                "-DMIXTRAL_HEADERS_ONLY", *options, "-"],
                               input=text, capture_output=True, text=True, timeout=300)
