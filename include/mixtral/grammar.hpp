@@ -46,7 +46,7 @@ class Grammar {
   // bytes of literals and other parts: each set of characters counts 1, and for every range of bytes that
   // its UTF-8 takes beyond ASCII its length + 1; each sequence, alternative, repetition and use of a rule
   // counts 1; all of it is counted as often as {n} repeats it. More is refused before it is compiled.
-  // Compiling takes time in proportion to the text and this count, and memory: some 100 bytes for each byte
+  // Compiling takes time in proportion to the text and this count, and memory: up to 200 bytes for each byte
   // or part; no stack, however rules call one another.
   // Errors: bad_format, telling the line; unsupported, for more than that; out_of_memory.
   static Result<Grammar> from_gbnf(std::string_view text, std::pmr::memory_resource* resource =

@@ -200,7 +200,8 @@ class Parser {
       position_ += static_cast<std::size_t>(count) * size;
       return value;
     }
-    if (depth + 1 >= kMaxArrayDepth) return error("arrays nested more than %d deep", kMaxArrayDepth);
+    if (depth + 1 >= kMaxArrayDepth)
+      return error("arrays nested more than %d deep", kMaxArrayDepth);
     // Each string or array takes 8 bytes at least, so this loop is bounded by the file's size.
     for (std::uint64_t i = 0; i < count; ++i) {
       const Result<Value> element = read_value(value.element_type_, depth + 1);
