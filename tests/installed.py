@@ -39,7 +39,7 @@ class Installed(unittest.TestCase):
         self.assertEqual({p.name for p in self.bin.iterdir()}, set(NAMES.values()))
         for name in NAMES.values():
             self.assertTrue(self.run_in(name, "--version").stdout.startswith(name + " "))
-                self.assertRegex(self.run_in(name, "--help").stdout, rf"(?m)^(Usage: )?{name} \[OPTIONS\]")
+            self.assertRegex(self.run_in(name, "--help").stdout, rf"(?m)^(Usage: )?{name} \[OPTIONS\]")
         self.assertRegex(self.run_in("mixtral-complete", code=2).stderr, "^mixtral-complete: ")
 
     def test_the_bundled_model_is_the_installed_one(self):

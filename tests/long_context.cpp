@@ -9,6 +9,7 @@
 #include <cmath>
 #include <random>
 
+#include "gguf_file.hpp"
 #include "synthetic.hpp"
 
 namespace {
@@ -127,19 +128,20 @@ class Reference {
 
 int main(int argc, char** argv) {
   CLI::App app{"Compares a full context with the formulas in double.", "long_context"};
-  std::string shape = "8x7b", type = "BF16";
+  std::string shape = "8x7b";
+  const mixtral::Quantization* type = mixtral::find_quantization("BF16");
   std::uint32_t threads = 0;
   mixtral::BlockFormat kv_format = mixtral::BlockFormat::f16;
-  app.add_option("--shape", shape, "Dimensions")->check(CLI::IsMember({"8x7b", "8x22b"}));
-  app.add_option("--type", type, "Format of the weights; quantised ones take 8-bit activations");
-  app.add_option("--threads", threads, "Threads to use (default: all)");
+  const program::Names<std::string> shapes = {{"8x7b", "8x7b"}, {"8x22b", "8x22b"}};
+  program::add_choice(app, "--shape", shape, shapes, "Dimensions (default: 8x7b)");
+  program::add_type(app, type,
+                    "Type of the weights; quantised ones take 8-bit activations (default: BF16)");
+  program::add_threads(app, threads);
   program::add_kv_format(app, kv_format);
   return program::run(app, argc, argv, [&] {
     mixtral::Config config = program::model_shapes().at(shape);
     config.n_layers = 1;
-    const mixtral::Quantization* quantization = mixtral::find_quantization(type);
-    if (quantization == nullptr) throw std::runtime_error("no such type: " + type);
-    program::SyntheticModel synthetic(config, *quantization);
+    program::SyntheticModel synthetic(config, *type);
     const std::size_t length = config.context_length;
     std::vector<Token> tokens(length);
     std::mt19937 random(5);
