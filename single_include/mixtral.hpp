@@ -5970,7 +5970,7 @@ class Grammar {
   // bytes of literals and other parts: each set of characters counts 1, and for every range of bytes that
   // its UTF-8 takes beyond ASCII its length + 1; each sequence, alternative, repetition and use of a rule
   // counts 1; all of it is counted as often as {n} repeats it. More is refused before it is compiled.
-  // Compiling takes time in proportion to the text and this count, and memory: some 100 bytes for each byte
+  // Compiling takes time in proportion to the text and this count, and memory: up to 200 bytes for each byte
   // or part; no stack, however rules call one another.
   // Errors: bad_format, telling the line; unsupported, for more than that; out_of_memory.
   static Result<Grammar> from_gbnf(std::string_view text, std::pmr::memory_resource* resource =
@@ -9014,7 +9014,8 @@ class GrammarCompiler {
 
   // ---- Size: what grammar.hpp states.
 
-  // No more than the program has instructions, but for a few; what is a literal counts its bytes.
+  // Refuses a grammar whose program would be too large, before any of it is made: an expression's size, as
+  // grammar.hpp states it, is at least the number of instructions that it becomes.
   Status check_size() {
     find_inlined();
     std::pmr::vector<std::uint32_t> sizes(resource_);  // up to kMostGrammarParts + 1
@@ -9049,7 +9050,8 @@ class GrammarCompiler {
     return {};
   }
 
-  // Rules that are but a short literal, or some: as alternatives, they are literals themselves.
+  // Finds the rules that are only a short literal or a choice of some. Where they are alternatives, their
+  // literals are taken instead, so that those are read together with others.
   void find_inlined() {
     inlined_.assign(tree_.rules.size(), 0);
     for (std::size_t r = 0; r < tree_.rules.size(); ++r) {
@@ -9070,7 +9072,7 @@ class GrammarCompiler {
     }
   }
 
-  // The instructions that a set of characters becomes.
+  // Returns how many instructions a set of characters becomes.
   std::uint32_t count_ways(const Expression& e) const {
     std::uint32_t n = 1;
     for (std::uint32_t i = 0; i < e.n; ++i) {
@@ -9086,7 +9088,7 @@ class GrammarCompiler {
 
   // ---- What rules say.
 
-  // Which expressions and rules have a property that texts and sets may have of themselves, that a
+  // Finds which expressions and rules have a property that texts and sets may have of themselves, that a
   // sequence has if all its parts have it, and all else if one part has it. Each is decided once, when what
   // it waits for is (Dowling and Gallier 1984).
   template <class Begins>
@@ -9163,8 +9165,9 @@ class GrammarCompiler {
     std::uint32_t n_literals;  // of the alternatives so far
   };
 
-  // No rule may call itself before it took a byte. On the way, counts the ways in which expressions can
-  // begin, of which there are no more than can be taken to be: a literal's, among others, are at most 256.
+  // Refuses rules that call themselves before they took a byte, by a search in depth for a way back. It also
+  // counts in how many ways an expression can begin, for AutomatonSizes: rather too many, but literals that
+  // are alternatives count at most 256, since they are read together.
   Status check_beginnings() {
     enum : std::uint8_t { unseen, open, done };
     Flags state(n_expressions(), unseen, resource_);
@@ -9228,7 +9231,7 @@ class GrammarCompiler {
     return e.kind == Kind::text || (e.kind == Kind::rule && inlined_[e.part] != 0);
   }
 
-  // The rule that was called last on the way round.
+  // Names the rule that was called last on the way back.
   Error left_recursion(const std::pmr::vector<Beginning>& stack) const {
     std::size_t at = stack.size() - 1;
     while (expression(stack[at].index).kind != Kind::rule) --at;
@@ -9244,7 +9247,7 @@ class GrammarCompiler {
     return static_cast<std::uint32_t>(program_.code.size() - 1);
   }
 
-  // Code that takes either; kNone is none.
+  // Returns code that takes what either of two takes; kNone stands for no code.
   std::uint32_t either(std::uint32_t one, std::uint32_t other) {
     if (one == kNone || one == other) return other;
     return other == kNone ? one : add(Op::split, one, other);
@@ -9300,8 +9303,8 @@ class GrammarCompiler {
     return value;
   }
 
-  // Each step_ takes what the part emitted last begins at, and either pushes the next one, then what it
-  // returns is of no use, or ends the frame and returns where the whole begins.
+  // A step_ function goes on with a frame. `value` is where the part that was emitted last begins. It either
+  // pushes a frame for the next part and returns kNone, or pops its own and returns where the whole begins.
   std::uint32_t step_sequence(Frame& frame, const Expression& e, std::uint32_t value) {
     frame.so_far = frame.begins ? frame.next : value;
     if (frame.begins) frame.part = e.part;
@@ -9397,8 +9400,8 @@ class GrammarCompiler {
     }
   }
 
-  // The literals that an alternative begins with, one after the other as they are in the tree's text. `last`
-  // becomes the last one of them if there are any.
+  // Returns the literals that an alternative begins with; they lie one after the other in the tree's text.
+  // `last` becomes the last one of them, or kNone if there are none.
   std::string_view leading_text(const Expression& alternative, std::uint32_t& last) const {
     if (alternative.kind != Kind::sequence) return {};
     std::uint32_t begin = 0;
@@ -9526,7 +9529,7 @@ class GrammarCompiler {
     return added;
   }
 
-  // Where the number of this instruction is, or kNone, in a table of hashes.
+  // Returns the place in a table of hashes for the number of this instruction: kNone if it is not there.
   std::uint32_t& place_of(std::uint32_t set, std::uint32_t next) {
     const std::size_t mask = bytes_at_.size() - 1;
     std::uint64_t hash = (std::uint64_t{set} << 32 | next) * 0x9E3779B97F4A7C15u;
@@ -14921,7 +14924,8 @@ class Parser {
       position_ += static_cast<std::size_t>(count) * size;
       return value;
     }
-    if (depth + 1 >= kMaxArrayDepth) return error("arrays nested more than %d deep", kMaxArrayDepth);
+    if (depth + 1 >= kMaxArrayDepth)
+      return error("arrays nested more than %d deep", kMaxArrayDepth);
     // Each string or array takes 8 bytes at least, so this loop is bounded by the file's size.
     for (std::uint64_t i = 0; i < count; ++i) {
       const Result<Value> element = read_value(value.element_type_, depth + 1);
