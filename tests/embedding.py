@@ -101,7 +101,7 @@ DEFINED = {
     "kernels": r"\bvoid for_each_kernels\([^;{]*\)\s*{",
     "mixtral": r"\bBytes::map_file\([^;{]*\)\s*{",
     "checkpoints": r"\bopen_checkpoint\([^;{]*\)\s*{",
-    "json_schema": r"\bjson_schema_grammar\([^;{]*\)\s*{",
+    "json_schema": r"\bjson_schema_grammar\([^;{]*JsonSchemaOptions[^;{]*\)\s*{",
     "quantize": r"\bwrite_gguf\([^;{]*\)\s*{",
 }
 HEADERS = ["mixtral", "checkpoints", "json_schema", "quantize", "tools"]

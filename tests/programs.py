@@ -63,10 +63,58 @@ class Case(unittest.TestCase):
         self.assertEqual(message.count("\n"), 1, message)
         return message
 
+    def on_terminal(self, name, *arguments, text=b""):
+        """What a program shows on stderr if that is a terminal, and its output."""
+        leader, follower = pty.openpty()
+        result = subprocess.run([self.path_of(name), *map(str, arguments)], input=text,
+                                stdout=subprocess.PIPE, stderr=follower, timeout=300)
+        os.close(follower)
+        shown = b""
+        with contextlib.suppress(OSError):  # Linux tells the end so
+            while chunk := os.read(leader, 4096):
+                shown += chunk
+        os.close(leader)
+        self.assertEqual(result.returncode, 0, shown)
+        return shown, result.stdout
+
     def file(self, name, content):
         path = self.folder / name
         path.write_bytes(content)
         return path
+
+
+class ProgressOnTerminals(Case):
+    """What takes longer than a moment shows how far it is, and takes that away at the end."""
+
+    # Far more than a tenth of a second's work, which nobody waits for.
+    LONG = " ".join(["Once upon a time, a little dog and a cat met a big bear."] * 600).encode()
+
+    def check(self, label, name, *arguments, **options):
+        shown, _ = self.on_terminal(name, *arguments, **options)
+        bars = re.findall(rb"\r" + label + rb" \[#* *\] (\d+)%, (?:\d+:\d\d left)?\x1b\[K", shown)
+        percents = [int(percent) for percent in bars]
+        self.assertGreater(len(percents), 5, shown[:200])
+        self.assertEqual(percents, sorted(percents))
+        self.assertIn(b"\r\x1b[K", shown)
+        plain = self.run_program(name, *arguments, **options)
+        self.assertNotIn(b"%", plain.stderr)
+
+    def test_long_prompts(self):
+        path = self.file("long.txt", self.LONG)
+        self.check(b"reading the prompt", "complete", "--prompt-file", path, "--context", 32000,
+                   "--max-tokens", 1, "--seed", 1)
+        self.check(b"reading the prompt", "chat", "--context", 32000, "--max-tokens", 1, "--seed", 1,
+                   text=self.LONG + b"\n")
+
+    def test_long_texts(self):
+        path = self.file("long.txt", self.LONG)
+        self.check(b"scoring", "score", "--model", MODEL, "--file", path)
+        self.check(b"reading the text", "inspect", "--model", MODEL, "--text-file", path,
+                   "--router-stats", self.folder / "stats.svg", "--force")
+
+    def test_short_ones_show_nothing(self):
+        shown, _ = self.on_terminal("complete", "--prompt", "Once", "--max-tokens", 1)
+        self.assertNotIn(b"%", shown)
 
 
 class EveryProgram(Case):
@@ -727,22 +775,6 @@ class Score(Case):
         self.assertIn("no token", self.error_of("score", "--model", MODEL, "--file",
                                                 self.file("empty.txt", b"")))
 
-    def test_progress_is_for_terminals(self):
-        path = self.file("text.txt", GOLDEN["tale"]["text"].encode())
-        leader, follower = pty.openpty()
-        result = subprocess.run([self.path_of("score"), "--model", MODEL, "--file", path],
-                                stdout=subprocess.PIPE, stderr=follower, timeout=300)
-        os.close(follower)
-        shown = b""
-        with contextlib.suppress(OSError):  # Linux tells the end so
-            while chunk := os.read(leader, 4096):
-                shown += chunk
-        os.close(leader)
-        self.assertEqual(result.returncode, 0)
-        self.assertIn(b"100%", shown)
-        plain = self.run_program("score", "--model", MODEL, "--file", path)
-        self.assertNotIn(b"%", plain.stderr)
-
 
 class Quantize(Case):
     def quantize(self, kind, *arguments, name="out.gguf", source=MODEL):
@@ -817,17 +849,8 @@ class Quantize(Case):
             "--importance", text))
 
     def test_progress_with_the_time_left(self):
-        leader, follower = pty.openpty()
-        result = subprocess.run([self.path_of("quantize"), "--input", MODEL, "--output",
-                                 self.folder / "x.gguf", "--type", "Q4_K_M"], stderr=follower,
-                                timeout=300)
-        os.close(follower)
-        shown = b""
-        with contextlib.suppress(OSError):  # Linux tells the end so
-            while chunk := os.read(leader, 4096):
-                shown += chunk
-        os.close(leader)
-        self.assertEqual(result.returncode, 0)
+        shown, _ = self.on_terminal("quantize", "--input", MODEL, "--output",
+                                    self.folder / "x.gguf", "--type", "Q4_K_M")
         self.assertRegex(shown, rb"\d+%, \d+:\d\d left")
         self.assertIn(b"bits a weight", shown)
 

@@ -9,6 +9,8 @@
 #include <cstddef>
 #include <string_view>
 
+#include "mixtral/impl/compiler.hpp"
+
 namespace mixtral {
 
 // The shape of a JSON text.
