@@ -300,6 +300,12 @@ TEST_CASE("grammar: what is told of rules names the right one, with its line") {
   check_refused(cycle, "line 3: rule 'b' calls itself");
   told("root ::= \"a\" | b\n\nb ::= \"c\" b", "line 3: rule 'b' never comes");
   told("root ::= \"a\"\n\n  # what\n | \"b\"\n\nx ::= (\n\"a\"\n\n| ]", "line 9: expected )");
+  // However long a name is, what is wrong with it is told.
+  const std::string name(2000, 'n');
+  told(("root ::= " + name).c_str(), "is used but not defined");
+  told(("root ::= " + name + "\n" + name + " ::= " + name + " \"a\" | \"b\"").c_str(),
+       "left recursion");
+  told(("root ::= " + name + "\n" + name + " ::= \"a\" " + name).c_str(), "never comes");
 }
 
 TEST_CASE("grammar: large grammars compile, up to limits that are told before") {

@@ -512,6 +512,20 @@ TEST_CASE("json_schema: schemas of any shape on a small stack, up to limits that
   refused(compiled(comment + ".\"}"), "4 MiB");
 }
 
+TEST_CASE("json_schema: long names leave room for what is wrong with them") {
+  const std::string name(3000, 'n');
+  for (const std::string& schema :
+       {"{\"" + name + "\": 1}", "{\"format\": \"" + name + "\", \"type\": \"string\"}"}) {
+    const auto refused = mixtral::json_schema_grammar(schema);
+    REQUIRE(!refused);
+    const std::string message = refused.error().message();
+    CAPTURE(message);
+    CHECK(message.size() < mixtral::Error::kMaxLength);
+    CHECK(message.find("is not supported") != std::string::npos);
+    CHECK(message.find("nnn...nnn") != std::string::npos);
+  }
+}
+
 TEST_CASE(
     "json_schema: an enum of thousands of values, and an object of optional members, are read at "
     "once") {

@@ -118,8 +118,8 @@ class GbnfReader {
     }
     for (const Rule& rule : tree_.rules) {
       if (rule.expression != kNone) continue;
-      return Error(ErrorCode::bad_format, "grammar, line %d: rule '%.*s' is used but not defined",
-                   rule.line, static_cast<int>(rule.name.size()), rule.name.data());
+      return Error(ErrorCode::bad_format, "grammar, line %d: rule '%s' is used but not defined",
+                   rule.line, ShortName(rule.name).text());
     }
     if (rule_ids_.find("root") == rule_ids_.end()) {
       return Error(ErrorCode::bad_format, "grammar: it has no rule 'root'");

@@ -104,9 +104,8 @@ class GrammarCompiler {
   std::size_t n_expressions() const noexcept { return tree_.expressions.size(); }
 
   Error rule_error(std::size_t rule, const char* what) const {
-    const std::string_view name = tree_.rules[rule].name;
-    return Error(ErrorCode::bad_format, "grammar, line %d: rule '%.*s' %s", tree_.rules[rule].line,
-                 static_cast<int>(std::min<std::size_t>(name.size(), 100)), name.data(), what);
+    return Error(ErrorCode::bad_format, "grammar, line %d: rule '%s' %s", tree_.rules[rule].line,
+                 ShortName(tree_.rules[rule].name).text(), what);
   }
 
   // Calls visit(part) for the parts of a sequence or choice, the last one first.

@@ -87,11 +87,15 @@ null ::= "null"
     if (blanks_) out_ += "ws ::= (\" \" | \"\\n\" \" \"{0,20})?\n";
   }
 
+  // Of what an error tells, so that long names leave room for what is wrong with them.
+  static constexpr std::size_t kMostTold = 240;
+
   static Error unsupported(const std::string& what) {
-    return Error(ErrorCode::unsupported, "JSON schema: %s is not supported", what.c_str());
+    return Error(ErrorCode::unsupported, "JSON schema: %s is not supported",
+                 ShortName(what, kMostTold).text());
   }
   static Error bad(const std::string& what) {
-    return Error(ErrorCode::bad_format, "JSON schema: %s", what.c_str());
+    return Error(ErrorCode::bad_format, "JSON schema: %s", ShortName(what, kMostTold).text());
   }
 
   // The GBNF literal of a text; JSON's are UTF-8.
