@@ -321,7 +321,7 @@ TEST_CASE("callbacks: what would change a session under evaluation is refused, b
       CHECK(one->remaining() == 160);
     }
     CHECK(!earlier.next());
-    CHECK(earlier.stop_reason() == StopReason::error);
+    CHECK(earlier.stop_reason() == StopReason::none);  // a refused call ends nothing
     check_refused(earlier.error(), "next");
     Session other = value(Session::open(model, options_for(64)));
     REQUIRE(other.append(Token{3}));
@@ -346,6 +346,7 @@ TEST_CASE("callbacks: what would change a session under evaluation is refused, b
   }
   check_as_plain(s);
   check_as_plain(fork);
+  CHECK(earlier.next());
   SUBCASE("from a stream that is read") {
     Blob saved;
     REQUIRE(s.save([&](const void* from, std::size_t size) {
@@ -436,6 +437,37 @@ TEST_CASE("callbacks: sessions may be destroyed during an evaluation, which that
   CHECK(!s->fork());
 }
 
+TEST_CASE("callbacks: a generation that an executor calls back into goes on unharmed") {
+  struct Calling {
+    std::size_t concurrency() const { return 1; }
+    void run(std::size_t n, mixtral::Chunks chunks) {
+      for (std::size_t i = 0; i < n; ++i) chunks(i);
+      if (generation == nullptr) return;
+      CHECK(!generation->next());
+      CHECK(generation->advance(1ms) == Progress::done);
+      CHECK(generation->error().code() == ErrorCode::invalid_argument);
+    }
+    Generation* generation = nullptr;
+  } executor;
+  const mixtral::Model model = small_model();
+  mixtral::SessionOptions options = options_for(200);
+  options.executor = executor;
+  Session s = value(Session::open(model, options));
+  REQUIRE(s.append(span(small_tokens(40, 8))));
+  const std::string expected = text_of(s, 6);
+  REQUIRE(s.rewind(40));
+  auto generation = s.generate(exactly(6, model));
+  executor.generation = &generation;
+  std::string text;
+  while (generation.next()) text += generation.piece();
+  text += generation.piece();
+  CHECK(text == expected);
+  CHECK(generation.stop_reason() == StopReason::max_tokens);
+  REQUIRE(s.append(Token{1}));
+  REQUIRE(s.evaluate());
+  CHECK(generation.stop_reason() == StopReason::max_tokens);
+}
+
 TEST_CASE("cancel: ends what was asked for before it, and nothing later") {
   const mixtral::Model model = small_model();
   const std::vector<Token> tokens = small_tokens(40, 10);
@@ -524,6 +556,34 @@ TEST_CASE("cancel: ends what was asked for before it, and nothing later") {
     CHECK(progress.error().code() == ErrorCode::cancelled);
     check_as_plain(s);
   }
+  SUBCASE("nothing, where nothing is to be done, alone or with others") {
+    REQUIRE(s.evaluate());
+    s.cancel();
+    REQUIRE(s.evaluate());
+    Session fork = value(s.fork());
+    s.cancel();
+    REQUIRE(fork.append(Token{3}));
+    Session* both[] = {&s, &fork};
+    REQUIRE(Session::evaluate_all({both, 2}));
+    check_as_plain(fork);
+  }
+  SUBCASE("a generation, and not the evaluation after it as well") {
+    auto generation = s.generate(exactly(8, model));
+    REQUIRE(generation.next());
+    s.cancel();
+    CHECK(!generation.next());
+    CHECK(s.evaluate());
+  }
+  SUBCASE("what calls that change nothing do not take back") {
+    REQUIRE(s.append(Token{3}));
+    s.cancel();
+    REQUIRE(s.append(""));
+    REQUIRE(s.rewind(41));
+    CHECK(value(s.forget_oldest(0, 0)) == 0);
+    const std::vector<Token> same = tokens_of(s);
+    CHECK(value(s.replace(span(same))) == 41);
+    check_cancelled(s.evaluate());
+  }
   SUBCASE("from an observer, at once") {
     REQUIRE(s.append(span(tokens)));
     Actor actor([&] { s.cancel(); });
@@ -601,6 +661,23 @@ TEST_CASE("progress: it tells how much is done of how much, and only grows") {
     CHECK(last == 1.0);
     CHECK(n_done == 75 * units);
     CHECK(n_different > 6);
+  }
+  SUBCASE("when one of several must compute a token again, but there is no room") {
+    mixtral::SessionOptions options = options_for(200, 3);
+    options.kv_tokens = 64;
+    Session x = value(Session::open(model, options));
+    Session y = value(x.fork());
+    REQUIRE(y.append(span(small_tokens(10, 15))));
+    REQUIRE(y.evaluate());
+    const Session z = value(y.fork());
+    REQUIRE(x.append(span(small_tokens(64, 16))));
+    REQUIRE(x.evaluate());
+    REQUIRE(y.rewind(9));
+    REQUIRE(x.append(span(small_tokens(7, 17))));
+    Session* both[] = {&x, &y};
+    Listening listening;
+    static_cast<void>(Session::evaluate_all({both, 2}, &listening));
+    CHECK(listening.n_total == 8 * units);
   }
   SUBCASE("with nothing to do") {
     REQUIRE(s.evaluate());

@@ -24,3 +24,17 @@ TEST_CASE("finite: one number among many that is not is seen, wherever it is") {
     }
   }
 }
+
+TEST_CASE("finite: numbers whose squares are too large to be added up are seen") {
+  for (const float small : {0.0f, -1.0f, 1e15f, std::nextafter(0x1p50f, 0.0f)}) {
+    const std::vector<float> x(9, small);
+    CHECK(mixtral::detail::all_square_finite(x.data(), x.size()));
+    for (const float large : {0x1p50f, -1e30f, std::numeric_limits<float>::infinity()}) {
+      for (std::size_t i = 0; i < x.size(); ++i) {
+        std::vector<float> y = x;
+        y[i] = large;
+        CHECK(!mixtral::detail::all_square_finite(y.data(), y.size()));
+      }
+    }
+  }
+}

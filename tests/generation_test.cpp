@@ -212,6 +212,33 @@ TEST_CASE("stop strings: one that begins or ends within a character cuts no char
   }
 }
 
+TEST_CASE("stop strings: only what would be held back can be taken up again") {
+  const std::vector<std::string> stops = {"abcd", "x"};
+  mixtral::StopStrings matcher({stops.data(), 2}, 8, std::pmr::get_default_resource());
+  matcher.push("zzabc");
+  CHECK(matcher.held_back() == "abc");
+  mixtral::StopStrings again({stops.data(), 2}, 8, std::pmr::get_default_resource());
+  REQUIRE(again.hold_back("abc"));
+  CHECK(again.ready().empty());
+  CHECK(again.push("d"));
+  CHECK(again.ready().empty());
+  CHECK(again.held_back().empty());  // what follows a stop string is gone
+  for (const char* text : {"hello", "zabc", "abcd", "abx", "abcabcabcabcabcabcabc"}) {
+    CHECK(!again.hold_back(text));
+    CHECK(again.held_back().empty());
+  }
+  CHECK(again.hold_back(""));
+  const std::string longest(mixtral::StopStrings::kLongest, 'a');
+  const mixtral::Model model = open(bundled_model());
+  mixtral::Session s = session(model, 64);
+  REQUIRE(s.append("Once"));
+  mixtral::GenerateOptions options;
+  options.stop = {longest};
+  CHECK(s.generate(options).stop_reason() == StopReason::none);
+  options.stop = {longest + "a"};
+  CHECK(s.generate(options).stop_reason() == StopReason::error);
+}
+
 TEST_CASE("generation: moved from, it gives errors") {
   const mixtral::Model model = open(bundled_model());
   mixtral::Session s = session(model, 64);
@@ -464,6 +491,7 @@ TEST_CASE("generation: a saved one goes on to the same text, wherever it was sav
   SUBCASE("with stop strings that hold text back") {
     options.stop = {"never there", "a very", " the x", "\xE2\x82\xAC"};
   }
+  SUBCASE("with a stop string that comes") { options.stop = {"e"}; }
   SUBCASE("with a grammar of nested rules") {
     options.grammar =
         value(mixtral::Grammar::from_gbnf("root ::= list\nlist ::= \"(\" item (\",\" item)* "
@@ -496,7 +524,7 @@ TEST_CASE("generation: a saved one goes on to the same text, wherever it was sav
     generation.next();
     text += generation.piece();
   }
-  REQUIRE(saved.size() > 8);
+  REQUIRE(saved.size() > (options.stop.size() == 1 ? 1 : 8));
   mixtral::Session other = session(model, 200);
   for (std::size_t i = 0; i < saved.size(); ++i) {
     std::size_t at = 0;
@@ -527,6 +555,28 @@ TEST_CASE("generation: a saved one goes on to the same text, wherever it was sav
     REQUIRE(other.load(read));
     CHECK(at < saved[i].size());
   }
+
+  if (saved.size() < 8) return;
+  // The parts of two saves do not belong together.
+  const auto size_of_session = [&](const Blob& blob) {
+    std::size_t at = 0;
+    REQUIRE(other.load([&](void* to, std::size_t size) {
+      std::memcpy(to, blob.data() + at, size);
+      at += size;
+      return true;
+    }));
+    return static_cast<std::ptrdiff_t>(at);
+  };
+  Blob mixed(saved[3].begin(), saved[3].begin() + size_of_session(saved[3]));
+  mixed.insert(mixed.end(), saved[5].begin() + size_of_session(saved[5]), saved[5].end());
+  std::size_t mixed_at = 0;
+  CHECK(!other.load_generation(
+      [&](void* to, std::size_t size) {
+        std::memcpy(to, mixed.data() + mixed_at, size);
+        mixed_at += size;
+        return true;
+      },
+      grammar));
 
   // What is damaged is refused, and leaves an empty session.
   std::mt19937 random(1);

@@ -300,6 +300,14 @@ TEST_CASE("grammar: what is told of rules names the right one, with its line") {
   check_refused(cycle, "line 3: rule 'b' calls itself");
   told("root ::= \"a\" | b\n\nb ::= \"c\" b", "line 3: rule 'b' never comes");
   told("root ::= \"a\"\n\n  # what\n | \"b\"\n\nx ::= (\n\"a\"\n\n| ]", "line 9: expected )");
+  // Bounds of repetitions, at the limit and one beyond.
+  CHECK(Grammar::from_gbnf("root ::= \"a\"{1,99999}"));
+  told("root ::= \"a\"{100000}", "below 100000");
+  told("root ::= \"a\"{1,100000}", "below 100000");
+  // What is quoted ends with a whole character.
+  told("root ::= \"a\" %\u00E9\u00E9\u00E9\u00E9\u00E9\u00E9\u00E9\u00E9\u00E9\u00E9\u00E9\u00E9",
+       "'%\u00E9\u00E9\u00E9\u00E9\u00E9\u00E9\u00E9\u00E9\u00E9'");
+  CHECK(Grammar::from_gbnf("\xEF\xBB\xBFroot ::= \"a\""));  // with a byte order mark
   // However long a name is, what is wrong with it is told.
   const std::string name(2000, 'n');
   told(("root ::= " + name).c_str(), "is used but not defined");

@@ -349,8 +349,8 @@ TEST_CASE("json_schema: what is not understood is refused by name") {
   refused(R"({"type": []})", "type", ErrorCode::bad_format);
   refused(R"({"$ref": "#/$defs/x"})", "nowhere", ErrorCode::bad_format);
   refused(R"({"$ref": 1})", "$ref", ErrorCode::bad_format);
-  refused(R"({"$ref": "#"})", "never comes", ErrorCode::bad_format);
-  refused(R"({"properties": {"a": {"$ref": "#"}}, "required": ["a"]})", "never comes to an end",
+  refused(R"({"$ref": "#"})", "leads back to itself", ErrorCode::bad_format);
+  refused(R"({"properties": {"a": {"$ref": "#"}}, "required": ["a"]})", "leads back to itself",
           ErrorCode::bad_format);
   refused(R"({"enum": []})", "enum", ErrorCode::bad_format);
   refused(R"({"enum": 1})", "enum", ErrorCode::bad_format);
@@ -473,6 +473,19 @@ TEST_CASE("json_schema: schemas of any shape on a small stack, up to limits that
   const Feeder feeder;
   CHECK(feeder.match(value(compiled(chain(4096))), "null") == Match::whole);
   check_refused(compiled(chain(4097)), "more than 4096 members", ErrorCode::unsupported);
+  // Many large objects, which the parser would spend its time on.
+  const auto objects = [](std::size_t n) {
+    const std::string members =
+        "{" + numbered(4096, [](std::size_t i) { return "\"" + std::to_string(i) + "\":1"; }) + "}";
+    return "{\"enum\": [" + numbered(n, [&](std::size_t) { return members; }) + "]}";
+  };
+  CHECK(compiled(objects(3)));
+  check_refused(compiled(objects(5)), "squares", ErrorCode::unsupported);
+  // What is wrong with references is told in words of the schema.
+  check_refused(compiled(R"({"$ref": "#"})"), "\"$ref\" leads back to itself",
+                ErrorCode::bad_format);
+  check_refused(compiled(R"({"anyOf": [{"$ref": "#"}, {"type": "null"}]})"),
+                "\"$ref\" leads back to itself", ErrorCode::bad_format);
   const std::string name(5000, 'n');
   const Grammar long_name = value(compiled(
       R"({"properties": {")" + name + R"(": {"type": "null"}}, "additionalProperties": true})"));

@@ -262,6 +262,8 @@ TEST_CASE("sampling: tokens outside the vocabulary and views of the wrong size d
   // The likeliest token is penalised, the strangers beside it are not looked at.
   CHECK(draw(sampler, kLogits, {1, size, -1, 1 << 30, std::numeric_limits<Token>::min()}) == 5);
   CHECK(draw(sampler, {}) == mixtral::kNoToken);
+  Sampler of_nothing = make({}, 0);
+  CHECK(draw(of_nothing, {}) == mixtral::kNoToken);
   CHECK(draw(sampler, {1.0f, 2.0f}) == mixtral::kNoToken);
   CHECK(draw(sampler, std::vector<float>(9, 1.0f)) == mixtral::kNoToken);
   const std::uint64_t none[] = {0};

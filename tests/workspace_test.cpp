@@ -499,8 +499,10 @@ TEST_CASE("workspace: any order of operations gives what a plain session gives")
             REQUIRE(s.append(Token{1}));
             history.append({1});
           }
+          // Only what is still to be computed can be cancelled.
+          const bool is_done = s.has_logits();
           s.cancel();
-          CHECK(!s.evaluate());
+          CHECK(static_cast<bool>(s.evaluate()) == is_done);
           break;
         }
         default: {

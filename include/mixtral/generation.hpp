@@ -28,7 +28,8 @@ struct GenerateOptions {
   std::uint32_t max_tokens = (std::numeric_limits<std::uint32_t>::max)();
   SamplingOptions sampling;
   // Generation ends before the first of these texts appears; it is not given out, even if it comes in
-  // several pieces. A text that begins within a UTF-8 character takes that whole character with it.
+  // several pieces. A text that begins within a UTF-8 character takes that whole character with it. Each
+  // may have 64 KiB.
   std::vector<std::string> stop;
   // Generation ends when one of these is chosen; EOS always ends it.
   std::vector<Token> stop_tokens;
@@ -57,8 +58,10 @@ const char* stop_reason_name(StopReason reason) noexcept;
 // EOS and stop tokens. Move only; a moved-from generation may only be destroyed or assigned to: its
 // functions then give StopReason::error or invalid_argument.
 //
-// The session must outlive the generation. An exception of the session's executor passes through the
-// functions below; the generation can then go on, to the same text.
+// The session must outlive the generation; neither of them may be destroyed by the session's executor while
+// the generation takes a step or is saved. Calls from there are refused with an error and change nothing.
+// An exception of the executor passes through the functions below; the generation can then go on, to the
+// same text.
 class Generation {
  public:
   // Generates one token; false once generation has stopped. After false, piece() still may hold text
@@ -87,7 +90,7 @@ class Generation {
   // Writes the session, as Session::save() does, and then the generation: options, random numbers, the
   // place in the grammar, and text held back. Session::load_generation() goes on with it. What piece()
   // shows now counts as seen. Errors: io if `write` fails; invalid_argument if generation has stopped
-  // with an error; unsupported if the grammar's state is too large to be saved.
+  // with an error; unsupported for more than 2^28 tokens since the seed, or 2^24 of logit_bias.
   Status save(ByteWriter write) const;
 
   StopReason stop_reason() const noexcept;
@@ -153,7 +156,8 @@ class Generation {
   Status make(Session& session, const GenerateOptions& options);
   void stop(StopReason reason);
   void fail(const Error& error);
-  bool is_ready();
+  void refuse(const Error& error);
+  bool begin_step();
   void choose();
   static Result<Progress> step(Span<Generation* const> generations,
                                const std::chrono::nanoseconds* budget, const char* function);

@@ -42,10 +42,11 @@ class Grammar {
   // \xHH \uHHHH \UHHHHHHHH, which name characters. Rules may call themselves, but not before they have
   // taken a character (left recursion).
   //
-  // A text may have 16 MiB, 16384 rules, groups nested 200 deep, 10 repetitions of one another, and 2^22
-  // bytes of literals and other parts: each set of characters counts 1, and for every range of bytes that
-  // its UTF-8 takes beyond ASCII its length + 1; each sequence, alternative, repetition and use of a rule
-  // counts 1; all of it is counted as often as {n} repeats it. More is refused before it is compiled.
+  // A text may have 16 MiB, 16384 rules, groups nested 200 deep, 10 repetitions of one another, numbers
+  // below 100000 in {}, and 2^22 bytes of literals and other parts: each set of characters counts 1, and for
+  // every range of bytes that its UTF-8 takes beyond ASCII its length + 1; each sequence, alternative,
+  // repetition and use of a rule counts 1; all of it is counted as often as {n} repeats it, so that
+  // ("ab"){10} counts more than 20. More is refused before it is compiled. A byte order mark is skipped.
   // Compiling takes time in proportion to the text and this count, and memory: up to 200 bytes for each byte
   // or part; no stack, however rules call one another.
   // Errors: bad_format, telling the line; unsupported, for more than that; out_of_memory.

@@ -24,9 +24,10 @@
 // additionalProperties says so, after the others; keys of those have no escapes; there are no blanks
 // outside strings, which would cost tokens, but for what JsonSchemaOptions::blanks lets in.
 //
-// A schema may be a text of 4 MiB, nested 100 deep, with objects of 4096 members, oneOf of 256 parts, and
-// counts up to 10000; its grammar may have 16000 rules (about one for each member and each schema within a
-// schema) and what grammar.hpp states. More is refused before it is parsed or compiled.
+// A schema may be a text of 4 MiB, nested 100 deep, with objects of 4096 members, of which there may be a
+// few (the squares of all numbers of members sum to at most 2^26), oneOf of 256 parts, and counts up to
+// 10000; its grammar may have 16000 rules (about one for each member and each schema within a schema) and
+// what grammar.hpp states. More is refused before it is parsed or compiled.
 #ifndef MIXTRAL_JSON_SCHEMA_HPP_
 #define MIXTRAL_JSON_SCHEMA_HPP_
 

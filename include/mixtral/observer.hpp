@@ -30,7 +30,9 @@ constexpr std::size_t kParts = 6;
 // another open(). All else that could change what is being computed is refused with
 // ErrorCode::invalid_argument, in an executor and in the callbacks of save() and load() as well:
 // appending, evaluating, generating, forking, rewinding, saving and loading. clear() does nothing there.
-// Destroying a session or fork there is allowed; its evaluation then ends as after cancel().
+// Generation::set_sampling() takes effect at the generation's next token. An observer may destroy a session
+// or fork, whose evaluation then ends as after cancel(); an executor may do so as well, but not while a
+// generation of the session takes a step. Callbacks of save() and load() may not destroy that session.
 //
 // An observer may throw. The exception passes through the evaluation, which is then as after cancel().
 class Observer {
@@ -73,8 +75,8 @@ class Observer {
     static_cast<void>(input);
   }
 
-  // How much of the evaluation is done, after each layer of each pass and after its last one. In
-  // progress.hpp stands what is counted.
+  // How much of the evaluation is done, after each layer of a pass and once more when the pass is complete.
+  // What is counted is told in progress.hpp.
   virtual void on_progress(const Progress& progress) { static_cast<void>(progress); }
 
   // If true, the clock is read and on_time() called.

@@ -13,8 +13,9 @@ namespace mixtral {
 // Compares with its states: `while (*session.advance(budget) == Progress::working) ...`.
 //
 // The unit of n_done and n_total is that of the work. Of an evaluation it is one token in one layer,
-// the output matrix counting as one more layer, since the session's tokens were last changed; of opening
-// a model it is a byte of weights. Both are 0 where there was nothing to do.
+// the output matrix counting as one more layer, since the host last changed the session's tokens (what a
+// generation appends is added to the total); of opening a model it is a byte of weights. Both are 0 where
+// there was nothing to do.
 class Progress {
  public:
   enum State {

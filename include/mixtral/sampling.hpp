@@ -32,7 +32,7 @@ namespace mixtral {
 //  7. min_p                 the tokens at least p times as probable as the best (Nguyen et al. 2024).
 //  8. temperature           logits / temperature, then a draw from their softmax.
 //
-// Steps 5 to 7 see probabilities renormalised over what is left. At least one token always is.
+// Steps 5 to 7 see probabilities renormalised over what is left. At least one token always is, if one is allowed.
 struct SamplingOptions {
   float temperature = 0.0f;         // 0: greedy
   std::uint32_t top_k = 0;          // 0: off
@@ -48,7 +48,7 @@ struct SamplingOptions {
 };
 
 // Draws tokens with one set of options and one stream of random numbers (std::mt19937_64, so the same
-// everywhere). All memory is taken at creation.
+// everywhere). All memory is taken at creation, but for the logit_bias of set_options().
 class Sampler {
  public:
   // Errors: invalid_argument, naming the option; out_of_memory.
@@ -97,8 +97,7 @@ class Sampler {
   std::pmr::vector<std::pair<Token, float>> bias_;
 };
 
-// ln p(token) under the softmax of `logits` (computed in double); minus infinity for a token that has none
-// of them.
+// ln p(token) under the softmax of `logits` (computed in double); minus infinity for a token without a logit.
 double log_probability(Span<const float> logits, Token token);
 
 }  // namespace mixtral

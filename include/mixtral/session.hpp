@@ -178,7 +178,8 @@ class Session {
   // Ends what this session is doing, soon, from any thread: the generations that were begun before this
   // call and have not ended stop with StopReason::cancelled, and the evaluation of tokens that were
   // appended before it, in progress or not yet begun, gives ErrorCode::cancelled, once. What the host
-  // appends or generates after it is not concerned, and if there is nothing to end, nothing is.
+  // appends or generates after it is not concerned, and if there is nothing to end, nothing is. A change
+  // of the session's tokens by the host takes back what no evaluation has told yet.
   // So a host that hands work to another thread loses no cancel() if that thread appends the text or
   // makes the generation first, then looks whether the work is still wanted, and then evaluates.
   void cancel() noexcept;

@@ -17,6 +17,9 @@ namespace mixtral {
 // beginning is not shown either.
 class StopStrings {
  public:
+  static constexpr std::size_t kLongest = std::size_t{1}
+                                          << 16;  // bytes of a stop string, for Generation
+
   // `longest_piece` is the most bytes that one push() will bring, so that none needs to allocate.
   StopStrings(Span<const std::string> stops, std::size_t longest_piece,
               std::pmr::memory_resource* resource)
@@ -40,7 +43,9 @@ class StopStrings {
     for (const auto& stop : stops_) found = (std::min)(found, text_.find(stop));
     n_ready_ = whole_characters(
         found != std::string_view::npos ? found : text_.size() - longest_partial_stop());
-    return found != std::string_view::npos;
+    if (found == std::string_view::npos) return false;
+    text_.resize(n_ready_);  // nothing more will come
+    return true;
   }
 
   // Takes the last piece and releases what was held back.
@@ -61,14 +66,10 @@ class StopStrings {
   // held back, if that cannot be.
   bool hold_back(std::string_view text) {
     clear();
-    if (text.size() > most_text_) return false;
-    text_.append(text);
-    for (const auto& stop : stops_) {
-      if (text_.find(stop) == std::string_view::npos) continue;
-      clear();
-      return false;
-    }
-    return true;
+    const bool fits = text.size() <= most_text_;
+    const bool is_held = fits && !push(text) && n_ready_ == 0;
+    if (!is_held) clear();
+    return is_held;
   }
 
   std::string_view ready() const noexcept { return std::string_view(text_).substr(0, n_ready_); }

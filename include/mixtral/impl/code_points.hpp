@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory_resource>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "mixtral/utf8.hpp"
@@ -18,6 +19,14 @@ struct CodePointRange {
   std::uint32_t first;
   std::uint32_t last;
 };
+
+// Returns what an error quotes of a text that goes wrong here: its first 20 bytes, whole characters only.
+inline std::string_view beginning_of(std::string_view text) noexcept {
+  std::size_t size = 20;
+  if (text.size() <= size) return text;
+  while (size > 0 && (static_cast<unsigned char>(text[size]) & 0xC0) == 0x80) --size;
+  return text.substr(0, size);
+}
 
 // Ranges in any order until normalize(); then ascending, apart, and without surrogates, which are no
 // characters.

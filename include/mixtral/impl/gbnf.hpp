@@ -44,11 +44,11 @@ constexpr std::size_t kMostGrammarParts = std::size_t{1} << 22;
 constexpr std::size_t kMostGrammarNesting = 200;
 
 inline Error grammar_too_large() {
-  return Error(
-      ErrorCode::unsupported,
-      "the grammar is too large: more than %zu bytes of literals and other parts; use fewer "
-      "or smaller {counts} of long expressions",
-      kMostGrammarParts);
+  return Error(ErrorCode::unsupported,
+               "the grammar is too large: more than %zu bytes of literals and other parts; use "
+               "fewer or shorter "
+               "ones, and smaller {counts} of long expressions",
+               kMostGrammarParts);
 }
 
 struct GrammarTree {
@@ -107,6 +107,8 @@ class GbnfReader {
       : source_(source), tree_(tree), rule_ids_(resource), open_(resource), resource_(resource) {}
 
   Status read() {
+    constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";  // some editors write it
+    if (source_.substr(0, kByteOrderMark.size()) == kByteOrderMark) at_ = kByteOrderMark.size();
     for (std::size_t at = 0; at < source_.size();) {
       std::uint32_t c;
       if (!next_code_point(source_, at, c)) {
@@ -151,7 +153,7 @@ class GbnfReader {
   }
 
   Error error(const char* what) {
-    const std::string_view rest = source_.substr(at_, 20);
+    const std::string_view rest = beginning_of(source_.substr(at_));
     return Error(ErrorCode::bad_format, "grammar, line %d: %s%s%.*s%s", line(), what,
                  rest.empty() ? " at the end" : " at '", static_cast<int>(rest.size()), rest.data(),
                  rest.empty() ? "" : "'");
@@ -287,12 +289,14 @@ class GbnfReader {
     }
   }
 
+  static constexpr std::uint32_t kMostCount = 100000;  // of {n}; all numbers are below it
+
   // After '{': n} or n,} or n,m} or ,m}
   Status read_bounds(std::uint32_t& least, std::uint32_t& most) {
     const auto number = [&](std::uint32_t& value) {
       skip_space(false);
       bool found = false;
-      for (value = 0; peek() >= '0' && peek() <= '9' && value < 100000; ++at_) {
+      for (value = 0; peek() >= '0' && peek() <= '9' && value < kMostCount; ++at_) {
         value = value * 10 + static_cast<std::uint32_t>(peek() - '0');
         found = true;
       }
@@ -309,7 +313,8 @@ class GbnfReader {
     } else {
       return error("expected a number");
     }
-    if (peek() != '}') return error("expected } after a number below 100000");
+    const bool in_bounds = least < kMostCount && (most == kNone || most < kMostCount);
+    if (peek() != '}' || !in_bounds) return error("expected } after a number below 100000");
     if (most < least) return error("a repetition at least so often is more than at most so often");
     ++at_;
     return {};

@@ -23,8 +23,8 @@ struct Generation::Impl {
                      detokenizer.longest_text(), owner.resource()),
         stop_tokens(options.stop_tokens.begin(), options.stop_tokens.end(), owner.resource()),
         allowed(owner.resource()),
-        cancels_before(owner.branch->cancels.load()) {
-    owner.branch->cancels_before = cancels_before;
+        n_cancels_at_begin(owner.branch->cancels.load()) {
+    owner.branch->n_cancels_seen = n_cancels_at_begin;
     if (options.grammar) allowed.resize((owner.tokenizer().size() + 63) / 64);
   }
 
@@ -39,12 +39,12 @@ struct Generation::Impl {
   std::pmr::vector<std::uint64_t> allowed;  // with a matcher and stop tokens
   Token token = kNoToken;
   double log_probability = 0.0;
-  std::uint32_t cancels_before;  // Session::cancel() was called so often before this began
-  bool chose = false;            // the last step has chosen `token`
-  bool takes_part = false;       // in the step in progress
+  std::uint32_t n_cancels_at_begin;  // how often Session::cancel() was called before this began
+  bool chose = false;                // the last step has chosen `token`
+  bool in_step = false;              // takes part in the step in progress
 
   bool is_cancelled() const noexcept {
-    return session.branch->cancels.load(std::memory_order_relaxed) != cancels_before;
+    return session.branch->cancels.load(std::memory_order_relaxed) != n_cancels_at_begin;
   }
   Error cancelled() const noexcept {
     return Error(ErrorCode::cancelled, "cancelled after %u tokens; generate again to go on",
@@ -59,7 +59,8 @@ struct Generation::Impl {
                                               << 28;  // half a second to draw again
 
   template <class Archive>
-  static void transfer_options(Archive& archive, std::uint32_t& reason, GenerateOptions& options) {
+  static void transfer_options(Archive& archive, std::uint64_t session_checksum,
+                               std::uint32_t& reason, GenerateOptions& options) {
     constexpr char kMagic[8] = {'M', 'I', 'X', 'T', 'R', 'A', 'L', 'G'};
     char magic[8];
     std::memcpy(magic, kMagic, sizeof magic);
@@ -67,6 +68,9 @@ struct Generation::Impl {
     std::uint32_t version = kVersion;
     archive.value(version);
     if (std::memcmp(magic, kMagic, sizeof magic) != 0 || version != kVersion) archive.fail();
+    std::uint64_t checksum = session_checksum;
+    archive.value(checksum);
+    if (checksum != session_checksum) archive.fail();  // the two belong to different saves
     archive.value(reason);
     archive.value(options.max_tokens);
     SamplingOptions& sampling = options.sampling;
@@ -95,9 +99,10 @@ struct Generation::Impl {
     }
     auto n_stops = static_cast<std::uint64_t>(options.stop.size());
     archive.value(n_stops);
+    if (n_stops > kMostElements) return archive.fail();
     for (std::uint64_t i = 0; i < n_stops && archive.good(); ++i) {
       if (Archive::kReads) options.stop.emplace_back();
-      archive.sequence(options.stop[static_cast<std::size_t>(i)], kMostElements);
+      archive.sequence(options.stop[static_cast<std::size_t>(i)], StopStrings::kLongest);
     }
     archive.sequence(options.stop_tokens, kMostElements);
   }
@@ -130,7 +135,7 @@ struct Generation::Impl {
     if (matcher) matcher->transfer(archive);
   }
 
-  // What it was asked for, as the options stand now, without the grammar.
+  // Returns the options that this generation would be begun with now, without the grammar.
   GenerateOptions options() const {
     GenerateOptions options;
     options.max_tokens = max_tokens;
@@ -200,6 +205,10 @@ Status Generation::make(Session& session, const GenerateOptions& options) {
     }
     for (const std::string& stop : options.stop) {
       if (stop.empty()) return Error(ErrorCode::invalid_argument, "an empty stop string");
+      if (stop.size() > StopStrings::kLongest) {
+        return Error(ErrorCode::invalid_argument, "a stop string of %zu bytes; %zu are the most",
+                     stop.size(), StopStrings::kLongest);
+      }
     }
     Result<Sampler> sampler = Sampler::create(options.sampling, tokenizer.size(), resource);
     if (!sampler) return sampler.error();
@@ -235,8 +244,18 @@ void Generation::fail(const Error& error) {
   stop(error.code() == ErrorCode::cancelled ? StopReason::cancelled : StopReason::error);
 }
 
-// Begins a step; false if there is none to do.
-bool Generation::is_ready() {
+// Notes why a call did nothing. One from a callback of the generation's own step must not end it.
+void Generation::refuse(const Error& error) {
+  if (reason_ != StopReason::none) return;
+  if (impl_ != nullptr && impl_->session.work->in_call()) {
+    error_ = error;
+  } else {
+    fail(error);
+  }
+}
+
+// Begins a step, or stops; false if there is none to do.
+bool Generation::begin_step() {
   if (impl_ == nullptr) {
     if (reason_ == StopReason::none) {
       fail(Error(ErrorCode::invalid_argument, "a generation that was moved from"));
@@ -250,6 +269,7 @@ bool Generation::is_ready() {
   }
   impl_->stop_strings.push({});  // the last piece was seen
   if (impl_->is_cancelled()) {
+    impl_->session.branch->begin_work();  // told now
     fail(impl_->cancelled());
   } else if (impl_->matcher && impl_->matcher->must_end()) {
     stop(StopReason::grammar_end);
@@ -268,6 +288,11 @@ void Generation::choose() {
   const auto allowed = impl_->find_allowed();
   if (!allowed) return fail(allowed.error());
   const Token token = impl_->sampler.sample(logits, session.tokens(), *allowed);
+  if (token == kNoToken) {
+    return fail(Error(ErrorCode::bad_format,
+                      "the model has %zu logits and its vocabulary %zu tokens", logits.size(),
+                      session.tokenizer().size()));
+  }
   impl_->token = token;
   impl_->log_probability = mixtral::log_probability(logits, token);
   if (token == session.tokenizer().eos()) return stop(StopReason::end_of_text);
@@ -314,15 +339,15 @@ Result<Progress> Generation::step(Span<Generation* const> generations,
     }
   }
   for (Generation* generation : generations) {
-    const bool ready = generation->is_ready();
-    if (generation->impl_ != nullptr) generation->impl_->takes_part = ready;
+    const bool begun = generation->begin_step();
+    if (generation->impl_ != nullptr) generation->impl_->in_step = begun;
   }
   for (;;) {
     std::size_t n = 0;
     for (const Generation* generation : generations) {
-      if (generation->impl_ == nullptr || !generation->impl_->takes_part) continue;
+      if (generation->impl_ == nullptr || !generation->impl_->in_step) continue;
       detail::Branch* branch = generation->impl_->session.branch;
-      branch->cancels_before = generation->impl_->cancels_before;
+      branch->n_cancels_seen = generation->impl_->n_cancels_at_begin;
       work->wanted()[n++] = branch;
     }
     if (n == 0) return Progress(Progress::done);
@@ -331,21 +356,21 @@ Result<Progress> Generation::step(Span<Generation* const> generations,
     if (progress && *progress == Progress::working) return progress;
     if (progress) {
       for (Generation* generation : generations) {
-        if (generation->impl_ != nullptr && generation->impl_->takes_part) generation->choose();
+        if (generation->impl_ != nullptr && generation->impl_->in_step) generation->choose();
       }
       return progress;
     }
-    // Whoever it was about stops; the others go on.
+    // The generation that the error concerns stops; the pass is begun again without it.
     bool found = false;
     for (Generation* generation : generations) {
-      if (generation->impl_ == nullptr || !generation->impl_->takes_part) continue;
+      if (generation->impl_ == nullptr || !generation->impl_->in_step) continue;
       Impl& impl = *generation->impl_;
       const bool concerned = progress.error().code() == ErrorCode::cancelled
                                  ? impl.is_cancelled()
                                  : impl.session.branch == work->failed();
       if (!concerned) continue;
       found = true;
-      impl.takes_part = false;
+      impl.in_step = false;
       generation->fail(progress.error());
     }
     if (!found) return progress;
@@ -354,7 +379,10 @@ Result<Progress> Generation::step(Span<Generation* const> generations,
 
 bool Generation::next() {
   Generation* const self = this;
-  if (const auto done = step({&self, 1}, nullptr, "next"); !done) fail(done.error());
+  if (const auto done = step({&self, 1}, nullptr, "next"); !done) {
+    refuse(done.error());
+    return false;
+  }
   return impl_ != nullptr && impl_->chose;
 }
 
@@ -362,7 +390,7 @@ Progress Generation::advance(std::chrono::nanoseconds budget) {
   Generation* const self = this;
   const auto progress = step({&self, 1}, &budget, "advance");
   if (progress) return *progress;
-  fail(progress.error());
+  refuse(progress.error());
   return Progress(Progress::done);
 }
 
@@ -396,12 +424,13 @@ Status Generation::save(ByteWriter write) const {
   Session::Impl& session = impl_->session;
   MIXTRAL_RETURN_IF_ERROR(Session::Impl::check_usable(&session, "save"));
   const detail::WorkspaceCall call(session.work);
-  MIXTRAL_RETURN_IF_ERROR(session.save(write));
+  std::uint64_t checksum = 0;
+  MIXTRAL_RETURN_IF_ERROR(session.save(write, checksum));
   return detail::guard_memory("saving a generation", [&]() -> Status {
     detail::SnapshotWriter out(write);
     GenerateOptions options = impl_->options();
     auto reason = static_cast<std::uint32_t>(reason_);
-    Impl::transfer_options(out, reason, options);
+    Impl::transfer_options(out, checksum, reason, options);
     bool has_grammar = impl_->matcher.has_value();
     std::uint64_t fingerprint = has_grammar ? impl_->matcher->fingerprint() : 0;
     Impl::transfer_grammar(out, has_grammar, fingerprint);
@@ -409,8 +438,10 @@ Status Generation::save(ByteWriter write) const {
     out.put_checksum();
     if (out.good()) return {};
     if (out.is_too_large()) {
-      return Error(ErrorCode::unsupported,
-                   "saving a generation: its options, or the state of its grammar, are too large");
+      return Error(
+          ErrorCode::unsupported,
+          "saving a generation: it has more than 2^28 random tokens, or 2^24 of logit_bias or "
+          "stop tokens");
     }
     return Error(ErrorCode::io, "saving a generation: a write failed");
   });
@@ -419,7 +450,8 @@ Status Generation::save(ByteWriter write) const {
 Result<Generation> Session::load_generation(ByteReader read, const Grammar& grammar) {
   MIXTRAL_RETURN_IF_ERROR(Impl::check_usable(impl_.get(), "load_generation"));
   const detail::WorkspaceCall call(impl_->work);
-  MIXTRAL_RETURN_IF_ERROR(impl_->load(read));
+  std::uint64_t checksum = 0;
+  MIXTRAL_RETURN_IF_ERROR(impl_->load(read, checksum));
   struct Undo {  // unless all was read, also if `read` throws
     Impl* session;
     ~Undo() {
@@ -435,7 +467,7 @@ Result<Generation> Session::load_generation(ByteReader read, const Grammar& gram
     detail::SnapshotReader in(read);
     GenerateOptions options;
     std::uint32_t reason = 0;
-    Generation::Impl::transfer_options(in, reason, options);
+    Generation::Impl::transfer_options(in, checksum, reason, options);
     if (!in.good()) return in.is_read() ? damaged : failed;
     if (reason >= static_cast<std::uint32_t>(StopReason::error)) return damaged;
     bool has_grammar = false;

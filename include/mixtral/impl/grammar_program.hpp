@@ -137,7 +137,7 @@ class GrammarCompiler {
           });
           break;
         case Kind::repeat: {
-          // Bounds are below 100000: no overflow.
+          // The reader's bounds are below 100000, and sizes below 2^23: no overflow.
           const std::uint64_t part = sizes[e.part];
           size += e.n * part + (e.most == kNone ? part : (e.most - e.n) * (part + 1));
           break;

@@ -43,6 +43,13 @@ class JsonSchemaCompiler {
       return Error(ErrorCode::unsupported, "JSON schema: an object of more than %zu members",
                    kMostMembers);
     }
+    if (shape.member_squares > kMostMemberSquares) {
+      return Error(
+          ErrorCode::unsupported,
+          "JSON schema: too many large objects: the squares of their numbers of members sum "
+          "to more than %llu",
+          static_cast<unsigned long long>(kMostMemberSquares));
+    }
     root_ = Json::parse(text.begin(), text.end(), nullptr, false);
     if (root_.is_discarded()) {
       return Error(ErrorCode::bad_format, "JSON schema: the text is no JSON");
@@ -63,6 +70,7 @@ class JsonSchemaCompiler {
   static constexpr std::size_t kMostBytes = std::size_t{1} << 22;
   static constexpr std::size_t kMostNested = 100;
   static constexpr std::size_t kMostMembers = 4096;
+  static constexpr std::uint64_t kMostMemberSquares = std::uint64_t{1} << 26;
   static constexpr std::size_t kMostRules = 16000;
   static constexpr std::size_t kMostExclusive = 256;  // parts of oneOf
   static constexpr std::int64_t kMostCount = 10000;
@@ -114,9 +122,9 @@ null ::= "null"
     return name;
   }
   Status define(const std::string& name, const std::string& expression) {
-    if (n_rules_ > kMostRules) return unsupported("a schema that needs so many rules");
+    if (n_rules_ > kMostRules) return unsupported("a schema that needs more than 16000 rules");
     if (out_.size() + expression.size() > kMostGrammarBytes) {
-      return unsupported("a schema of so large a grammar");
+      return unsupported("a schema that becomes more than 16 MiB of grammar");
     }
     out_ += name + " ::= " + expression + "\n";
     return {};
@@ -473,7 +481,7 @@ null ::= "null"
     if (!value.is_number_integer() || value < 0) {
       return bad(std::string("\"") + keyword + "\" must be a whole number");
     }
-    if (value > kMostCount) return unsupported(std::string("so large a \"") + keyword + "\"");
+    if (value > kMostCount) return unsupported(std::string("\"") + keyword + "\" above 10000");
     return value.get<std::int64_t>();
   }
 
@@ -629,7 +637,8 @@ null ::= "null"
         if (!names.insert(name).second) continue;
         if (more == false && says_more) return bad("\"" + name + "\" is required but not allowed");
         members.push_back({name, more == false ? &true_ : &more});
-        if (members.size() > kMostMembers) return unsupported("an object of so many members");
+        if (members.size() > kMostMembers)
+          return unsupported("an object of more than 4096 members");
       }
     }
     const std::set<std::string> required = required_of(schema);
@@ -808,7 +817,21 @@ Result<Grammar> json_schema_grammar(std::string_view schema, const JsonSchemaOpt
                                     std::pmr::memory_resource* resource) {
   const Result<std::string> gbnf = json_schema_to_gbnf(schema, options);
   MIXTRAL_RETURN_IF_ERROR(gbnf);
-  return Grammar::from_gbnf(*gbnf, resource);
+  auto grammar = Grammar::from_gbnf(*gbnf, resource);
+  if (grammar) return grammar;
+  // The rules are not the user's: what is wrong with them is told in words of the schema.
+  switch (grammar.error().code()) {
+    case ErrorCode::bad_format:
+      return Error(
+          ErrorCode::bad_format,
+          "JSON schema: a \"$ref\" leads back to itself, so that no text is ever complete, or "
+          "with nothing in between");
+    case ErrorCode::unsupported:
+      return Error(ErrorCode::unsupported,
+                   "JSON schema: it becomes too large a grammar; use fewer or shorter values, and "
+                   "smaller bounds on numbers of items and characters");
+    default: return grammar;
+  }
 }
 
 }  // namespace mixtral

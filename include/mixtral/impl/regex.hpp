@@ -50,8 +50,8 @@ class RegexTranslator {
 
  private:
   Error error(const char* what, ErrorCode code = ErrorCode::bad_format) const {
-    const std::string_view rest = pattern_.substr(std::min(at_, pattern_.size()), 20);
-    return Error(code, "regular expression, character %zu: %s%s%.*s%s", at_ + 1, what,
+    const std::string_view rest = beginning_of(pattern_.substr(std::min(at_, pattern_.size())));
+    return Error(code, "regular expression, byte %zu: %s%s%.*s%s", at_ + 1, what,
                  rest.empty() ? " at the end" : " at '", static_cast<int>(rest.size()), rest.data(),
                  rest.empty() ? "" : "'");
   }

@@ -205,8 +205,8 @@ Token Sampler::sample(Span<const float> logits, Span<const Token> history,
     };
     candidates_.erase(std::remove_if(candidates_.begin(), candidates_.end(), is_forbidden),
                       candidates_.end());
-    if (candidates_.empty()) return kNoToken;
   }
+  if (candidates_.empty()) return kNoToken;
   const auto best =
       std::max_element(candidates_.begin(), candidates_.end(),
                        [](const Candidate& a, const Candidate& b) { return a.logit < b.logit; });

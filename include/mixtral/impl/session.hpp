@@ -96,7 +96,7 @@ struct Session::Impl {
   // What the host appends is new work; what a generation appends is not.
   Status append_work(Span<const Token> tokens) {
     MIXTRAL_RETURN_IF_ERROR(append(tokens));
-    branch->begin_work();
+    if (!tokens.empty()) branch->begin_work();
     return {};
   }
 
@@ -150,9 +150,10 @@ struct Session::Impl {
     const std::size_t most = std::min(tokens.size(), now.size());
     const auto differ = std::mismatch(tokens.begin(), tokens.begin() + most, now.begin()).first;
     const auto kept = static_cast<std::uint32_t>(differ - tokens.begin());
+    const bool changes = kept != tokens.size() || kept != branch->n_tokens;
     work->rewind(*branch, kept);
     put(tokens.subspan(kept, tokens.size() - kept), turn());
-    branch->begin_work();
+    if (changes) branch->begin_work();
     return kept;
   }
 
@@ -164,7 +165,8 @@ struct Session::Impl {
     return tokenizer().encode(text, options, tokens);
   }
 
-  Status save(ByteWriter write) const {
+  // `checksum` gets that of the data, for what is written after them.
+  Status save(ByteWriter write, std::uint64_t& checksum) const {
     detail::SnapshotHeader header{};
     std::memcpy(header.magic, header.kMagic, sizeof header.magic);
     header.version = header.kVersion;
@@ -184,7 +186,7 @@ struct Session::Impl {
       branch->past.for_each_run(header.n_evaluated,
                                 [&](const void* rows, std::size_t size) { out.bytes(rows, size); });
       if (branch->has_logits) out.bytes(branch->logits, logits().size() * sizeof(float));
-      out.put_checksum();
+      checksum = out.put_checksum();
       good = out.good();
     }
     if (good) return {};
@@ -192,7 +194,7 @@ struct Session::Impl {
                  static_cast<unsigned>(header.n_tokens));
   }
 
-  Status load(ByteReader read) {
+  Status load(ByteReader read, std::uint64_t& checksum) {
     const Error failed(ErrorCode::io,
                        "loading a session: a read failed, or the data end too early");
     const Error damaged(ErrorCode::bad_format,
@@ -224,6 +226,7 @@ struct Session::Impl {
     past.for_each_run(end, [&](void* rows, std::size_t size) { in.bytes(rows, size); });
     if (header.has_logits != 0) in.bytes(branch->logits, logits().size() * sizeof(float));
     const bool good = in.checksum_matches();
+    checksum = in.checksum();
     if (!good || !is_valid(header)) return in.is_read() ? damaged : failed;
     undo.past = nullptr;
     branch->n_tokens = header.n_tokens;
@@ -534,28 +537,31 @@ Status Session::rewind(std::uint32_t n) {
     return Error(ErrorCode::invalid_argument, "rewinding to %u tokens; the session has %u",
                  static_cast<unsigned>(n), static_cast<unsigned>(impl_->branch->n_tokens));
   }
+  const bool changes = n != impl_->branch->n_tokens;
   impl_->work->rewind(*impl_->branch, n);
-  impl_->branch->begin_work();
+  if (changes) impl_->branch->begin_work();
   return {};
 }
 
 Result<std::uint32_t> Session::forget_oldest(std::uint32_t keep_first, std::uint32_t n) {
   MIXTRAL_RETURN_IF_ERROR(Impl::check_usable(impl_.get(), "forget_oldest"));
   const auto gone = impl_->forget_oldest(keep_first, n);
-  if (gone) impl_->branch->begin_work();
+  if (gone && *gone != 0) impl_->branch->begin_work();
   return gone;
 }
 
 Status Session::save(ByteWriter write) const {
   MIXTRAL_RETURN_IF_ERROR(Impl::check_usable(impl_.get(), "save"));
   const detail::WorkspaceCall call(impl_->work);
-  return impl_->save(write);
+  std::uint64_t checksum = 0;
+  return impl_->save(write, checksum);
 }
 
 Status Session::load(ByteReader read) {
   MIXTRAL_RETURN_IF_ERROR(Impl::check_usable(impl_.get(), "load"));
   const detail::WorkspaceCall call(impl_->work);
-  return impl_->load(read);
+  std::uint64_t checksum = 0;
+  return impl_->load(read, checksum);
 }
 
 Result<std::uint32_t> Session::replace(Span<const Token> tokens) {

@@ -9,10 +9,10 @@
 //   checksum         uint64, of everything after the header: of the tokens, the turns, each run of rows
 //                    of one head and the logits, each filled up with zeros to whole 64-bit words
 //
-// A saved generation is a saved session with what Generation::Impl::transfer() writes after it, in the
-// order that stands there. It begins with the bytes "MIXTRALG" and a version of its own and ends with a
-// checksum like the session's; numbers are little-endian, a flag is one byte, a sequence is its length
-// as uint64 and its elements.
+// A saved generation is a saved session with what the transfer functions of Generation::Impl write after
+// it, in the order that stands there. It begins with the bytes "MIXTRALG", a version of its own and the
+// session's checksum, and ends with a checksum like the session's; numbers are little-endian, a flag is one
+// byte, a sequence is its length as uint64 and its elements.
 #ifndef MIXTRAL_IMPL_SNAPSHOT_HPP_
 #define MIXTRAL_IMPL_SNAPSHOT_HPP_
 
@@ -76,9 +76,11 @@ class SnapshotWriter {
     value(static_cast<std::uint64_t>(elements.size()));
     bytes(elements.data(), elements.size() * sizeof(typename Sequence::value_type));
   }
-  void put_checksum() {
+  // Returns what it writes.
+  std::uint64_t put_checksum() {
     const std::uint64_t sum = sum_.value();
     if (good_) good_ = write_(&sum, sizeof sum);
+    return sum;
   }
   // To be called for something that is too large for the format.
   void fail() noexcept {
@@ -139,21 +141,23 @@ class SnapshotReader {
     }
     if (!good()) elements.clear();
   }
+  std::uint64_t checksum() const noexcept { return sum_.value(); }
   // Does what was read have the checksum that comes now?
   bool checksum_matches() {
     std::uint64_t sum = 0;
     if (good()) is_read_ = read_(&sum, sizeof sum);
     return good() && sum == sum_.value();
   }
-  void fail() noexcept { is_possible_ = false; }
-  bool good() const noexcept { return is_read_ && is_possible_; }
+  // To be called for what cannot have been written.
+  void fail() noexcept { is_valid_ = false; }
+  bool good() const noexcept { return is_read_ && is_valid_; }
   bool is_read() const noexcept { return is_read_; }  // no read has failed
 
  private:
   ByteReader read_;
   Checksum sum_;
   bool is_read_ = true;
-  bool is_possible_ = true;
+  bool is_valid_ = true;
 };
 
 }  // namespace mixtral::detail

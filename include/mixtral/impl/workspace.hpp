@@ -30,28 +30,28 @@ struct Branch {
   std::uint64_t rotary_offset = 0;  // what rotary positions are ahead of those in the history
   bool has_logits = false;
   bool in_use = false;
-  bool leaves = false;           // its session was destroyed during a call
+  bool session_is_gone = false;  // it was destroyed during a call
   std::uint32_t work_begin = 0;  // n_evaluated when the history was last changed from outside
 
-  // How often Session::cancel() was called, and up to which of these calls the evaluation of what is
-  // pending is not concerned: those before the history was last changed from outside, or before an
-  // evaluation that ended as cancelled.
+  // How often Session::cancel() was called, and how many of these calls the pending work need not obey: they
+  // came before the host last changed the tokens, or were told already, or met nothing pending.
   std::atomic<std::uint32_t> cancels{0};
-  std::uint32_t cancels_before = 0;
-
-  bool is_cancelled() const noexcept {
-    return cancels.load(std::memory_order_relaxed) != cancels_before;
-  }
-
-  // To be called when the host changes what is to be computed: what was cancelled is no longer wanted.
-  void begin_work() noexcept {
-    cancels_before = cancels.load();
-    work_begin = n_evaluated;
-  }
+  std::uint32_t n_cancels_seen = 0;
 
   // Tokens to be computed before there are logits: the last one again if they were lost.
   std::uint32_t n_pending() const noexcept {
     return n_evaluated < n_tokens ? n_tokens - n_evaluated : has_logits || n_tokens == 0 ? 0 : 1;
+  }
+
+  // Is what is pending cancelled? Where nothing is, there is nothing to cancel.
+  bool is_cancelled() const noexcept {
+    return cancels.load(std::memory_order_relaxed) != n_cancels_seen && n_pending() != 0;
+  }
+
+  // To be called when the host changes what is to be computed: what was cancelled is no longer wanted.
+  void begin_work() noexcept {
+    n_cancels_seen = cancels.load();
+    work_begin = n_evaluated;
   }
 };
 
@@ -116,27 +116,27 @@ class Workspace {
   // goes when the call ends, and what is computed for it is cancelled.
   bool give_back(Branch& branch) noexcept {
     if (in_call_) {
-      branch.leaves = true;
+      branch.session_is_gone = true;
       branch.cancels.fetch_add(1);
       return false;
     }
     rewind(branch, 0);
-    branch.in_use = branch.leaves = false;
+    branch.in_use = branch.session_is_gone = false;
     return --n_in_use_ == 0;
   }
 
   // A call is what hands control to code of the host: an executor, an observer, a byte stream. Until it
   // ends, nothing else may change the workspace. Calls do not nest.
   bool in_call() const noexcept { return in_call_; }
-  void begin_call() noexcept { in_call_ = keeps_pass_ = true; }
+  void begin_call() noexcept { in_call_ = pass_survives_call_ = true; }
   // Ends the call, in whatever way it ended: a pass that advance() worked on is given up unless it said
   // that it goes on. True if nobody uses the workspace any more.
   bool end_call() noexcept {
     in_call_ = false;
-    if (!keeps_pass_) abandon();
+    if (!pass_survives_call_) abandon();
     bool is_unused = false;
     for (std::size_t i = 0; i < sizes_.branches; ++i) {
-      if (branches_[i].leaves) is_unused = give_back(branches_[i]);
+      if (branches_[i].session_is_gone) is_unused = give_back(branches_[i]);
     }
     return is_unused;
   }
@@ -200,7 +200,11 @@ class Workspace {
   Result<bool> advance(std::size_t n, const Clock::time_point* deadline, Observer* observer) {
     n_wanted_ = n;
     failed_ = nullptr;
-    keeps_pass_ = false;
+    pass_survives_call_ = false;
+    for (std::size_t i = 0; i < n; ++i) {
+      Branch& branch = *wanted_[i];
+      if (branch.n_pending() == 0) branch.n_cancels_seen = branch.cancels.load();
+    }
     bool ran = false;
     while (!is_cancelled()) {
       if (!running_) {
@@ -211,12 +215,13 @@ class Workspace {
       if (pass_.not_finite()) {
         const Error error = not_finite(*pass_.not_finite());
         abandon();
-        if (failed_ == nullptr) continue;  // one of others, who will see for themselves
+        // If the session is none of this call's, its own call will tell.
+        if (failed_ == nullptr) continue;
         return error;
       }
       if (!complete) {
         if (is_cancelled()) break;
-        keeps_pass_ = true;
+        pass_survives_call_ = true;
         return false;
       }
       finish_pass();
@@ -226,9 +231,8 @@ class Workspace {
     bool cancelled = false;
     for (std::size_t i = 0; i < n; ++i) {
       Branch& branch = *wanted_[i];
-      const std::uint32_t cancels = branch.cancels.load();
-      cancelled = cancelled || cancels != branch.cancels_before;
-      branch.cancels_before = cancels;
+      cancelled = cancelled || branch.is_cancelled();
+      branch.n_cancels_seen = branch.cancels.load();
       n_evaluated += branch.n_evaluated;
       n_tokens += branch.n_tokens;
     }
@@ -319,20 +323,19 @@ class Workspace {
     for (std::size_t i = 0; i < n_wanted_; ++i) {
       if (&wanted_[i]->past == row.past) failed_ = wanted_[i];
     }
-    char place[40];
-    if (where.part == Part::embedding) {
-      std::snprintf(place, sizeof place, "its embedding is");
-    } else if (where.part == Part::output) {
-      std::snprintf(place, sizeof place, "its logits are");
-    } else {
-      std::snprintf(place, sizeof place, "the %s of layer %u is",
-                    where.part == Part::router ? "router" : "result",
-                    static_cast<unsigned>(where.layer));
+    const char* part = where.part == Part::embedding   ? "the embedding"
+                       : where.part == Part::attention ? "attention"
+                       : where.part == Part::router    ? "the router"
+                       : where.part == Part::experts   ? "the experts"
+                                                       : "the output";
+    char layer[32] = "";
+    if (where.part != Part::embedding && where.part != Part::output) {
+      std::snprintf(layer, sizeof layer, " of layer %u", static_cast<unsigned>(where.layer));
     }
     return Error(ErrorCode::bad_format,
-                 "evaluating token %d at position %u: %s infinite or no number (NaN); weights are "
-                 "damaged, get the file again and compare its checksum",
-                 static_cast<int>(row.token), static_cast<unsigned>(row.position), place);
+                 "evaluating token %d at position %u: numbers of %s%s are infinite, NaN or far too "
+                 "large; get the weights (or the saved session) again and compare checksums",
+                 static_cast<int>(row.token), static_cast<unsigned>(row.position), part, layer);
   }
 
   // Positions that a token at `position` does not need any more come before this one.
@@ -358,6 +361,7 @@ class Workspace {
         branch->rotary_offset = 0;
       }
       const std::uint32_t begin = branch->n_evaluated;
+      branch->work_begin = std::min(branch->work_begin, begin);
       branch->past.drop_before(first_needed(begin));
       if (branch->past.n_pages_to_take(begin, begin + n) > pages_.n_free()) {
         if (n_rows != 0) break;  // go on with those that have room
@@ -371,7 +375,6 @@ class Workspace {
       }
       branch->past.prepare(begin, begin + n);
       branch->n_in_pass = n;
-      branch->work_begin = std::min(branch->work_begin, begin);
       for (std::uint32_t i = 0; i < n; ++i) {
         const std::uint32_t position = begin + i;
         row_branch_[n_rows] = branch;
@@ -484,8 +487,8 @@ class Workspace {
   std::size_t n_wanted_ = 0;
   const Branch* failed_ = nullptr;
   bool in_call_ = false;
-  bool keeps_pass_ = false;  // at the end of the call
-  float* key_ = nullptr;     // [head_size], and the cosines and sines of its rotation
+  bool pass_survives_call_ = false;  // at the end of the call
+  float* key_ = nullptr;             // [head_size], and the cosines and sines of its rotation
 
   bool running_ = false;                    // a pass is in progress:
   std::uint32_t n_rows_ = 0;                // over so many rows,

@@ -7,6 +7,7 @@
 #define MIXTRAL_NETWORK_FORWARD_PASS_HPP_
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <optional>
@@ -30,11 +31,12 @@ struct PassRow {
   float* logits = nullptr;  // where the logits that follow the token are put; null: nowhere
 };
 
-// Where a pass first met numbers that are infinite or NaN, which nothing after them recovers from.
+// Where a pass first met numbers that are infinite, NaN, or so large that their squares are. Nothing after
+// them is right; where activations are quantised, they would not even be seen any more.
 struct NotFinite {
-  std::size_t row;  // of the pass
-  Part part;        // embedding; output: the logits; router: its logits; experts: a layer's result
-  std::uint32_t layer;  // for the latter two
+  std::size_t row;      // of the pass
+  Part part;            // embedding, attention, router, experts or output
+  std::uint32_t layer;  // unless `part` is embedding or output
 };
 
 class ForwardPass {
@@ -46,7 +48,7 @@ class ForwardPass {
     const std::size_t k = config.n_experts_used;
     rows_ = slab.take<PassRow>(max_rows);
     x_ = slab.take<float>(max_rows * config.dim);
-    is_finite_ = slab.take<bool>(max_rows);
+    faults_ = slab.take<Fault>(max_rows);
     const Forms forms = wanted_forms();
     normed_.take(slab, kernels(), max_rows, config.dim, forms.normed);
     qkv_ = slab.take<float>(max_rows * qkv_width());
@@ -74,6 +76,7 @@ class ForwardPass {
     all_logits_ = all_logits;
     shortened_ = false;
     not_finite_.reset();
+    faulty_hidden_.store(kNoRow, std::memory_order_relaxed);
     std::size_t depth = 1;
     for (std::size_t row = 0; row < n_rows; ++row) {
       depth = std::max(depth, std::size_t{rows_[row].position} + 1);
@@ -115,12 +118,12 @@ class ForwardPass {
     switch (stage_) {
       case Stage::embed: return embed(i);
       case Stage::attention_norm:
-        is_finite_[i] = all_finite(x(i), model_->config.dim);
         return normalize(i, layer().attention_norm, kernels().in_groups(n_rows_));
       case Stage::qkv: return qkv(i);
       case Stage::cache: return rotate_and_cache(i);
       case Stage::attention: return attend(i);
       case Stage::attention_complete:
+        faults_[i] = fault_of(all_finite(attention_.row(i), model_->config.q_dim()));
         return attention_.complete_row(i, kernels().in_groups(n_rows_));
       case Stage::attention_output: return attention_output(i);
       case Stage::router: return route(i);
@@ -141,10 +144,8 @@ class ForwardPass {
   // be null.
   void next_stage(Observer* observer) {
     observer_ = observer;
-    if (stage_ == Stage::attention_norm || stage_ == Stage::router || stage_ == Stage::final_norm) {
-      find_not_finite();
-      if (not_finite_) return;
-    }
+    find_not_finite();
+    if (not_finite_) return;
     if (observer_ != nullptr && observer_->wants_inputs()) show_inputs();
     switch (stage_) {
       case Stage::cache:
@@ -219,6 +220,7 @@ class ForwardPass {
   static constexpr std::size_t kStageKinds = 2 * kStages;
 
  private:
+  static constexpr std::size_t kNoRow = static_cast<std::size_t>(-1);
   // Logits are computed for this many rows at a time, one group of tokens, or half as many.
   static constexpr std::size_t kLogitRows = simd::kMaxLanes;
   // Attention is divided into so many chunks at least, if there is enough of it; a chunk of several rows has
@@ -250,9 +252,24 @@ class ForwardPass {
   }
 
   void normalize(std::size_t row, const float* weight, bool grouped) const {
-    kernels().rms_norm(x(row), weight, model_->config.norm_epsilon, model_->config.dim,
-                       normed_.row(row));
+    const std::size_t dim = model_->config.dim;
+    kernels().rms_norm(x(row), weight, model_->config.norm_epsilon, dim, normed_.row(row));
+    faults_[row] = fault_of_norm(x(row), normed_.row(row));
     normed_.complete_row(row, grouped);
+  }
+
+  // What a stage found wrong with a row.
+  enum class Fault : std::uint8_t {
+    none,
+    input,   // the residual stream that it read
+    result,  // what it made of that
+  };
+  static Fault fault_of(bool result_is_finite) noexcept {
+    return result_is_finite ? Fault::none : Fault::result;
+  }
+  Fault fault_of_norm(const float* input, const float* result) const noexcept {
+    const std::size_t dim = model_->config.dim;
+    return all_square_finite(input, dim) ? fault_of(all_finite(result, dim)) : Fault::input;
   }
 
   // Chunks of wq first, then wk, then wv.
@@ -293,6 +310,7 @@ class ForwardPass {
     float* q = qkv_row(row);
     float* k = q + config.q_dim();
     const float* v = k + config.kv_dim();
+    faults_[row] = fault_of(all_finite(q, qkv_width()));
     for (std::size_t h = 0; h < config.n_heads; ++h)
       kernels().rotate(q + h * size, cos2, sin2, size);
     const PassRow& info = rows_[row];
@@ -360,7 +378,6 @@ class ForwardPass {
   void route(std::size_t row) const {
     const Config& config = model_->config;
     normalize(row, layer().ffn_norm, false);
-    is_finite_[row] = true;
     if (!config.has_router()) {
       assignment_.experts(row)[0] = 0;
       assignment_.weights(row)[0] = 1.0f;
@@ -375,7 +392,7 @@ class ForwardPass {
                        std::memcpy(logits + first, values, n * sizeof(float));
                      });
     }
-    is_finite_[row] = all_finite(logits, config.n_experts);
+    if (faults_[row] == Fault::none) faults_[row] = fault_of(all_finite(logits, config.n_experts));
     select_experts(logits, config.n_experts, config.n_experts_used, assignment_.experts(row),
                    assignment_.weights(row));
   }
@@ -499,7 +516,10 @@ class ForwardPass {
     for_each_part(n, [&](std::size_t first, std::size_t count) {
       inputs.multiply(kernels(), expert.w1, rows, first, count, gate);
       inputs.multiply(kernels(), expert.w3, rows, first, count, up);
-      for (std::size_t t = 0; t < count; ++t) kernels().swiglu(gate.of(t), up.of(t), rows.n);
+      for (std::size_t t = 0; t < count; ++t) {
+        kernels().swiglu(gate.of(t), up.of(t), rows.n);
+        if (!all_finite(gate.of(t), rows.n)) note_faulty_hidden(row_of(first + t));
+      }
       hidden_.put_rows(expert.w2, gate.values, kRowsPerChunk, rows.first, rows.n, place + first,
                        count, kernels().in_groups(n));
     });
@@ -530,18 +550,45 @@ class ForwardPass {
     stage_ = n_logit_rows_ == 0 ? Stage::done : Stage::final_norm;
   }
 
-  // Looks at what the stage has found out of the residual stream that it read, or of its router logits.
+  // Several chunks may find the same row, or different ones, at the same time: the first row counts.
+  void note_faulty_hidden(std::size_t row) const noexcept {
+    std::size_t first = faulty_hidden_.load(std::memory_order_relaxed);
+    while (row < first &&
+           !faulty_hidden_.compare_exchange_weak(first, row, std::memory_order_relaxed)) {
+    }
+  }
+
+  // Looks at what the chunks of the stage have found.
   void find_not_finite() {
-    const bool is_last = stage_ == Stage::final_norm;
-    const std::size_t n = is_last ? n_logit_rows_ : n_rows_;
-    const bool* const begin = is_finite_;
-    const bool* const found = std::find(begin, begin + n, false);
+    const auto l = static_cast<std::uint32_t>(layer_);
+    std::size_t n = n_rows_;
+    Part part = Part::attention;
+    switch (stage_) {
+      case Stage::attention_norm:
+      case Stage::cache:
+      case Stage::attention_complete: break;
+      case Stage::router: part = Part::router; break;
+      case Stage::experts_up:
+        if (const std::size_t row = faulty_hidden_.load(); row != kNoRow) {
+          not_finite_ = NotFinite{row, Part::experts, l};
+        }
+        return;
+      case Stage::final_norm:
+        n = n_logit_rows_;
+        part = Part::output;
+        break;
+      default: return;
+    }
+    const Fault* const begin = faults_;
+    const Fault* const found =
+        std::find_if(begin, begin + n, [](Fault fault) { return fault != Fault::none; });
     if (found == begin + n) return;
     const auto i = static_cast<std::size_t>(found - begin);
-    const std::size_t row = is_last ? logit_rows_[i] : i;
-    const auto l = static_cast<std::uint32_t>(layer_);
-    if (stage_ == Stage::router) {
-      not_finite_ = NotFinite{row, Part::router, l};
+    const std::size_t row = stage_ == Stage::final_norm ? logit_rows_[i] : i;
+    if (*found == Fault::result) {
+      not_finite_ = NotFinite{row, part, l};
+    } else if (stage_ == Stage::router) {  // what attention has added
+      not_finite_ = NotFinite{row, Part::attention, l};
     } else if (layer_ == 0) {
       not_finite_ = NotFinite{row, Part::embedding, 0};
     } else {
@@ -550,9 +597,9 @@ class ForwardPass {
   }
 
   void final_norm(std::size_t i) const {
-    is_finite_[i] = all_finite(x(logit_rows_[i]), model_->config.dim);
     kernels().rms_norm(x(logit_rows_[i]), model_->weights.output_norm, model_->config.norm_epsilon,
                        model_->config.dim, final_.row(i));
+    faults_[i] = fault_of_norm(x(logit_rows_[i]), final_.row(i));
     final_.complete_row(i, kernels().in_groups(n_logit_rows_));
   }
 
@@ -597,13 +644,15 @@ class ForwardPass {
   std::size_t most_logit_rows_ = 1;
 
   std::optional<NotFinite> not_finite_;
+  // The first row that experts_up has found to be faulty; kNoRow if none is.
+  mutable std::atomic<std::size_t> faulty_hidden_{kNoRow};
 
   PassRow* rows_ = nullptr;
-  float* x_ = nullptr;         // the residual stream, [row][dim]
-  bool* is_finite_ = nullptr;  // what the stage looked at is; [row] or [logit row]
-  Activations normed_;         // input of the projections and experts, [row][dim]
-  float* qkv_ = nullptr;       // [row][q_dim + kv_dim + kv_dim]
-  float* cos2_ = nullptr;      // rotary factors, [row][head_size], each twice
+  float* x_ = nullptr;       // the residual stream, [row][dim]
+  Fault* faults_ = nullptr;  // what the stage has found; [row] or [logit row]
+  Activations normed_;       // input of the projections and experts, [row][dim]
+  float* qkv_ = nullptr;     // [row][q_dim + kv_dim + kv_dim]
+  float* cos2_ = nullptr;    // rotary factors, [row][head_size], each twice
   float* sin2_ = nullptr;
   Activations attention_;           // output of attention, [row][q_dim]
   float* router_logits_ = nullptr;  // [row][n_experts]
