@@ -5421,8 +5421,9 @@ namespace mixtral {
 // Compares with its states: `while (*session.advance(budget) == Progress::working) ...`.
 //
 // The unit of n_done and n_total is that of the work. Of an evaluation it is one token in one layer,
-// the output matrix counting as one more layer, since the session's tokens were last changed; of opening
-// a model it is a byte of weights. Both are 0 where there was nothing to do.
+// the output matrix counting as one more layer, since the host last changed the session's tokens (what a
+// generation appends is added to the total); of opening a model it is a byte of weights. Both are 0 where
+// there was nothing to do.
 class Progress {
  public:
   enum State {
@@ -5696,7 +5697,9 @@ constexpr std::size_t kParts = 6;
 // another open(). All else that could change what is being computed is refused with
 // ErrorCode::invalid_argument, in an executor and in the callbacks of save() and load() as well:
 // appending, evaluating, generating, forking, rewinding, saving and loading. clear() does nothing there.
-// Destroying a session or fork there is allowed; its evaluation then ends as after cancel().
+// Generation::set_sampling() takes effect at the generation's next token. An observer may destroy a session
+// or fork, whose evaluation then ends as after cancel(); an executor may do so as well, but not while a
+// generation of the session takes a step. Callbacks of save() and load() may not destroy that session.
 //
 // An observer may throw. The exception passes through the evaluation, which is then as after cancel().
 class Observer {
@@ -5739,8 +5742,8 @@ class Observer {
     static_cast<void>(input);
   }
 
-  // How much of the evaluation is done, after each layer of each pass and after its last one. In
-  // progress.hpp stands what is counted.
+  // How much of the evaluation is done, after each layer of a pass and once more when the pass is complete.
+  // What is counted is told in progress.hpp.
   virtual void on_progress(const Progress& progress) { static_cast<void>(progress); }
 
   // If true, the clock is read and on_time() called.
@@ -5788,7 +5791,7 @@ namespace mixtral {
 //  7. min_p                 the tokens at least p times as probable as the best (Nguyen et al. 2024).
 //  8. temperature           logits / temperature, then a draw from their softmax.
 //
-// Steps 5 to 7 see probabilities renormalised over what is left. At least one token always is.
+// Steps 5 to 7 see probabilities renormalised over what is left. At least one token always is, if one is allowed.
 struct SamplingOptions {
   float temperature = 0.0f;         // 0: greedy
   std::uint32_t top_k = 0;          // 0: off
@@ -5804,7 +5807,7 @@ struct SamplingOptions {
 };
 
 // Draws tokens with one set of options and one stream of random numbers (std::mt19937_64, so the same
-// everywhere). All memory is taken at creation.
+// everywhere). All memory is taken at creation, but for the logit_bias of set_options().
 class Sampler {
  public:
   // Errors: invalid_argument, naming the option; out_of_memory.
@@ -5853,8 +5856,7 @@ class Sampler {
   std::pmr::vector<std::pair<Token, float>> bias_;
 };
 
-// ln p(token) under the softmax of `logits` (computed in double); minus infinity for a token that has none
-// of them.
+// ln p(token) under the softmax of `logits` (computed in double); minus infinity for a token without a logit.
 double log_probability(Span<const float> logits, Token token);
 
 }  // namespace mixtral
@@ -5966,10 +5968,11 @@ class Grammar {
   // \xHH \uHHHH \UHHHHHHHH, which name characters. Rules may call themselves, but not before they have
   // taken a character (left recursion).
   //
-  // A text may have 16 MiB, 16384 rules, groups nested 200 deep, 10 repetitions of one another, and 2^22
-  // bytes of literals and other parts: each set of characters counts 1, and for every range of bytes that
-  // its UTF-8 takes beyond ASCII its length + 1; each sequence, alternative, repetition and use of a rule
-  // counts 1; all of it is counted as often as {n} repeats it. More is refused before it is compiled.
+  // A text may have 16 MiB, 16384 rules, groups nested 200 deep, 10 repetitions of one another, numbers
+  // below 100000 in {}, and 2^22 bytes of literals and other parts: each set of characters counts 1, and for
+  // every range of bytes that its UTF-8 takes beyond ASCII its length + 1; each sequence, alternative,
+  // repetition and use of a rule counts 1; all of it is counted as often as {n} repeats it, so that
+  // ("ab"){10} counts more than 20. More is refused before it is compiled. A byte order mark is skipped.
   // Compiling takes time in proportion to the text and this count, and memory: up to 200 bytes for each byte
   // or part; no stack, however rules call one another.
   // Errors: bad_format, telling the line; unsupported, for more than that; out_of_memory.
@@ -6076,7 +6079,8 @@ struct GenerateOptions {
   std::uint32_t max_tokens = (std::numeric_limits<std::uint32_t>::max)();
   SamplingOptions sampling;
   // Generation ends before the first of these texts appears; it is not given out, even if it comes in
-  // several pieces. A text that begins within a UTF-8 character takes that whole character with it.
+  // several pieces. A text that begins within a UTF-8 character takes that whole character with it. Each
+  // may have 64 KiB.
   std::vector<std::string> stop;
   // Generation ends when one of these is chosen; EOS always ends it.
   std::vector<Token> stop_tokens;
@@ -6105,8 +6109,10 @@ const char* stop_reason_name(StopReason reason) noexcept;
 // EOS and stop tokens. Move only; a moved-from generation may only be destroyed or assigned to: its
 // functions then give StopReason::error or invalid_argument.
 //
-// The session must outlive the generation. An exception of the session's executor passes through the
-// functions below; the generation can then go on, to the same text.
+// The session must outlive the generation; neither of them may be destroyed by the session's executor while
+// the generation takes a step or is saved. Calls from there are refused with an error and change nothing.
+// An exception of the executor passes through the functions below; the generation can then go on, to the
+// same text.
 class Generation {
  public:
   // Generates one token; false once generation has stopped. After false, piece() still may hold text
@@ -6135,7 +6141,7 @@ class Generation {
   // Writes the session, as Session::save() does, and then the generation: options, random numbers, the
   // place in the grammar, and text held back. Session::load_generation() goes on with it. What piece()
   // shows now counts as seen. Errors: io if `write` fails; invalid_argument if generation has stopped
-  // with an error; unsupported if the grammar's state is too large to be saved.
+  // with an error; unsupported for more than 2^28 tokens since the seed, or 2^24 of logit_bias.
   Status save(ByteWriter write) const;
 
   StopReason stop_reason() const noexcept;
@@ -6201,7 +6207,8 @@ class Generation {
   Status make(Session& session, const GenerateOptions& options);
   void stop(StopReason reason);
   void fail(const Error& error);
-  bool is_ready();
+  void refuse(const Error& error);
+  bool begin_step();
   void choose();
   static Result<Progress> step(Span<Generation* const> generations,
                                const std::chrono::nanoseconds* budget, const char* function);
@@ -6370,7 +6377,8 @@ class Session {
   // Ends what this session is doing, soon, from any thread: the generations that were begun before this
   // call and have not ended stop with StopReason::cancelled, and the evaluation of tokens that were
   // appended before it, in progress or not yet begun, gives ErrorCode::cancelled, once. What the host
-  // appends or generates after it is not concerned, and if there is nothing to end, nothing is.
+  // appends or generates after it is not concerned, and if there is nothing to end, nothing is. A change
+  // of the session's tokens by the host takes back what no evaluation has told yet.
   // So a host that hands work to another thread loses no cancel() if that thread appends the text or
   // makes the generation first, then looks whether the work is still wanted, and then evaluates.
   void cancel() noexcept;
@@ -6437,20 +6445,25 @@ class ThreadPool {
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <cstdint>
 #include <string_view>
 
 namespace mixtral {
 
-// The shape of a JSON text.
+// The shape of a JSON text. Members are counted of objects that are nested at most kJsonShapeDepth deep.
 struct JsonShape {
   std::size_t depth = 0;         // of arrays and objects in one another: 0 for "a", 2 for [[]]
-  std::size_t most_members = 0;  // of one object that is nested at most kJsonShapeDepth deep
+  std::size_t most_members = 0;  // of one object
+  // The sum over all objects of the square of their number of members: what a parser takes that compares
+  // each with all before it.
+  std::uint64_t member_squares = 0;
 };
 
 constexpr std::size_t kJsonShapeDepth = 128;
 
-// The shape of `text`, or of more than a parser sees of it if it is no JSON. Takes time in proportion to
-// the text, no memory, and does not recurse.
+// Returns the shape of `text`. Of a text that is no JSON the result may be larger, but is never smaller,
+// than that of what a parser reads before its error. Takes time in proportion to the text, no memory, and
+// does not recurse.
 inline JsonShape json_shape(std::string_view text) noexcept {
   JsonShape shape;
   std::array<std::size_t, kJsonShapeDepth> n_members{};  // so far, of what is open
@@ -6473,7 +6486,9 @@ inline JsonShape json_shape(std::string_view text) noexcept {
         break;
       case ':':
         if (depth > 0 && depth <= kJsonShapeDepth) {
-          shape.most_members = (std::max)(shape.most_members, ++n_members[depth - 1]);
+          const std::size_t n = ++n_members[depth - 1];
+          shape.most_members = (std::max)(shape.most_members, n);
+          shape.member_squares += 2 * n - 1;  // n^2 - (n - 1)^2
         }
         break;
       default: break;
@@ -8159,6 +8174,7 @@ Status check_config(const Config& config, const char* where) {
 #include <cstdint>
 #include <memory_resource>
 #include <string>
+#include <string_view>
 #include <vector>
 
 // UTF-8 as the sentencepiece library reads it (RFC 3629; util.cc, DecodeUTF8).
@@ -8227,6 +8243,14 @@ struct CodePointRange {
   std::uint32_t first;
   std::uint32_t last;
 };
+
+// Returns what an error quotes of a text that goes wrong here: its first 20 bytes, whole characters only.
+inline std::string_view beginning_of(std::string_view text) noexcept {
+  std::size_t size = 20;
+  if (text.size() <= size) return text;
+  while (size > 0 && (static_cast<unsigned char>(text[size]) & 0xC0) == 0x80) --size;
+  return text.substr(0, size);
+}
 
 // Ranges in any order until normalize(); then ascending, apart, and without surrogates, which are no
 // characters.
@@ -8365,11 +8389,11 @@ constexpr std::size_t kMostGrammarParts = std::size_t{1} << 22;
 constexpr std::size_t kMostGrammarNesting = 200;
 
 inline Error grammar_too_large() {
-  return Error(
-      ErrorCode::unsupported,
-      "the grammar is too large: more than %zu bytes of literals and other parts; use fewer "
-      "or smaller {counts} of long expressions",
-      kMostGrammarParts);
+  return Error(ErrorCode::unsupported,
+               "the grammar is too large: more than %zu bytes of literals and other parts; use "
+               "fewer or shorter "
+               "ones, and smaller {counts} of long expressions",
+               kMostGrammarParts);
 }
 
 struct GrammarTree {
@@ -8428,6 +8452,8 @@ class GbnfReader {
       : source_(source), tree_(tree), rule_ids_(resource), open_(resource), resource_(resource) {}
 
   Status read() {
+    constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";  // some editors write it
+    if (source_.substr(0, kByteOrderMark.size()) == kByteOrderMark) at_ = kByteOrderMark.size();
     for (std::size_t at = 0; at < source_.size();) {
       std::uint32_t c;
       if (!next_code_point(source_, at, c)) {
@@ -8439,8 +8465,8 @@ class GbnfReader {
     }
     for (const Rule& rule : tree_.rules) {
       if (rule.expression != kNone) continue;
-      return Error(ErrorCode::bad_format, "grammar, line %d: rule '%.*s' is used but not defined",
-                   rule.line, static_cast<int>(rule.name.size()), rule.name.data());
+      return Error(ErrorCode::bad_format, "grammar, line %d: rule '%s' is used but not defined",
+                   rule.line, ShortName(rule.name).text());
     }
     if (rule_ids_.find("root") == rule_ids_.end()) {
       return Error(ErrorCode::bad_format, "grammar: it has no rule 'root'");
@@ -8472,7 +8498,7 @@ class GbnfReader {
   }
 
   Error error(const char* what) {
-    const std::string_view rest = source_.substr(at_, 20);
+    const std::string_view rest = beginning_of(source_.substr(at_));
     return Error(ErrorCode::bad_format, "grammar, line %d: %s%s%.*s%s", line(), what,
                  rest.empty() ? " at the end" : " at '", static_cast<int>(rest.size()), rest.data(),
                  rest.empty() ? "" : "'");
@@ -8608,12 +8634,14 @@ class GbnfReader {
     }
   }
 
+  static constexpr std::uint32_t kMostCount = 100000;  // of {n}; all numbers are below it
+
   // After '{': n} or n,} or n,m} or ,m}
   Status read_bounds(std::uint32_t& least, std::uint32_t& most) {
     const auto number = [&](std::uint32_t& value) {
       skip_space(false);
       bool found = false;
-      for (value = 0; peek() >= '0' && peek() <= '9' && value < 100000; ++at_) {
+      for (value = 0; peek() >= '0' && peek() <= '9' && value < kMostCount; ++at_) {
         value = value * 10 + static_cast<std::uint32_t>(peek() - '0');
         found = true;
       }
@@ -8630,7 +8658,8 @@ class GbnfReader {
     } else {
       return error("expected a number");
     }
-    if (peek() != '}') return error("expected } after a number below 100000");
+    const bool in_bounds = least < kMostCount && (most == kNone || most < kMostCount);
+    if (peek() != '}' || !in_bounds) return error("expected } after a number below 100000");
     if (most < least) return error("a repetition at least so often is more than at most so often");
     ++at_;
     return {};
@@ -9001,9 +9030,8 @@ class GrammarCompiler {
   std::size_t n_expressions() const noexcept { return tree_.expressions.size(); }
 
   Error rule_error(std::size_t rule, const char* what) const {
-    const std::string_view name = tree_.rules[rule].name;
-    return Error(ErrorCode::bad_format, "grammar, line %d: rule '%.*s' %s", tree_.rules[rule].line,
-                 static_cast<int>(std::min<std::size_t>(name.size(), 100)), name.data(), what);
+    return Error(ErrorCode::bad_format, "grammar, line %d: rule '%s' %s", tree_.rules[rule].line,
+                 ShortName(tree_.rules[rule].name).text(), what);
   }
 
   // Calls visit(part) for the parts of a sequence or choice, the last one first.
@@ -9035,7 +9063,7 @@ class GrammarCompiler {
           });
           break;
         case Kind::repeat: {
-          // Bounds are below 100000: no overflow.
+          // The reader's bounds are below 100000, and sizes below 2^23: no overflow.
           const std::uint64_t part = sizes[e.part];
           size += e.n * part + (e.most == kNone ? part : (e.most - e.n) * (part + 1));
           break;
@@ -10986,8 +11014,8 @@ class RegexTranslator {
 
  private:
   Error error(const char* what, ErrorCode code = ErrorCode::bad_format) const {
-    const std::string_view rest = pattern_.substr(std::min(at_, pattern_.size()), 20);
-    return Error(code, "regular expression, character %zu: %s%s%.*s%s", at_ + 1, what,
+    const std::string_view rest = beginning_of(pattern_.substr(std::min(at_, pattern_.size())));
+    return Error(code, "regular expression, byte %zu: %s%s%.*s%s", at_ + 1, what,
                  rest.empty() ? " at the end" : " at '", static_cast<int>(rest.size()), rest.data(),
                  rest.empty() ? "" : "'");
   }
@@ -11658,10 +11686,10 @@ bool GrammarMatcher::must_end() const noexcept {
 //   checksum         uint64, of everything after the header: of the tokens, the turns, each run of rows
 //                    of one head and the logits, each filled up with zeros to whole 64-bit words
 //
-// A saved generation is a saved session with what Generation::Impl::transfer() writes after it, in the
-// order that stands there. It begins with the bytes "MIXTRALG" and a version of its own and ends with a
-// checksum like the session's; numbers are little-endian, a flag is one byte, a sequence is its length
-// as uint64 and its elements.
+// A saved generation is a saved session with what the transfer functions of Generation::Impl write after
+// it, in the order that stands there. It begins with the bytes "MIXTRALG", a version of its own and the
+// session's checksum, and ends with a checksum like the session's; numbers are little-endian, a flag is one
+// byte, a sequence is its length as uint64 and its elements.
 #ifndef MIXTRAL_IMPL_SNAPSHOT_HPP_
 #define MIXTRAL_IMPL_SNAPSHOT_HPP_
 
@@ -11722,9 +11750,11 @@ class SnapshotWriter {
     value(static_cast<std::uint64_t>(elements.size()));
     bytes(elements.data(), elements.size() * sizeof(typename Sequence::value_type));
   }
-  void put_checksum() {
+  // Returns what it writes.
+  std::uint64_t put_checksum() {
     const std::uint64_t sum = sum_.value();
     if (good_) good_ = write_(&sum, sizeof sum);
+    return sum;
   }
   // To be called for something that is too large for the format.
   void fail() noexcept {
@@ -11785,21 +11815,23 @@ class SnapshotReader {
     }
     if (!good()) elements.clear();
   }
+  std::uint64_t checksum() const noexcept { return sum_.value(); }
   // Does what was read have the checksum that comes now?
   bool checksum_matches() {
     std::uint64_t sum = 0;
     if (good()) is_read_ = read_(&sum, sizeof sum);
     return good() && sum == sum_.value();
   }
-  void fail() noexcept { is_possible_ = false; }
-  bool good() const noexcept { return is_read_ && is_possible_; }
+  // To be called for what cannot have been written.
+  void fail() noexcept { is_valid_ = false; }
+  bool good() const noexcept { return is_read_ && is_valid_; }
   bool is_read() const noexcept { return is_read_; }  // no read has failed
 
  private:
   ByteReader read_;
   Checksum sum_;
   bool is_read_ = true;
-  bool is_possible_ = true;
+  bool is_valid_ = true;
 };
 
 }  // namespace mixtral::detail
@@ -11823,6 +11855,7 @@ class SnapshotReader {
 #define MIXTRAL_NETWORK_FORWARD_PASS_HPP_
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <optional>
@@ -12079,7 +12112,7 @@ void multiply_chunk(const simd::Kernels& kernels, const simd::Matrix& w, std::si
 }  // namespace mixtral::detail
 
 #endif  // MIXTRAL_NETWORK_ACTIVATIONS_HPP_
-// Finds numbers that are infinite or NaN.
+// Finds numbers that are infinite, NaN, or too large.
 #ifndef MIXTRAL_NETWORK_FINITE_HPP_
 #define MIXTRAL_NETWORK_FINITE_HPP_
 
@@ -12089,24 +12122,34 @@ void multiply_chunk(const simd::Kernels& kernels, const simd::Matrix& w, std::si
 
 namespace mixtral::detail {
 
-// True if all n numbers are finite: no exponent is all ones. Two at a time: adding one to the exponents
-// carries into the sign's place, which was cleared, exactly if they are all ones.
-inline bool all_finite(const float* x, std::size_t n) noexcept {
-  constexpr std::uint64_t kExponents = 0x7F8000007F800000u, kOnes = 0x0080000000800000u;
+// Returns true if the magnitudes of all n numbers are below 2^(exponent - 127), with `exponent` from 1 to
+// 255; none is infinite or NaN then. Two numbers are looked at together: to the exponent of each, what is
+// lacking from `exponent` to 256 is added, which carries into the place of its sign, cleared before,
+// exactly if the exponent is as large. With 255, for example, infinity: 0x7F800000 + 0x00800000 = 0x80000000.
+inline bool all_below(const float* x, std::size_t n, std::uint32_t exponent) noexcept {
+  constexpr std::uint64_t kExponents = 0x7F8000007F800000u, kSigns = 0x8000000080000000u;
+  const std::uint64_t lacking = 0x0000000100000001u * (std::uint64_t{256 - exponent} << 23);
   std::uint64_t carries = 0;
   std::size_t i = 0;
   for (; i + 2 <= n; i += 2) {
     std::uint64_t pair;
     std::memcpy(&pair, x + i, sizeof pair);
-    carries |= (pair & kExponents) + kOnes;
+    carries |= (pair & kExponents) + lacking;
   }
   if (i < n) {
     std::uint32_t last;
     std::memcpy(&last, x + i, sizeof last);
-    carries |= (last & kExponents) + kOnes;
+    carries |= (last & kExponents) + (lacking & 0xFFFFFFFFu);
   }
-  constexpr std::uint64_t kSigns = 0x8000000080000000u;
   return (carries & kSigns) == 0;
+}
+
+// Returns true if no number is infinite or NaN.
+inline bool all_finite(const float* x, std::size_t n) noexcept { return all_below(x, n, 255); }
+
+// Returns true if the sum of the squares of all numbers, up to 2^24 of them, is finite as well.
+inline bool all_square_finite(const float* x, std::size_t n) noexcept {
+  return all_below(x, n, 127 + 50);
 }
 
 }  // namespace mixtral::detail
@@ -12477,11 +12520,12 @@ struct PassRow {
   float* logits = nullptr;  // where the logits that follow the token are put; null: nowhere
 };
 
-// Where a pass first met numbers that are infinite or NaN, which nothing after them recovers from.
+// Where a pass first met numbers that are infinite, NaN, or so large that their squares are. Nothing after
+// them is right; where activations are quantised, they would not even be seen any more.
 struct NotFinite {
-  std::size_t row;  // of the pass
-  Part part;        // embedding; output: the logits; router: its logits; experts: a layer's result
-  std::uint32_t layer;  // for the latter two
+  std::size_t row;      // of the pass
+  Part part;            // embedding, attention, router, experts or output
+  std::uint32_t layer;  // unless `part` is embedding or output
 };
 
 class ForwardPass {
@@ -12493,7 +12537,7 @@ class ForwardPass {
     const std::size_t k = config.n_experts_used;
     rows_ = slab.take<PassRow>(max_rows);
     x_ = slab.take<float>(max_rows * config.dim);
-    is_finite_ = slab.take<bool>(max_rows);
+    faults_ = slab.take<Fault>(max_rows);
     const Forms forms = wanted_forms();
     normed_.take(slab, kernels(), max_rows, config.dim, forms.normed);
     qkv_ = slab.take<float>(max_rows * qkv_width());
@@ -12521,6 +12565,7 @@ class ForwardPass {
     all_logits_ = all_logits;
     shortened_ = false;
     not_finite_.reset();
+    faulty_hidden_.store(kNoRow, std::memory_order_relaxed);
     std::size_t depth = 1;
     for (std::size_t row = 0; row < n_rows; ++row) {
       depth = std::max(depth, std::size_t{rows_[row].position} + 1);
@@ -12562,12 +12607,12 @@ class ForwardPass {
     switch (stage_) {
       case Stage::embed: return embed(i);
       case Stage::attention_norm:
-        is_finite_[i] = all_finite(x(i), model_->config.dim);
         return normalize(i, layer().attention_norm, kernels().in_groups(n_rows_));
       case Stage::qkv: return qkv(i);
       case Stage::cache: return rotate_and_cache(i);
       case Stage::attention: return attend(i);
       case Stage::attention_complete:
+        faults_[i] = fault_of(all_finite(attention_.row(i), model_->config.q_dim()));
         return attention_.complete_row(i, kernels().in_groups(n_rows_));
       case Stage::attention_output: return attention_output(i);
       case Stage::router: return route(i);
@@ -12588,10 +12633,8 @@ class ForwardPass {
   // be null.
   void next_stage(Observer* observer) {
     observer_ = observer;
-    if (stage_ == Stage::attention_norm || stage_ == Stage::router || stage_ == Stage::final_norm) {
-      find_not_finite();
-      if (not_finite_) return;
-    }
+    find_not_finite();
+    if (not_finite_) return;
     if (observer_ != nullptr && observer_->wants_inputs()) show_inputs();
     switch (stage_) {
       case Stage::cache:
@@ -12666,6 +12709,7 @@ class ForwardPass {
   static constexpr std::size_t kStageKinds = 2 * kStages;
 
  private:
+  static constexpr std::size_t kNoRow = static_cast<std::size_t>(-1);
   // Logits are computed for this many rows at a time, one group of tokens, or half as many.
   static constexpr std::size_t kLogitRows = simd::kMaxLanes;
   // Attention is divided into so many chunks at least, if there is enough of it; a chunk of several rows has
@@ -12697,9 +12741,24 @@ class ForwardPass {
   }
 
   void normalize(std::size_t row, const float* weight, bool grouped) const {
-    kernels().rms_norm(x(row), weight, model_->config.norm_epsilon, model_->config.dim,
-                       normed_.row(row));
+    const std::size_t dim = model_->config.dim;
+    kernels().rms_norm(x(row), weight, model_->config.norm_epsilon, dim, normed_.row(row));
+    faults_[row] = fault_of_norm(x(row), normed_.row(row));
     normed_.complete_row(row, grouped);
+  }
+
+  // What a stage found wrong with a row.
+  enum class Fault : std::uint8_t {
+    none,
+    input,   // the residual stream that it read
+    result,  // what it made of that
+  };
+  static Fault fault_of(bool result_is_finite) noexcept {
+    return result_is_finite ? Fault::none : Fault::result;
+  }
+  Fault fault_of_norm(const float* input, const float* result) const noexcept {
+    const std::size_t dim = model_->config.dim;
+    return all_square_finite(input, dim) ? fault_of(all_finite(result, dim)) : Fault::input;
   }
 
   // Chunks of wq first, then wk, then wv.
@@ -12740,6 +12799,7 @@ class ForwardPass {
     float* q = qkv_row(row);
     float* k = q + config.q_dim();
     const float* v = k + config.kv_dim();
+    faults_[row] = fault_of(all_finite(q, qkv_width()));
     for (std::size_t h = 0; h < config.n_heads; ++h)
       kernels().rotate(q + h * size, cos2, sin2, size);
     const PassRow& info = rows_[row];
@@ -12807,7 +12867,6 @@ class ForwardPass {
   void route(std::size_t row) const {
     const Config& config = model_->config;
     normalize(row, layer().ffn_norm, false);
-    is_finite_[row] = true;
     if (!config.has_router()) {
       assignment_.experts(row)[0] = 0;
       assignment_.weights(row)[0] = 1.0f;
@@ -12822,7 +12881,7 @@ class ForwardPass {
                        std::memcpy(logits + first, values, n * sizeof(float));
                      });
     }
-    is_finite_[row] = all_finite(logits, config.n_experts);
+    if (faults_[row] == Fault::none) faults_[row] = fault_of(all_finite(logits, config.n_experts));
     select_experts(logits, config.n_experts, config.n_experts_used, assignment_.experts(row),
                    assignment_.weights(row));
   }
@@ -12946,7 +13005,10 @@ class ForwardPass {
     for_each_part(n, [&](std::size_t first, std::size_t count) {
       inputs.multiply(kernels(), expert.w1, rows, first, count, gate);
       inputs.multiply(kernels(), expert.w3, rows, first, count, up);
-      for (std::size_t t = 0; t < count; ++t) kernels().swiglu(gate.of(t), up.of(t), rows.n);
+      for (std::size_t t = 0; t < count; ++t) {
+        kernels().swiglu(gate.of(t), up.of(t), rows.n);
+        if (!all_finite(gate.of(t), rows.n)) note_faulty_hidden(row_of(first + t));
+      }
       hidden_.put_rows(expert.w2, gate.values, kRowsPerChunk, rows.first, rows.n, place + first,
                        count, kernels().in_groups(n));
     });
@@ -12977,18 +13039,45 @@ class ForwardPass {
     stage_ = n_logit_rows_ == 0 ? Stage::done : Stage::final_norm;
   }
 
-  // Looks at what the stage has found out of the residual stream that it read, or of its router logits.
+  // Several chunks may find the same row, or different ones, at the same time: the first row counts.
+  void note_faulty_hidden(std::size_t row) const noexcept {
+    std::size_t first = faulty_hidden_.load(std::memory_order_relaxed);
+    while (row < first &&
+           !faulty_hidden_.compare_exchange_weak(first, row, std::memory_order_relaxed)) {
+    }
+  }
+
+  // Looks at what the chunks of the stage have found.
   void find_not_finite() {
-    const bool is_last = stage_ == Stage::final_norm;
-    const std::size_t n = is_last ? n_logit_rows_ : n_rows_;
-    const bool* const begin = is_finite_;
-    const bool* const found = std::find(begin, begin + n, false);
+    const auto l = static_cast<std::uint32_t>(layer_);
+    std::size_t n = n_rows_;
+    Part part = Part::attention;
+    switch (stage_) {
+      case Stage::attention_norm:
+      case Stage::cache:
+      case Stage::attention_complete: break;
+      case Stage::router: part = Part::router; break;
+      case Stage::experts_up:
+        if (const std::size_t row = faulty_hidden_.load(); row != kNoRow) {
+          not_finite_ = NotFinite{row, Part::experts, l};
+        }
+        return;
+      case Stage::final_norm:
+        n = n_logit_rows_;
+        part = Part::output;
+        break;
+      default: return;
+    }
+    const Fault* const begin = faults_;
+    const Fault* const found =
+        std::find_if(begin, begin + n, [](Fault fault) { return fault != Fault::none; });
     if (found == begin + n) return;
     const auto i = static_cast<std::size_t>(found - begin);
-    const std::size_t row = is_last ? logit_rows_[i] : i;
-    const auto l = static_cast<std::uint32_t>(layer_);
-    if (stage_ == Stage::router) {
-      not_finite_ = NotFinite{row, Part::router, l};
+    const std::size_t row = stage_ == Stage::final_norm ? logit_rows_[i] : i;
+    if (*found == Fault::result) {
+      not_finite_ = NotFinite{row, part, l};
+    } else if (stage_ == Stage::router) {  // what attention has added
+      not_finite_ = NotFinite{row, Part::attention, l};
     } else if (layer_ == 0) {
       not_finite_ = NotFinite{row, Part::embedding, 0};
     } else {
@@ -12997,9 +13086,9 @@ class ForwardPass {
   }
 
   void final_norm(std::size_t i) const {
-    is_finite_[i] = all_finite(x(logit_rows_[i]), model_->config.dim);
     kernels().rms_norm(x(logit_rows_[i]), model_->weights.output_norm, model_->config.norm_epsilon,
                        model_->config.dim, final_.row(i));
+    faults_[i] = fault_of_norm(x(logit_rows_[i]), final_.row(i));
     final_.complete_row(i, kernels().in_groups(n_logit_rows_));
   }
 
@@ -13044,13 +13133,15 @@ class ForwardPass {
   std::size_t most_logit_rows_ = 1;
 
   std::optional<NotFinite> not_finite_;
+  // The first row that experts_up has found to be faulty; kNoRow if none is.
+  mutable std::atomic<std::size_t> faulty_hidden_{kNoRow};
 
   PassRow* rows_ = nullptr;
-  float* x_ = nullptr;         // the residual stream, [row][dim]
-  bool* is_finite_ = nullptr;  // what the stage looked at is; [row] or [logit row]
-  Activations normed_;         // input of the projections and experts, [row][dim]
-  float* qkv_ = nullptr;       // [row][q_dim + kv_dim + kv_dim]
-  float* cos2_ = nullptr;      // rotary factors, [row][head_size], each twice
+  float* x_ = nullptr;       // the residual stream, [row][dim]
+  Fault* faults_ = nullptr;  // what the stage has found; [row] or [logit row]
+  Activations normed_;       // input of the projections and experts, [row][dim]
+  float* qkv_ = nullptr;     // [row][q_dim + kv_dim + kv_dim]
+  float* cos2_ = nullptr;    // rotary factors, [row][head_size], each twice
   float* sin2_ = nullptr;
   Activations attention_;           // output of attention, [row][q_dim]
   float* router_logits_ = nullptr;  // [row][n_experts]
@@ -13080,28 +13171,28 @@ struct Branch {
   std::uint64_t rotary_offset = 0;  // what rotary positions are ahead of those in the history
   bool has_logits = false;
   bool in_use = false;
-  bool leaves = false;           // its session was destroyed during a call
+  bool session_is_gone = false;  // it was destroyed during a call
   std::uint32_t work_begin = 0;  // n_evaluated when the history was last changed from outside
 
-  // How often Session::cancel() was called, and up to which of these calls the evaluation of what is
-  // pending is not concerned: those before the history was last changed from outside, or before an
-  // evaluation that ended as cancelled.
+  // How often Session::cancel() was called, and how many of these calls the pending work need not obey: they
+  // came before the host last changed the tokens, or were told already, or met nothing pending.
   std::atomic<std::uint32_t> cancels{0};
-  std::uint32_t cancels_before = 0;
-
-  bool is_cancelled() const noexcept {
-    return cancels.load(std::memory_order_relaxed) != cancels_before;
-  }
-
-  // To be called when the host changes what is to be computed: what was cancelled is no longer wanted.
-  void begin_work() noexcept {
-    cancels_before = cancels.load();
-    work_begin = n_evaluated;
-  }
+  std::uint32_t n_cancels_seen = 0;
 
   // Tokens to be computed before there are logits: the last one again if they were lost.
   std::uint32_t n_pending() const noexcept {
     return n_evaluated < n_tokens ? n_tokens - n_evaluated : has_logits || n_tokens == 0 ? 0 : 1;
+  }
+
+  // Is what is pending cancelled? Where nothing is, there is nothing to cancel.
+  bool is_cancelled() const noexcept {
+    return cancels.load(std::memory_order_relaxed) != n_cancels_seen && n_pending() != 0;
+  }
+
+  // To be called when the host changes what is to be computed: what was cancelled is no longer wanted.
+  void begin_work() noexcept {
+    n_cancels_seen = cancels.load();
+    work_begin = n_evaluated;
   }
 };
 
@@ -13166,27 +13257,27 @@ class Workspace {
   // goes when the call ends, and what is computed for it is cancelled.
   bool give_back(Branch& branch) noexcept {
     if (in_call_) {
-      branch.leaves = true;
+      branch.session_is_gone = true;
       branch.cancels.fetch_add(1);
       return false;
     }
     rewind(branch, 0);
-    branch.in_use = branch.leaves = false;
+    branch.in_use = branch.session_is_gone = false;
     return --n_in_use_ == 0;
   }
 
   // A call is what hands control to code of the host: an executor, an observer, a byte stream. Until it
   // ends, nothing else may change the workspace. Calls do not nest.
   bool in_call() const noexcept { return in_call_; }
-  void begin_call() noexcept { in_call_ = keeps_pass_ = true; }
+  void begin_call() noexcept { in_call_ = pass_survives_call_ = true; }
   // Ends the call, in whatever way it ended: a pass that advance() worked on is given up unless it said
   // that it goes on. True if nobody uses the workspace any more.
   bool end_call() noexcept {
     in_call_ = false;
-    if (!keeps_pass_) abandon();
+    if (!pass_survives_call_) abandon();
     bool is_unused = false;
     for (std::size_t i = 0; i < sizes_.branches; ++i) {
-      if (branches_[i].leaves) is_unused = give_back(branches_[i]);
+      if (branches_[i].session_is_gone) is_unused = give_back(branches_[i]);
     }
     return is_unused;
   }
@@ -13250,7 +13341,11 @@ class Workspace {
   Result<bool> advance(std::size_t n, const Clock::time_point* deadline, Observer* observer) {
     n_wanted_ = n;
     failed_ = nullptr;
-    keeps_pass_ = false;
+    pass_survives_call_ = false;
+    for (std::size_t i = 0; i < n; ++i) {
+      Branch& branch = *wanted_[i];
+      if (branch.n_pending() == 0) branch.n_cancels_seen = branch.cancels.load();
+    }
     bool ran = false;
     while (!is_cancelled()) {
       if (!running_) {
@@ -13261,12 +13356,13 @@ class Workspace {
       if (pass_.not_finite()) {
         const Error error = not_finite(*pass_.not_finite());
         abandon();
-        if (failed_ == nullptr) continue;  // one of others, who will see for themselves
+        // If the session is none of this call's, its own call will tell.
+        if (failed_ == nullptr) continue;
         return error;
       }
       if (!complete) {
         if (is_cancelled()) break;
-        keeps_pass_ = true;
+        pass_survives_call_ = true;
         return false;
       }
       finish_pass();
@@ -13276,9 +13372,8 @@ class Workspace {
     bool cancelled = false;
     for (std::size_t i = 0; i < n; ++i) {
       Branch& branch = *wanted_[i];
-      const std::uint32_t cancels = branch.cancels.load();
-      cancelled = cancelled || cancels != branch.cancels_before;
-      branch.cancels_before = cancels;
+      cancelled = cancelled || branch.is_cancelled();
+      branch.n_cancels_seen = branch.cancels.load();
       n_evaluated += branch.n_evaluated;
       n_tokens += branch.n_tokens;
     }
@@ -13369,20 +13464,19 @@ class Workspace {
     for (std::size_t i = 0; i < n_wanted_; ++i) {
       if (&wanted_[i]->past == row.past) failed_ = wanted_[i];
     }
-    char place[40];
-    if (where.part == Part::embedding) {
-      std::snprintf(place, sizeof place, "its embedding is");
-    } else if (where.part == Part::output) {
-      std::snprintf(place, sizeof place, "its logits are");
-    } else {
-      std::snprintf(place, sizeof place, "the %s of layer %u is",
-                    where.part == Part::router ? "router" : "result",
-                    static_cast<unsigned>(where.layer));
+    const char* part = where.part == Part::embedding   ? "the embedding"
+                       : where.part == Part::attention ? "attention"
+                       : where.part == Part::router    ? "the router"
+                       : where.part == Part::experts   ? "the experts"
+                                                       : "the output";
+    char layer[32] = "";
+    if (where.part != Part::embedding && where.part != Part::output) {
+      std::snprintf(layer, sizeof layer, " of layer %u", static_cast<unsigned>(where.layer));
     }
     return Error(ErrorCode::bad_format,
-                 "evaluating token %d at position %u: %s infinite or no number (NaN); weights are "
-                 "damaged, get the file again and compare its checksum",
-                 static_cast<int>(row.token), static_cast<unsigned>(row.position), place);
+                 "evaluating token %d at position %u: numbers of %s%s are infinite, NaN or far too "
+                 "large; get the weights (or the saved session) again and compare checksums",
+                 static_cast<int>(row.token), static_cast<unsigned>(row.position), part, layer);
   }
 
   // Positions that a token at `position` does not need any more come before this one.
@@ -13408,6 +13502,7 @@ class Workspace {
         branch->rotary_offset = 0;
       }
       const std::uint32_t begin = branch->n_evaluated;
+      branch->work_begin = std::min(branch->work_begin, begin);
       branch->past.drop_before(first_needed(begin));
       if (branch->past.n_pages_to_take(begin, begin + n) > pages_.n_free()) {
         if (n_rows != 0) break;  // go on with those that have room
@@ -13421,7 +13516,6 @@ class Workspace {
       }
       branch->past.prepare(begin, begin + n);
       branch->n_in_pass = n;
-      branch->work_begin = std::min(branch->work_begin, begin);
       for (std::uint32_t i = 0; i < n; ++i) {
         const std::uint32_t position = begin + i;
         row_branch_[n_rows] = branch;
@@ -13534,8 +13628,8 @@ class Workspace {
   std::size_t n_wanted_ = 0;
   const Branch* failed_ = nullptr;
   bool in_call_ = false;
-  bool keeps_pass_ = false;  // at the end of the call
-  float* key_ = nullptr;     // [head_size], and the cosines and sines of its rotation
+  bool pass_survives_call_ = false;  // at the end of the call
+  float* key_ = nullptr;             // [head_size], and the cosines and sines of its rotation
 
   bool running_ = false;                    // a pass is in progress:
   std::uint32_t n_rows_ = 0;                // over so many rows,
@@ -13639,7 +13733,7 @@ struct Session::Impl {
   // What the host appends is new work; what a generation appends is not.
   Status append_work(Span<const Token> tokens) {
     MIXTRAL_RETURN_IF_ERROR(append(tokens));
-    branch->begin_work();
+    if (!tokens.empty()) branch->begin_work();
     return {};
   }
 
@@ -13693,9 +13787,10 @@ struct Session::Impl {
     const std::size_t most = std::min(tokens.size(), now.size());
     const auto differ = std::mismatch(tokens.begin(), tokens.begin() + most, now.begin()).first;
     const auto kept = static_cast<std::uint32_t>(differ - tokens.begin());
+    const bool changes = kept != tokens.size() || kept != branch->n_tokens;
     work->rewind(*branch, kept);
     put(tokens.subspan(kept, tokens.size() - kept), turn());
-    branch->begin_work();
+    if (changes) branch->begin_work();
     return kept;
   }
 
@@ -13707,7 +13802,8 @@ struct Session::Impl {
     return tokenizer().encode(text, options, tokens);
   }
 
-  Status save(ByteWriter write) const {
+  // `checksum` gets that of the data, for what is written after them.
+  Status save(ByteWriter write, std::uint64_t& checksum) const {
     detail::SnapshotHeader header{};
     std::memcpy(header.magic, header.kMagic, sizeof header.magic);
     header.version = header.kVersion;
@@ -13727,7 +13823,7 @@ struct Session::Impl {
       branch->past.for_each_run(header.n_evaluated,
                                 [&](const void* rows, std::size_t size) { out.bytes(rows, size); });
       if (branch->has_logits) out.bytes(branch->logits, logits().size() * sizeof(float));
-      out.put_checksum();
+      checksum = out.put_checksum();
       good = out.good();
     }
     if (good) return {};
@@ -13735,7 +13831,7 @@ struct Session::Impl {
                  static_cast<unsigned>(header.n_tokens));
   }
 
-  Status load(ByteReader read) {
+  Status load(ByteReader read, std::uint64_t& checksum) {
     const Error failed(ErrorCode::io,
                        "loading a session: a read failed, or the data end too early");
     const Error damaged(ErrorCode::bad_format,
@@ -13767,6 +13863,7 @@ struct Session::Impl {
     past.for_each_run(end, [&](void* rows, std::size_t size) { in.bytes(rows, size); });
     if (header.has_logits != 0) in.bytes(branch->logits, logits().size() * sizeof(float));
     const bool good = in.checksum_matches();
+    checksum = in.checksum();
     if (!good || !is_valid(header)) return in.is_read() ? damaged : failed;
     undo.past = nullptr;
     branch->n_tokens = header.n_tokens;
@@ -14077,28 +14174,31 @@ Status Session::rewind(std::uint32_t n) {
     return Error(ErrorCode::invalid_argument, "rewinding to %u tokens; the session has %u",
                  static_cast<unsigned>(n), static_cast<unsigned>(impl_->branch->n_tokens));
   }
+  const bool changes = n != impl_->branch->n_tokens;
   impl_->work->rewind(*impl_->branch, n);
-  impl_->branch->begin_work();
+  if (changes) impl_->branch->begin_work();
   return {};
 }
 
 Result<std::uint32_t> Session::forget_oldest(std::uint32_t keep_first, std::uint32_t n) {
   MIXTRAL_RETURN_IF_ERROR(Impl::check_usable(impl_.get(), "forget_oldest"));
   const auto gone = impl_->forget_oldest(keep_first, n);
-  if (gone) impl_->branch->begin_work();
+  if (gone && *gone != 0) impl_->branch->begin_work();
   return gone;
 }
 
 Status Session::save(ByteWriter write) const {
   MIXTRAL_RETURN_IF_ERROR(Impl::check_usable(impl_.get(), "save"));
   const detail::WorkspaceCall call(impl_->work);
-  return impl_->save(write);
+  std::uint64_t checksum = 0;
+  return impl_->save(write, checksum);
 }
 
 Status Session::load(ByteReader read) {
   MIXTRAL_RETURN_IF_ERROR(Impl::check_usable(impl_.get(), "load"));
   const detail::WorkspaceCall call(impl_->work);
-  return impl_->load(read);
+  std::uint64_t checksum = 0;
+  return impl_->load(read, checksum);
 }
 
 Result<std::uint32_t> Session::replace(Span<const Token> tokens) {
@@ -14165,6 +14265,9 @@ namespace mixtral {
 // beginning is not shown either.
 class StopStrings {
  public:
+  static constexpr std::size_t kLongest = std::size_t{1}
+                                          << 16;  // bytes of a stop string, for Generation
+
   // `longest_piece` is the most bytes that one push() will bring, so that none needs to allocate.
   StopStrings(Span<const std::string> stops, std::size_t longest_piece,
               std::pmr::memory_resource* resource)
@@ -14188,7 +14291,9 @@ class StopStrings {
     for (const auto& stop : stops_) found = (std::min)(found, text_.find(stop));
     n_ready_ = whole_characters(
         found != std::string_view::npos ? found : text_.size() - longest_partial_stop());
-    return found != std::string_view::npos;
+    if (found == std::string_view::npos) return false;
+    text_.resize(n_ready_);  // nothing more will come
+    return true;
   }
 
   // Takes the last piece and releases what was held back.
@@ -14209,14 +14314,10 @@ class StopStrings {
   // held back, if that cannot be.
   bool hold_back(std::string_view text) {
     clear();
-    if (text.size() > most_text_) return false;
-    text_.append(text);
-    for (const auto& stop : stops_) {
-      if (text_.find(stop) == std::string_view::npos) continue;
-      clear();
-      return false;
-    }
-    return true;
+    const bool fits = text.size() <= most_text_;
+    const bool is_held = fits && !push(text) && n_ready_ == 0;
+    if (!is_held) clear();
+    return is_held;
   }
 
   std::string_view ready() const noexcept { return std::string_view(text_).substr(0, n_ready_); }
@@ -14269,8 +14370,8 @@ struct Generation::Impl {
                      detokenizer.longest_text(), owner.resource()),
         stop_tokens(options.stop_tokens.begin(), options.stop_tokens.end(), owner.resource()),
         allowed(owner.resource()),
-        cancels_before(owner.branch->cancels.load()) {
-    owner.branch->cancels_before = cancels_before;
+        n_cancels_at_begin(owner.branch->cancels.load()) {
+    owner.branch->n_cancels_seen = n_cancels_at_begin;
     if (options.grammar) allowed.resize((owner.tokenizer().size() + 63) / 64);
   }
 
@@ -14285,12 +14386,12 @@ struct Generation::Impl {
   std::pmr::vector<std::uint64_t> allowed;  // with a matcher and stop tokens
   Token token = kNoToken;
   double log_probability = 0.0;
-  std::uint32_t cancels_before;  // Session::cancel() was called so often before this began
-  bool chose = false;            // the last step has chosen `token`
-  bool takes_part = false;       // in the step in progress
+  std::uint32_t n_cancels_at_begin;  // how often Session::cancel() was called before this began
+  bool chose = false;                // the last step has chosen `token`
+  bool in_step = false;              // takes part in the step in progress
 
   bool is_cancelled() const noexcept {
-    return session.branch->cancels.load(std::memory_order_relaxed) != cancels_before;
+    return session.branch->cancels.load(std::memory_order_relaxed) != n_cancels_at_begin;
   }
   Error cancelled() const noexcept {
     return Error(ErrorCode::cancelled, "cancelled after %u tokens; generate again to go on",
@@ -14305,7 +14406,8 @@ struct Generation::Impl {
                                               << 28;  // half a second to draw again
 
   template <class Archive>
-  static void transfer_options(Archive& archive, std::uint32_t& reason, GenerateOptions& options) {
+  static void transfer_options(Archive& archive, std::uint64_t session_checksum,
+                               std::uint32_t& reason, GenerateOptions& options) {
     constexpr char kMagic[8] = {'M', 'I', 'X', 'T', 'R', 'A', 'L', 'G'};
     char magic[8];
     std::memcpy(magic, kMagic, sizeof magic);
@@ -14313,6 +14415,9 @@ struct Generation::Impl {
     std::uint32_t version = kVersion;
     archive.value(version);
     if (std::memcmp(magic, kMagic, sizeof magic) != 0 || version != kVersion) archive.fail();
+    std::uint64_t checksum = session_checksum;
+    archive.value(checksum);
+    if (checksum != session_checksum) archive.fail();  // the two belong to different saves
     archive.value(reason);
     archive.value(options.max_tokens);
     SamplingOptions& sampling = options.sampling;
@@ -14341,9 +14446,10 @@ struct Generation::Impl {
     }
     auto n_stops = static_cast<std::uint64_t>(options.stop.size());
     archive.value(n_stops);
+    if (n_stops > kMostElements) return archive.fail();
     for (std::uint64_t i = 0; i < n_stops && archive.good(); ++i) {
       if (Archive::kReads) options.stop.emplace_back();
-      archive.sequence(options.stop[static_cast<std::size_t>(i)], kMostElements);
+      archive.sequence(options.stop[static_cast<std::size_t>(i)], StopStrings::kLongest);
     }
     archive.sequence(options.stop_tokens, kMostElements);
   }
@@ -14376,7 +14482,7 @@ struct Generation::Impl {
     if (matcher) matcher->transfer(archive);
   }
 
-  // What it was asked for, as the options stand now, without the grammar.
+  // Returns the options that this generation would be begun with now, without the grammar.
   GenerateOptions options() const {
     GenerateOptions options;
     options.max_tokens = max_tokens;
@@ -14446,6 +14552,10 @@ Status Generation::make(Session& session, const GenerateOptions& options) {
     }
     for (const std::string& stop : options.stop) {
       if (stop.empty()) return Error(ErrorCode::invalid_argument, "an empty stop string");
+      if (stop.size() > StopStrings::kLongest) {
+        return Error(ErrorCode::invalid_argument, "a stop string of %zu bytes; %zu are the most",
+                     stop.size(), StopStrings::kLongest);
+      }
     }
     Result<Sampler> sampler = Sampler::create(options.sampling, tokenizer.size(), resource);
     if (!sampler) return sampler.error();
@@ -14481,8 +14591,18 @@ void Generation::fail(const Error& error) {
   stop(error.code() == ErrorCode::cancelled ? StopReason::cancelled : StopReason::error);
 }
 
-// Begins a step; false if there is none to do.
-bool Generation::is_ready() {
+// Notes why a call did nothing. One from a callback of the generation's own step must not end it.
+void Generation::refuse(const Error& error) {
+  if (reason_ != StopReason::none) return;
+  if (impl_ != nullptr && impl_->session.work->in_call()) {
+    error_ = error;
+  } else {
+    fail(error);
+  }
+}
+
+// Begins a step, or stops; false if there is none to do.
+bool Generation::begin_step() {
   if (impl_ == nullptr) {
     if (reason_ == StopReason::none) {
       fail(Error(ErrorCode::invalid_argument, "a generation that was moved from"));
@@ -14496,6 +14616,7 @@ bool Generation::is_ready() {
   }
   impl_->stop_strings.push({});  // the last piece was seen
   if (impl_->is_cancelled()) {
+    impl_->session.branch->begin_work();  // told now
     fail(impl_->cancelled());
   } else if (impl_->matcher && impl_->matcher->must_end()) {
     stop(StopReason::grammar_end);
@@ -14514,6 +14635,11 @@ void Generation::choose() {
   const auto allowed = impl_->find_allowed();
   if (!allowed) return fail(allowed.error());
   const Token token = impl_->sampler.sample(logits, session.tokens(), *allowed);
+  if (token == kNoToken) {
+    return fail(Error(ErrorCode::bad_format,
+                      "the model has %zu logits and its vocabulary %zu tokens", logits.size(),
+                      session.tokenizer().size()));
+  }
   impl_->token = token;
   impl_->log_probability = mixtral::log_probability(logits, token);
   if (token == session.tokenizer().eos()) return stop(StopReason::end_of_text);
@@ -14560,15 +14686,15 @@ Result<Progress> Generation::step(Span<Generation* const> generations,
     }
   }
   for (Generation* generation : generations) {
-    const bool ready = generation->is_ready();
-    if (generation->impl_ != nullptr) generation->impl_->takes_part = ready;
+    const bool begun = generation->begin_step();
+    if (generation->impl_ != nullptr) generation->impl_->in_step = begun;
   }
   for (;;) {
     std::size_t n = 0;
     for (const Generation* generation : generations) {
-      if (generation->impl_ == nullptr || !generation->impl_->takes_part) continue;
+      if (generation->impl_ == nullptr || !generation->impl_->in_step) continue;
       detail::Branch* branch = generation->impl_->session.branch;
-      branch->cancels_before = generation->impl_->cancels_before;
+      branch->n_cancels_seen = generation->impl_->n_cancels_at_begin;
       work->wanted()[n++] = branch;
     }
     if (n == 0) return Progress(Progress::done);
@@ -14577,21 +14703,21 @@ Result<Progress> Generation::step(Span<Generation* const> generations,
     if (progress && *progress == Progress::working) return progress;
     if (progress) {
       for (Generation* generation : generations) {
-        if (generation->impl_ != nullptr && generation->impl_->takes_part) generation->choose();
+        if (generation->impl_ != nullptr && generation->impl_->in_step) generation->choose();
       }
       return progress;
     }
-    // Whoever it was about stops; the others go on.
+    // The generation that the error concerns stops; the pass is begun again without it.
     bool found = false;
     for (Generation* generation : generations) {
-      if (generation->impl_ == nullptr || !generation->impl_->takes_part) continue;
+      if (generation->impl_ == nullptr || !generation->impl_->in_step) continue;
       Impl& impl = *generation->impl_;
       const bool concerned = progress.error().code() == ErrorCode::cancelled
                                  ? impl.is_cancelled()
                                  : impl.session.branch == work->failed();
       if (!concerned) continue;
       found = true;
-      impl.takes_part = false;
+      impl.in_step = false;
       generation->fail(progress.error());
     }
     if (!found) return progress;
@@ -14600,7 +14726,10 @@ Result<Progress> Generation::step(Span<Generation* const> generations,
 
 bool Generation::next() {
   Generation* const self = this;
-  if (const auto done = step({&self, 1}, nullptr, "next"); !done) fail(done.error());
+  if (const auto done = step({&self, 1}, nullptr, "next"); !done) {
+    refuse(done.error());
+    return false;
+  }
   return impl_ != nullptr && impl_->chose;
 }
 
@@ -14608,7 +14737,7 @@ Progress Generation::advance(std::chrono::nanoseconds budget) {
   Generation* const self = this;
   const auto progress = step({&self, 1}, &budget, "advance");
   if (progress) return *progress;
-  fail(progress.error());
+  refuse(progress.error());
   return Progress(Progress::done);
 }
 
@@ -14642,12 +14771,13 @@ Status Generation::save(ByteWriter write) const {
   Session::Impl& session = impl_->session;
   MIXTRAL_RETURN_IF_ERROR(Session::Impl::check_usable(&session, "save"));
   const detail::WorkspaceCall call(session.work);
-  MIXTRAL_RETURN_IF_ERROR(session.save(write));
+  std::uint64_t checksum = 0;
+  MIXTRAL_RETURN_IF_ERROR(session.save(write, checksum));
   return detail::guard_memory("saving a generation", [&]() -> Status {
     detail::SnapshotWriter out(write);
     GenerateOptions options = impl_->options();
     auto reason = static_cast<std::uint32_t>(reason_);
-    Impl::transfer_options(out, reason, options);
+    Impl::transfer_options(out, checksum, reason, options);
     bool has_grammar = impl_->matcher.has_value();
     std::uint64_t fingerprint = has_grammar ? impl_->matcher->fingerprint() : 0;
     Impl::transfer_grammar(out, has_grammar, fingerprint);
@@ -14655,8 +14785,10 @@ Status Generation::save(ByteWriter write) const {
     out.put_checksum();
     if (out.good()) return {};
     if (out.is_too_large()) {
-      return Error(ErrorCode::unsupported,
-                   "saving a generation: its options, or the state of its grammar, are too large");
+      return Error(
+          ErrorCode::unsupported,
+          "saving a generation: it has more than 2^28 random tokens, or 2^24 of logit_bias or "
+          "stop tokens");
     }
     return Error(ErrorCode::io, "saving a generation: a write failed");
   });
@@ -14665,7 +14797,8 @@ Status Generation::save(ByteWriter write) const {
 Result<Generation> Session::load_generation(ByteReader read, const Grammar& grammar) {
   MIXTRAL_RETURN_IF_ERROR(Impl::check_usable(impl_.get(), "load_generation"));
   const detail::WorkspaceCall call(impl_->work);
-  MIXTRAL_RETURN_IF_ERROR(impl_->load(read));
+  std::uint64_t checksum = 0;
+  MIXTRAL_RETURN_IF_ERROR(impl_->load(read, checksum));
   struct Undo {  // unless all was read, also if `read` throws
     Impl* session;
     ~Undo() {
@@ -14681,7 +14814,7 @@ Result<Generation> Session::load_generation(ByteReader read, const Grammar& gram
     detail::SnapshotReader in(read);
     GenerateOptions options;
     std::uint32_t reason = 0;
-    Generation::Impl::transfer_options(in, reason, options);
+    Generation::Impl::transfer_options(in, checksum, reason, options);
     if (!in.good()) return in.is_read() ? damaged : failed;
     if (reason >= static_cast<std::uint32_t>(StopReason::error)) return damaged;
     bool has_grammar = false;
@@ -15843,8 +15976,8 @@ Token Sampler::sample(Span<const float> logits, Span<const Token> history,
     };
     candidates_.erase(std::remove_if(candidates_.begin(), candidates_.end(), is_forbidden),
                       candidates_.end());
-    if (candidates_.empty()) return kNoToken;
   }
+  if (candidates_.empty()) return kNoToken;
   const auto best =
       std::max_element(candidates_.begin(), candidates_.end(),
                        [](const Candidate& a, const Candidate& b) { return a.logit < b.logit; });

@@ -50,9 +50,10 @@
 // additionalProperties says so, after the others; keys of those have no escapes; there are no blanks
 // outside strings, which would cost tokens, but for what JsonSchemaOptions::blanks lets in.
 //
-// A schema may be a text of 4 MiB, nested 100 deep, with objects of 4096 members, oneOf of 256 parts, and
-// counts up to 10000; its grammar may have 16000 rules (about one for each member and each schema within a
-// schema) and what grammar.hpp states. More is refused before it is parsed or compiled.
+// A schema may be a text of 4 MiB, nested 100 deep, with objects of 4096 members, of which there may be a
+// few (the squares of all numbers of members sum to at most 2^26), oneOf of 256 parts, and counts up to
+// 10000; its grammar may have 16000 rules (about one for each member and each schema within a schema) and
+// what grammar.hpp states. More is refused before it is parsed or compiled.
 #ifndef MIXTRAL_JSON_SCHEMA_HPP_
 #define MIXTRAL_JSON_SCHEMA_HPP_
 
@@ -224,6 +225,13 @@ class JsonSchemaCompiler {
       return Error(ErrorCode::unsupported, "JSON schema: an object of more than %zu members",
                    kMostMembers);
     }
+    if (shape.member_squares > kMostMemberSquares) {
+      return Error(
+          ErrorCode::unsupported,
+          "JSON schema: too many large objects: the squares of their numbers of members sum "
+          "to more than %llu",
+          static_cast<unsigned long long>(kMostMemberSquares));
+    }
     root_ = Json::parse(text.begin(), text.end(), nullptr, false);
     if (root_.is_discarded()) {
       return Error(ErrorCode::bad_format, "JSON schema: the text is no JSON");
@@ -244,6 +252,7 @@ class JsonSchemaCompiler {
   static constexpr std::size_t kMostBytes = std::size_t{1} << 22;
   static constexpr std::size_t kMostNested = 100;
   static constexpr std::size_t kMostMembers = 4096;
+  static constexpr std::uint64_t kMostMemberSquares = std::uint64_t{1} << 26;
   static constexpr std::size_t kMostRules = 16000;
   static constexpr std::size_t kMostExclusive = 256;  // parts of oneOf
   static constexpr std::int64_t kMostCount = 10000;
@@ -268,11 +277,15 @@ null ::= "null"
     if (blanks_) out_ += "ws ::= (\" \" | \"\\n\" \" \"{0,20})?\n";
   }
 
+  // Of what an error tells, so that long names leave room for what is wrong with them.
+  static constexpr std::size_t kMostTold = 240;
+
   static Error unsupported(const std::string& what) {
-    return Error(ErrorCode::unsupported, "JSON schema: %s is not supported", what.c_str());
+    return Error(ErrorCode::unsupported, "JSON schema: %s is not supported",
+                 ShortName(what, kMostTold).text());
   }
   static Error bad(const std::string& what) {
-    return Error(ErrorCode::bad_format, "JSON schema: %s", what.c_str());
+    return Error(ErrorCode::bad_format, "JSON schema: %s", ShortName(what, kMostTold).text());
   }
 
   // The GBNF literal of a text; JSON's are UTF-8.
@@ -291,9 +304,9 @@ null ::= "null"
     return name;
   }
   Status define(const std::string& name, const std::string& expression) {
-    if (n_rules_ > kMostRules) return unsupported("a schema that needs so many rules");
+    if (n_rules_ > kMostRules) return unsupported("a schema that needs more than 16000 rules");
     if (out_.size() + expression.size() > kMostGrammarBytes) {
-      return unsupported("a schema of so large a grammar");
+      return unsupported("a schema that becomes more than 16 MiB of grammar");
     }
     out_ += name + " ::= " + expression + "\n";
     return {};
@@ -650,7 +663,7 @@ null ::= "null"
     if (!value.is_number_integer() || value < 0) {
       return bad(std::string("\"") + keyword + "\" must be a whole number");
     }
-    if (value > kMostCount) return unsupported(std::string("so large a \"") + keyword + "\"");
+    if (value > kMostCount) return unsupported(std::string("\"") + keyword + "\" above 10000");
     return value.get<std::int64_t>();
   }
 
@@ -806,7 +819,8 @@ null ::= "null"
         if (!names.insert(name).second) continue;
         if (more == false && says_more) return bad("\"" + name + "\" is required but not allowed");
         members.push_back({name, more == false ? &true_ : &more});
-        if (members.size() > kMostMembers) return unsupported("an object of so many members");
+        if (members.size() > kMostMembers)
+          return unsupported("an object of more than 4096 members");
       }
     }
     const std::set<std::string> required = required_of(schema);
@@ -985,7 +999,21 @@ Result<Grammar> json_schema_grammar(std::string_view schema, const JsonSchemaOpt
                                     std::pmr::memory_resource* resource) {
   const Result<std::string> gbnf = json_schema_to_gbnf(schema, options);
   MIXTRAL_RETURN_IF_ERROR(gbnf);
-  return Grammar::from_gbnf(*gbnf, resource);
+  auto grammar = Grammar::from_gbnf(*gbnf, resource);
+  if (grammar) return grammar;
+  // The rules are not the user's: what is wrong with them is told in words of the schema.
+  switch (grammar.error().code()) {
+    case ErrorCode::bad_format:
+      return Error(
+          ErrorCode::bad_format,
+          "JSON schema: a \"$ref\" leads back to itself, so that no text is ever complete, or "
+          "with nothing in between");
+    case ErrorCode::unsupported:
+      return Error(ErrorCode::unsupported,
+                   "JSON schema: it becomes too large a grammar; use fewer or shorter values, and "
+                   "smaller bounds on numbers of items and characters");
+    default: return grammar;
+  }
 }
 
 }  // namespace mixtral

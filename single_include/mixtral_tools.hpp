@@ -27,7 +27,8 @@
 // Optional: the JSON of tool calls and their results, spelled as the models were trained on it
 // (mistral-common, InstructTokenizerV2 and V3: Python's json.dumps with ensure_ascii=False).
 //
-// JSON nested at most 64 deep is read as such, in which no object has more than 4096 members. Beyond that,
+// JSON nested at most 64 deep is read as such, in which no object has more than 4096 members, and of large
+// objects there are few (the squares of all numbers of members sum to at most 2^26). Beyond that,
 // tool_list() and parse_tool_calls() give an error, and arguments and results are taken as text.
 //
 // Needs nlohmann-json where it is included. A call from the model comes as the control token
@@ -40,6 +41,7 @@
 #ifndef MIXTRAL_TOOLS_HPP_
 #define MIXTRAL_TOOLS_HPP_
 
+#include <cstdint>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
@@ -59,12 +61,14 @@ using ToolJson = nlohmann::ordered_json;  // members stay in order
 
 constexpr std::size_t kMaxToolJsonDepth = 64;
 constexpr std::size_t kMaxToolJsonMembers = 4096;
+constexpr std::uint64_t kMaxToolJsonSquares = std::uint64_t{1} << 26;
 
 // The value that `text` is the JSON of; discarded if it is none or beyond these limits, which is told before
 // anything is parsed.
 inline ToolJson parse_tool_json(std::string_view text) {
   const JsonShape shape = json_shape(text);
-  if (shape.depth > kMaxToolJsonDepth || shape.most_members > kMaxToolJsonMembers) {
+  if (shape.depth > kMaxToolJsonDepth || shape.most_members > kMaxToolJsonMembers ||
+      shape.member_squares > kMaxToolJsonSquares) {
     return ToolJson(ToolJson::value_t::discarded);
   }
   return ToolJson::parse(text.begin(), text.end(), nullptr, false);
