@@ -22,6 +22,8 @@ struct AnswerFlags {
 
   std::vector<std::string> choices;
   std::string regex, grammar_file, schema_file;
+  // Their options: an empty text that is given is a rule, too.
+  const CLI::Option *with_regex = nullptr, *with_grammar = nullptr, *with_schema = nullptr;
   mixtral::JsonSchemaOptions schema_options;
 
   // What the options let be generated; none of them, anything.
@@ -30,11 +32,11 @@ struct AnswerFlags {
       const std::vector<std::string_view> texts(choices.begin(), choices.end());
       return mixtral::Grammar::from_choices({texts.data(), texts.size()});
     }
-    if (!regex.empty()) return mixtral::Grammar::from_regex(regex);
-    if (!grammar_file.empty()) {
+    if (*with_regex) return mixtral::Grammar::from_regex(regex);
+    if (*with_grammar) {
       return mixtral::Grammar::from_gbnf(program::read_file(grammar_file));
     }
-    if (!schema_file.empty()) {
+    if (*with_schema) {
       return mixtral::json_schema_grammar(program::read_file(schema_file), schema_options);
     }
     return mixtral::Grammar();
@@ -72,13 +74,15 @@ struct AnswerFlags {
     CLI::Option_group* rules = app.add_option_group("Rules", "What may be generated");
     rules->add_option("--choice", choices, "One of these texts; may be repeated")
         ->allow_extra_args(false);
-    rules->add_option("--regex", regex, "What this regular expression matches");
-    program::add_path(*rules, "--grammar", grammar_file, "What this file of GBNF says");
+    with_regex = rules->add_option("--regex", regex, "What this regular expression matches");
+    with_grammar =
+        program::add_path(*rules, "--grammar", grammar_file, "What this file of GBNF says");
     CLI::Option* schema = program::add_path(*rules, "--json-schema", schema_file,
                                             "JSON that is valid under this file's schema");
+    with_schema = schema;
     rules->require_option(0, 1);
     app.add_flag("--json-blanks", schema_options.blanks,
-                 "Let that JSON have spaces and new lines, which take tokens")
+                 "Allow spaces and new lines in the JSON of --json-schema (costs tokens)")
         ->needs(schema);
     program::add_threads(app, threads);
     program::add_number(app, "--context", context, program::at_least(1u),

@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <atomic>
 #include <csignal>
-#include <filesystem>
 
 #include "answer.hpp"
 #include "conversation.hpp"
@@ -110,12 +109,7 @@ class Chat {
 
  private:
   void save(const std::string& path, bool replaces) {
-    std::error_code ignored;
-    const auto file_path = std::filesystem::u8path(path);
-    if (!replaces && std::filesystem::is_regular_file(file_path, ignored)) {
-      throw std::runtime_error("'" + path + "' is there already; /save! replaces it");
-    }
-    program::OutputFile file(path, replaces, {flags_.model, {}});
+    program::OutputFile file(path, replaces, {flags_.model, {}}, "/save! replaces it");
     conversation_.save(options_.sampling.seed, [&](std::string_view bytes) { file.write(bytes); });
     file.finish();
     tell("saved to", path);

@@ -10,11 +10,12 @@ int main(int argc, char** argv) {
   std::string prompt, prompt_file;
   CLI::Option_group* source = app.add_option_group("Prompt", "One of these");
   source->add_option("--prompt", prompt, "The text to continue");
-  program::add_path(*source, "--prompt-file", prompt_file, "A file with the text to continue");
+  CLI::Option* with_file =
+      program::add_path(*source, "--prompt-file", prompt_file, "A file with the text to continue");
   source->require_option(1);
 
   return program::run(app, argc, argv, [&] {
-    if (!prompt_file.empty()) prompt = program::read_file(prompt_file);
+    if (*with_file) prompt = program::read_file(prompt_file);
     flags.generate.grammar = program::value(flags.grammar());
     const program::Stopwatch load_time;
     const mixtral::Model model = flags.open_model();
@@ -36,10 +37,18 @@ int main(int argc, char** argv) {
     auto session = program::value(mixtral::Session::open(model, options));
     program::check(session.append({tokens.data(), tokens.size()}));
 
-    const Answer answer =
-        generate_answer(session, tokens.size(), flags.generate, [&](std::string_view piece) {
-          if (!flags.json) std::cout << piece << std::flush;
-        });
+    Answer answer;
+    bool shown = false;
+    try {
+      answer = generate_answer(session, tokens.size(), flags.generate, [&](std::string_view piece) {
+        if (flags.json || piece.empty()) return;
+        std::cout << piece << std::flush;
+        shown = true;
+      });
+    } catch (...) {
+      if (shown) std::cout << std::endl;  // the error begins a line of its own
+      throw;
+    }
     if (flags.json) {
       nlohmann::json json = to_json(answer);
       json["timings"]["load_seconds"] = load_seconds;

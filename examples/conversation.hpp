@@ -125,7 +125,8 @@ class Conversation {
       : session_(session),
         system_(std::move(system)),
         room_(std::min(max_tokens, session.context() / 4)) {
-    check_length("", "the instructions of --system have");
+    check_length("",
+                 system_.empty() ? "an empty question has" : "the instructions of --system have");
   }
 
   std::size_t n_exchanges() const { return exchanges_.size(); }

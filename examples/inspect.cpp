@@ -278,6 +278,9 @@ int main(int argc, char** argv) {
     if (*with_logits) logits.emplace(logits_path, force, inputs);
     if (*with_router) router.emplace(router_path, force, inputs);
     if (*with_stats) router_stats.emplace(stats_path, force, inputs);
+    if (logits && router) router->check_differs(*logits);
+    if (logits && router_stats) router_stats->check_differs(*logits);
+    if (router && router_stats) router_stats->check_differs(*router);
     auto checkpoint = program::value(mixtral::open_checkpoint(path.c_str()));
     const mixtral::Bytes& first = checkpoint.files[0];
     json report = mixtral::gguf::File::recognises({first.data(), first.size()})

@@ -131,8 +131,8 @@ class Game {
       child_.y += child_.y < goal_.y ? 1 : child_.y > goal_.y ? -1 : 0;
     }
     for (Villager& villager : villagers_) {
-      const bool near = std::abs(villager.place().x - child_.x) < 14;
-      if (near && !villager.thinks()) villager.meet_child(root_, random_());
+      const bool is_near = std::abs(villager.place().x - child_.x) < 14;
+      if (is_near && !villager.thinks()) villager.meet_child(root_, random_());
     }
   }
 
@@ -239,8 +239,9 @@ int main(int argc, char** argv) {
       for (const json& line : words) std::cout << line.get<std::string>() << '\n';
     }
     std::printf(
-        "%zu frames: %.2f ms in the median, 99 %% within %.2f ms, the longest %.2f ms, "
-        "%lld late; %zu answers\n",
-        frames.size(), median, p99, frames.back(), static_cast<long long>(n_late), n_answers);
+        "%zu frame%s: %.2f ms in the median, 99 %% within %.2f ms, the longest %.2f ms, "
+        "%lld late; %zu answer%s\n",
+        frames.size(), frames.size() == 1 ? "" : "s", median, p99, frames.back(),
+        static_cast<long long>(n_late), n_answers, n_answers == 1 ? "" : "s");
   });
 }

@@ -39,7 +39,7 @@ inline std::string one_line(std::string text) {
   return text;
 }
 
-// What is wrong with a command line, in place of two of CLI11's phrases.
+// What is wrong with a command line, in place of some of CLI11's phrases.
 inline std::string message_of(const CLI::ParseError& error) {
   const std::string text = error.what();
   const auto has = [&](const char* part) { return text.find(part) != std::string::npos; };
@@ -47,6 +47,16 @@ inline std::string message_of(const CLI::ParseError& error) {
   if (has(": At Most 1 required") || has(": At most 1 required"))
     return option + " is given more than once";
   if (has(": 1 required ") && has(" missing")) return option + " needs a value";
+  const bool needs_one = text.rfind("Exactly 1 option from [", 0) == 0;
+  const std::size_t list = text.find('['), end = text.rfind(']');
+  if ((needs_one || text.rfind("Requires at most 1 option", 0) == 0) && list < end) {
+    std::string options;
+    for (const char c : text.substr(list + 1, end - list - 1)) {
+      options += c == ',' ? std::string(", ") : std::string(1, c);
+    }
+    return needs_one && !has(" were given") ? "give one of " + options
+                                            : "only one of " + options + " may be given";
+  }
   return text;
 }
 
@@ -245,7 +255,7 @@ inline void add_chat_format(CLI::App& app, std::optional<mixtral::ChatFormat>& f
 // How a model's weights are used.
 inline void add_model_options(CLI::App& app, mixtral::ModelOptions& options) {
   app.add_flag("--copy-weights", options.copy_weights,
-               "Copy the weights into memory: a later start, then faster where pages can be large");
+               "Copy the weights into memory: slower to start, then faster on some machines");
   app.add_flag("--bf16-activations", options.bf16_activations,
                "Round what BF16 weights are multiplied with to BF16: faster, less exact");
 }

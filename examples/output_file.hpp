@@ -68,6 +68,13 @@ struct Inputs {
   std::vector<std::string> files;
 };
 
+// The beginning of a text in UTF-8: at most `most` bytes, and no part of a character.
+inline std::string first_bytes(const std::string& text, std::size_t most) {
+  std::size_t size = text.size() < most ? text.size() : most;
+  while (size > 0 && size < text.size() && (text[size] & 0xC0) == 0x80) --size;
+  return text.substr(0, size);
+}
+
 namespace detail {
 
 namespace fs = std::filesystem;
@@ -76,7 +83,7 @@ inline bool ends_with(std::string_view text, std::string_view end) {
   return text.size() >= end.size() && text.substr(text.size() - end.size()) == end;
 }
 
-// Does a model folder have a file of this name for its model? GGUF files there are others' results.
+// Is this the name of a file by which a user can name the model of the folder that it lies in?
 inline bool is_of_model_folder(std::string_view name) {
   for (const char* end : {".json", ".safetensors", ".pth", ".pt", ".jinja"}) {
     if (ends_with(name, end)) return true;
@@ -90,6 +97,7 @@ inline bool is_of_model(const fs::path& output, const fs::path& model) {
   if (fs::equivalent(output, model, ignored)) return true;
   const std::string name = model.filename().u8string();
   const bool is_folder = fs::is_directory(model, ignored);
+  // An index may give the files of a model folder any names. GGUF files there are others' results.
   const bool is_in_folder = is_folder || is_of_model_folder(name);
   // Of NAME-00001-of-00007.gguf, all parts have the name's beginning and end.
   constexpr std::size_t kNumberAndEnd = 19, kNumber = 5;
@@ -102,7 +110,7 @@ inline bool is_of_model(const fs::path& output, const fs::path& model) {
   fs::directory_iterator entry(folder, ignored);
   for (; !ignored && entry != fs::directory_iterator(); entry.increment(ignored)) {
     const std::string other = entry->path().filename().u8string();
-    const bool belongs = is_in_folder ? is_of_model_folder(other)
+    const bool belongs = is_in_folder ? !ends_with(other, ".gguf")
                                       : other.size() == name.size() && ends_with(other, end) &&
                                             other.compare(0, at, beginning) == 0;
     std::error_code none;
@@ -157,6 +165,8 @@ class TemporaryFiles {
     // The process ends as it would have without the handler, and its exit status tells the signal.
     std::signal(signal, SIG_DFL);
     std::raise(signal);
+    // The first process of a container outlives that. It ends with the exit status that a shell would give.
+    ::_exit(128 + signal);
   }
 
   // Handles every signal that ends the process by default. One that the program handles itself or that
@@ -210,12 +220,17 @@ class TemporaryFiles {
 // folders, devices, pipes, sockets and symbolic links are refused before anything is opened, as are
 // files that the program reads (`inputs`) under any of their names. An existing file is replaced
 // only by `force`, at once, and hands on its permissions; without `force` a file that appears while
-// this one is written is kept as well. All members throw std::runtime_error with the path and
-// the system's reason.
+// this one is written is kept as well, and `overwriting` tells the user what replaces it. All members
+// throw std::runtime_error with the path and the system's reason.
 class OutputFile {
  public:
-  OutputFile(const std::string& path, bool force, const Inputs& inputs = {})
-      : path_(path), force_(force), inputs_(inputs), target_(std::filesystem::u8path(path)) {
+  OutputFile(const std::string& path, bool force, const Inputs& inputs = {},
+             const char* overwriting = "--force overwrites it")
+      : path_(path),
+        force_(force),
+        inputs_(inputs),
+        overwriting_(overwriting),
+        target_(std::filesystem::u8path(path)) {
     if (path.empty()) throw std::runtime_error("the path of the output is empty");
     check_target();
     create();
@@ -228,6 +243,14 @@ class OutputFile {
   OutputFile& operator=(const OutputFile&) = delete;
 
   const std::string& path() const { return path_; }
+
+  // Throws if both are to become one file, so that the first one's contents would be lost.
+  void check_differs(const OutputFile& other) const {
+    if (!has_place_of(other)) return;
+    throw std::runtime_error(path_ == other.path_
+                                 ? "'" + path_ + "' is given twice as an output"
+                                 : "'" + other.path_ + "' and '" + path_ + "' are the same output");
+  }
 
   void write(std::string_view bytes) {
     if (buffer_.size() + bytes.size() > kBuffer) flush();
@@ -252,7 +275,25 @@ class OutputFile {
     throw std::runtime_error("cannot write '" + path_ + "': " + reason);
   }
   [[noreturn]] void fail_as_there() const {
-    throw std::runtime_error("'" + path_ + "' is there already; --force overwrites it");
+    throw std::runtime_error("'" + path_ + "' is there already; " + overwriting_);
+  }
+
+  bool has_place_of(const OutputFile& other) const {
+    namespace fs = std::filesystem;
+    const auto folder_of = [](const fs::path& file) {
+      return file.has_parent_path() ? file.parent_path() : fs::path(".");
+    };
+    std::error_code ignored;
+    // One file under two names: of a disk that knows no capitals, perhaps.
+    if (fs::equivalent(target_, other.target_, ignored)) return true;
+#ifdef _WIN32
+    const bool same_name =
+        CompareStringOrdinal(target_.filename().c_str(), -1, other.target_.filename().c_str(), -1,
+                             TRUE) == CSTR_EQUAL;
+#else
+    const bool same_name = target_.filename() == other.target_.filename();
+#endif
+    return same_name && fs::equivalent(folder_of(target_), folder_of(other.target_), ignored);
   }
 
   // Looks at what is at the path, without opening it.
@@ -286,10 +327,7 @@ class OutputFile {
   // Of the output's name 200 bytes, at most, so that the whole is no longer than systems allow.
   std::filesystem::path random_name() const {
     static constexpr char kDigits[] = "0123456789abcdef";
-    std::string name = target_.filename().u8string();
-    std::size_t size = name.size() < 200 ? name.size() : 200;
-    while (size > 0 && size < name.size() && (name[size] & 0xC0) == 0x80) --size;
-    name.resize(size);
+    std::string name = first_bytes(target_.filename().u8string(), 200);
     std::random_device random;
     name += '.';
     for (int i = 0; i < 16; ++i) name += kDigits[random() % 16];
@@ -382,9 +420,19 @@ class OutputFile {
       if (code != EEXIST || tries == 100) fail(code);
     }
     if (!replaces) return;
-    // The owner first: a change of it may take permissions away. Only some users may change it.
-    const bool is_owners = ::fchown(file_, old.st_uid, old.st_gid) == 0;
-    ::fchmod(file_, old.st_mode & (is_owners ? 07777 : 0777));
+    // The owner first: a change of it may take permissions away. Only some users may change it. What
+    // the old file's group may do, another group may not.
+    constexpr uid_t kUnchanged = static_cast<uid_t>(-1);
+    mode_t kept = 07777;
+    if (::fchown(file_, old.st_uid, old.st_gid) != 0) {
+      kept = 0777;
+      struct stat now {};
+      if (::fchown(file_, kUnchanged, old.st_gid) != 0 &&
+          (::fstat(file_, &now) != 0 || now.st_gid != old.st_gid)) {
+        kept = 0707;
+      }
+    }
+    ::fchmod(file_, old.st_mode & kept);
   }
 
   void put(std::string_view bytes) {
@@ -416,8 +464,21 @@ class OutputFile {
     } else if (::link(temporary_.c_str(), target_.c_str()) == 0) {
       ::unlink(temporary_.c_str());
     } else if (errno == EEXIST || !rename_to_free_name()) {
-      if (errno == EEXIST) fail_as_there();
-      fail(errno);
+      switch (errno) {
+        case EEXIST: fail_as_there();
+        case EINVAL:
+        case ENOSYS:
+        case EPERM:
+        case ENOTSUP:
+#if EOPNOTSUPP != ENOTSUP
+        case EOPNOTSUPP:
+#endif
+          // The file system knows neither way. A file that appears between these two lines is lost.
+          check_target();
+          if (::rename(temporary_.c_str(), target_.c_str()) == 0) break;
+          [[fallthrough]];
+        default: fail(errno);
+      }
     }
     detail::TemporaryFiles::release(place_);
     place_ = -1;
@@ -432,6 +493,7 @@ class OutputFile {
 #elif defined(__APPLE__)
     return ::renamex_np(temporary_.c_str(), target_.c_str(), RENAME_EXCL) == 0;
 #else
+    errno = ENOSYS;
     return false;
 #endif
   }
@@ -449,6 +511,7 @@ class OutputFile {
   std::string path_;
   bool force_;
   Inputs inputs_;
+  std::string overwriting_;
   std::filesystem::path target_, temporary_;
   std::string buffer_;
 };

@@ -125,6 +125,28 @@ inline std::string dump(const nlohmann::json& json, int indent = -1) {
   return json.dump(indent, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
+// Parses JSON that comes from outside. Of arrays and objects in one another, only `most_depth` are kept,
+// since copying and writing JSON recurses; `too_deep` tells whether there were more. `name` is the
+// text's in errors: "the line".
+inline nlohmann::json parse_json(const std::string& text, const std::string& name, int most_depth,
+                                 bool& too_deep) {
+  using Event = nlohmann::json::parse_event_t;
+  too_deep = false;
+  // The parser itself does not recurse. What it drops here is never built.
+  const auto keep = [&](int depth, Event event, nlohmann::json&) {
+    const bool opens = event == Event::object_start || event == Event::array_start;
+    if (opens && depth >= most_depth) too_deep = true;
+    return !too_deep || !opens;
+  };
+  try {
+    return nlohmann::json::parse(text, keep);
+  } catch (const nlohmann::json::parse_error& error) {
+    throw std::runtime_error(name + " is not valid JSON at byte " + std::to_string(error.byte));
+  } catch (const nlohmann::json::out_of_range&) {
+    throw std::runtime_error(name + " has a number that is too large");
+  }
+}
+
 inline bool is_terminal(std::FILE* file) {
 #ifdef _WIN32
   return _isatty(_fileno(file)) != 0;

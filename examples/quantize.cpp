@@ -15,7 +15,8 @@ int main(int argc, char** argv) {
                             "Format of the output matrix (default: as the type says)");
   program::add_block_format(app, "--expert-type", options.expert_type,
                             "Format of the experts' matrices (default: as the type says)");
-  program::add_path(app, "--importance", importance_path, "What score --importance has written");
+  CLI::Option* with_importance = program::add_path(app, "--importance", importance_path,
+                                                   "What score --importance has written");
   app.add_flag("--pure", options.pure, "All matrices in the same format, no mixture");
   program::add_threads(app, threads);
   app.add_flag("--force", force, "Overwrite the output if it is a file that is there");
@@ -24,7 +25,7 @@ int main(int argc, char** argv) {
     program::GgufFile file(output, force, {input, {importance_path}});
     const auto checkpoint = program::value(mixtral::open_checkpoint(input.c_str()));
     std::optional<mixtral::Importance> importance;
-    if (!importance_path.empty()) {
+    if (*with_importance) {
       const auto bytes = program::value(mixtral::Bytes::map_file(importance_path.c_str()));
       auto read = mixtral::Importance::read({bytes.data(), bytes.size()}, checkpoint.config);
       if (!read) throw std::runtime_error("'" + importance_path + "': " + read.error().message());

@@ -27,11 +27,15 @@ class Request {
   Request(const std::string& line, nlohmann::json& id) : fields_(parse(line, id)) {
     for (const auto& [name, value] : fields_.items()) {
       if (std::find(kNames.begin(), kNames.end(), name) == kNames.end()) {
-        throw std::runtime_error("a request has no \"" + start_of(name) + "\"");
+        throw std::runtime_error("unknown field \"" + start_of(name) + "\"; a request may have " +
+                                 all_names());
       }
     }
-    if (has("prompt") == has("user")) {
-      throw std::runtime_error("a request must have a \"prompt\" or a \"user\" message");
+    if (has("prompt") && has("user")) {
+      throw std::runtime_error("a request must have either \"prompt\" or \"user\", not both");
+    }
+    if (!has("prompt") && !has("user")) {
+      throw std::runtime_error("a request must have either \"prompt\" or \"user\"");
     }
   }
 
@@ -60,15 +64,8 @@ class Request {
       "stop", "regex",  "grammar", "json_schema", "choices"};
 
   static nlohmann::json parse(const std::string& line, nlohmann::json& id) {
-    using Event = nlohmann::json::parse_event_t;
     bool too_deep = false;
-    // The parser itself is not recursive. What it drops here is never built.
-    const auto keep = [&](int depth, Event event, nlohmann::json&) {
-      const bool opens = event == Event::object_start || event == Event::array_start;
-      if (opens && depth >= kMaxDepth) too_deep = true;
-      return !too_deep || !opens;
-    };
-    nlohmann::json request = nlohmann::json::parse(line, keep);
+    nlohmann::json request = parse_json(line, "the line", kMaxDepth, too_deep);
     if (request.is_object()) {
       const auto found = request.find("id");
       if (found != request.end() && !(too_deep && found->is_structured())) id = *found;
@@ -82,7 +79,13 @@ class Request {
   }
 
   static std::string start_of(const std::string& name) {
-    return name.size() <= 40 ? name : name.substr(0, 40) + "...";
+    return name.size() <= 40 ? name : first_bytes(name, 40) + "...";
+  }
+
+  static std::string all_names() {
+    std::string names;
+    for (const char* name : kNames) names += (names.empty() ? "" : ", ") + std::string(name);
+    return names;
   }
 
   static std::runtime_error wrong(const char* name, const std::string& expected) {
@@ -148,7 +151,8 @@ class Request {
         std::count_if(rules.begin(), rules.end(), [&](const char* name) { return has(name); });
     if (n > 1) {
       throw std::runtime_error(
-          "a request must have one of \"regex\", \"grammar\", \"json_schema\" and \"choices\"");
+          "a request may have at most one of \"regex\", \"grammar\", \"json_schema\" and "
+          "\"choices\"");
     }
     if (has("regex")) return value(mixtral::Grammar::from_regex(text_of("regex")));
     if (has("grammar")) return value(mixtral::Grammar::from_gbnf(text_of("grammar")));

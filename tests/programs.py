@@ -9,6 +9,7 @@ import os
 import pathlib
 import pty
 import re
+import shutil
 import signal
 import socket
 import stat
@@ -232,6 +233,28 @@ class EveryProgram(Case):
                 result = self.run_program(*arguments, code=2)
                 self.assertEqual(result.stderr.count(b"\n"), 1, result.stderr)
 
+    def test_one_of_several_options(self):
+        for arguments, words in (
+                (["complete"], "give one of --prompt, --prompt-file;"),
+                (["complete", "--prompt", "a", "--prompt-file", "b"],
+                 "only one of --prompt, --prompt-file may be given;"),
+                (["chat", "--regex", "a", "--choice", "b"],
+                 "only one of --choice, --regex, --grammar, --json-schema may be given;")):
+            error = self.run_program(*arguments, code=2).stderr.decode()
+            self.assertTrue(error.startswith(f"{self.path_of(arguments[0]).name}: {words}"), error)
+
+    def test_an_empty_value_is_a_value(self):
+        empty = [["complete", "--prompt", "a", option, ""] for option in ("--grammar", "--json-schema")]
+        empty += [["chat", "--grammar", ""], ["complete", "--prompt-file", ""],
+                  ["quantize", "--input", MODEL, "--output", self.folder / "x", "--type", "Q8_0",
+                   "--importance", ""]]
+        for command in empty:
+            with self.subTest(command):
+                self.assertIn("''", self.error_of(*command))
+        answer = self.json_of("complete", "--prompt", "Once", "--regex", "")
+        self.assertEqual((answer["text"], answer["stop_reason"]), ("", "grammar_end"))
+        self.assertEqual(list(self.folder.iterdir()), [])
+
     def test_errors_give_1_and_one_line(self):
         not_a_model = self.file("not-a-model.gguf", b"this is no model")
         prompt = self.file("prompt.txt", b"Once")
@@ -332,6 +355,13 @@ class Complete(Case):
         for answer in answers:
             self.assertIn(json.loads(answer)["text"], ("Yes.", "No."))
         self.assertEqual(len(answers), 2)
+
+    def test_an_error_on_the_way_begins_a_line(self):
+        grammar = self.file("g.gbnf", b'root ::= "a" root "b" | "a" root "c" | "a" root "d" | "e"\n')
+        result = self.run_program("complete", "--prompt", "Once", "--grammar", grammar,
+                                  "--max-tokens", 2000, "--temperature", 0, code=1)
+        self.assertRegex(result.stdout, rb"^a+\n$")
+        self.assertRegex(result.stderr, rb"^[^\n]+\n$")
 
     def test_random_seed_is_told_and_repeats(self):
         first = self.json_of("complete", "--prompt", "Once", "--max-tokens", 20)
@@ -489,6 +519,26 @@ class Chat(Case):
                     self.assertEqual([a["tokens"] for a in answers],
                                      [a["tokens"] for a in expected])
 
+    def test_instructions_are_blamed_only_if_there_are_any(self):
+        self.assertIn("chat: an empty question has", self.error_of("chat", "--context", 8))
+
+    def test_what_save_may_never_replace_is_told_at_once(self):
+        link = self.folder / "link"
+        link.symlink_to(self.file("precious", b"precious"))
+        for path, words in ((link, "symbolic link"), (MODEL, "is the input")):
+            for command in ("/save", "/save!"):
+                told = self.run_program("chat", text=f"{command} {path}\n".encode()).stderr.decode()
+                self.assertIn(words, told)
+                self.assertNotIn("replaces", told)
+
+    def test_files_that_cannot_be_loaded_are_not_taken_for_models(self):
+        os.mkfifo(self.folder / "pipe")
+        self.file("empty", b"")
+        for name, words in (("empty", "is empty"), ("pipe", "is a pipe (FIFO), not a file")):
+            path = self.folder / name
+            told = self.run_program("chat", text=f"/load {path}\n".encode()).stderr.decode()
+            self.assertEqual(told, f"chat: '{path}' {words}\n")
+
     def test_saving_overwrites_nothing_unasked(self):
         path = self.file("precious", b"precious")
         fixed = ["chat", "--max-tokens", 3, "--seed", 1]
@@ -561,7 +611,23 @@ class Tokenize(Case):
             with self.subTest(text):
                 self.error_of("tokenize", "--model", MODEL, "--decode", text=text)
         message = self.error_of("tokenize", "--model", MODEL, "--jsonl", text=b'"a"\n17\n')
-        self.assertIn("line 2", message)
+        self.assertIn("line 2: the line must be a JSON string", message)
+        for arguments, text, words in (
+                (["--decode"], b"[1, 2", "the input is not valid JSON at byte 6"),
+                (["--decode"], b"[1e999]", "the input has a number that is too large"),
+                (["--jsonl"], b'"a"\nb\n', "line 2: the line is not valid JSON at byte 1")):
+            self.assertIn(words, self.error_of("tokenize", "--model", MODEL, *arguments, text=text))
+
+    def test_deep_json_is_refused(self):
+        deep = b"[" * 200000 + b"]" * 200000
+        objects = b'[{"a":' * 100000 + b"1" + b"}]" * 100000
+        for text in (deep, b"[" + deep + b"]", b"[1,%s]" % objects):
+            for arguments, words in ((["--decode"], "the input must be one array of whole numbers"),
+                                     (["--decode", "--jsonl"], "the line must be one array of whole"),
+                                     (["--jsonl"], "the line must be a JSON string")):
+                message = self.error_of("tokenize", "--model", MODEL, *arguments, text=text)
+                self.assertIn(words, message)
+                self.assertLess(len(message), 200)
 
 
 class Gguf:
@@ -1042,14 +1108,15 @@ class OutputFiles(Case):
     def test_a_file_of_a_model_folder_or_a_part_is_never_an_output(self):
         folder = self.folder / "model"
         folder.mkdir()
-        for name in ("config.json", "model.safetensors", "tokenizer.model", "q.gguf"):
+        for name in ("config.json", "model.safetensors", "tokenizer.model", "w.dat", "q.gguf"):
             (folder / name).write_bytes(name.encode())
         os.link(folder / "model.safetensors", self.folder / "elsewhere")
         for i in (1, 2):
             self.file(f"x-0000{i}-of-00002.gguf", b"part")
         refused = [(model, output) for model in (folder, folder / "model.safetensors")
                    for output in (folder / "config.json", folder / "model.safetensors",
-                                  folder / "tokenizer.model", self.folder / "elsewhere")]
+                                  folder / "tokenizer.model", folder / "w.dat",
+                                  self.folder / "elsewhere")]
         refused.append((self.folder / "x-00001-of-00002.gguf", self.folder / "x-00002-of-00002.gguf"))
         for model, output in refused:
             with self.subTest(f"{model} {output}"):
@@ -1080,6 +1147,79 @@ class OutputFiles(Case):
         self.assertEqual(run.wait(), 1)
         self.assertEqual(path.read_bytes(), b"precious")
         self.assertEqual(self.names(), ["out.gguf"])
+
+    def test_two_outputs_are_two_files(self):
+        (self.folder / "also").symlink_to(self.folder)
+        text = self.file("text.txt", b"Once upon a time")
+        same = self.folder / "same"
+        inspect = ["inspect", "--model", MODEL, "--tokens", "1,2", "--force"]
+        for content in (None, b"precious"):
+            if content:
+                same.write_bytes(content)
+            for other in (same, f"{self.folder}/./same", self.folder / "also" / "same"):
+                for command in (["--logits", same, "--router", other],
+                                ["--logits", same, "--text-file", text, "--router-stats", other],
+                                ["--router", same, "--text-file", text, "--router-stats", other]):
+                    with self.subTest(command):
+                        self.assertRegex(self.error_of(*inspect, *command),
+                                         "'[^']*same' (is given twice|and '[^']*same' are the same)")
+                        self.assertEqual(same.read_bytes() if content else None, content)
+        self.run_program(*inspect, "--logits", same, "--router", self.folder / "other")
+        self.assertEqual(self.names(), ["also", "other", "same", "text.txt"])
+
+    def test_file_systems_without_second_names(self):
+        if subprocess.run(["sh", "-c", "strace -o /dev/null true"], capture_output=True).returncode != 0:
+            self.skipTest("there is no strace, or it may not trace")
+        path = self.folder / "out"
+        command = ["inspect", "--model", MODEL, "--tokens", "1,2", "--logits", path]
+        # The sanitizer's search for leaks traces the process itself.
+        env = {**os.environ, "ASAN_OPTIONS": os.environ.get("ASAN_OPTIONS", "") + ":detect_leaks=0"}
+        for code in ("EINVAL", "ENOSYS", "EPERM", "EOPNOTSUPP", "EIO"):
+            with self.subTest(code):
+                traced = subprocess.run(
+                    ["strace", "-f", "-o", "/dev/null", "-e", "trace=link,linkat,renameat2", "-e",
+                     f"inject=link,linkat,renameat2:error={code}", self.path_of("inspect"),
+                     *map(str, command[1:])], capture_output=True, env=env, timeout=300)
+                self.assertEqual(traced.returncode, code == "EIO", traced.stderr)
+                self.assertEqual(self.names(), [] if code == "EIO" else ["out"])
+                if code != "EIO":
+                    self.assertIn("--force", self.error_of(*command))
+                    path.unlink()
+
+    def test_a_signal_ends_the_first_process_of_a_container(self):
+        unshare = ["unshare", "--pid", "--fork"]
+        if subprocess.run(["sh", "-c", " ".join(unshare) + " true"], capture_output=True).returncode != 0:
+            self.skipTest("there is no unshare, or it is not allowed")
+        run = subprocess.Popen(
+            [*unshare, self.path_of("quantize"), "--input", MODEL, "--output", self.folder / "out.gguf",
+             "--type", "Q2_K", "--threads", "1"], stderr=subprocess.DEVNULL)
+        self.addCleanup(run.kill)
+        while run.poll() is None and not list(self.folder.glob("*.part")):
+            time.sleep(0.001)
+        child, = pathlib.Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+        try:
+            os.kill(int(child), signal.SIGTERM)
+            self.assertEqual(run.wait(60), 128 + signal.SIGTERM)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(child), signal.SIGKILL)
+        self.assertEqual(self.names(), [])
+
+    @unittest.skipIf(os.geteuid() != 0, "only the superuser may run programs as others")
+    def test_another_group_does_not_inherit_the_old_one_s_permissions(self):
+        self.folder.chmod(0o777)  # with all that another user needs, who may not look where this build is
+        inspect = shutil.copy(self.path_of("inspect"), self.folder / "inspect")
+        model = shutil.copy(MODEL, self.folder / "m.gguf")
+        # One of the old group hands on what the group may do.
+        for group, others, mode in ((0, [], 0o604), (12346, [12346], 0o664)):
+            path = self.file("out", b"precious")
+            os.chown(path, 0, group)
+            path.chmod(0o664)
+            subprocess.run([inspect, "--model", model, "--tokens", "1,2", "--logits", path, "--force"],
+                           check=True, capture_output=True, user=12345, group=12345,
+                           extra_groups=others)
+            self.assertEqual((path.stat().st_gid, path.stat().st_mode & 0o7777),
+                             (group if others else 12345, mode))
 
     def test_signals_leave_nothing_and_end_the_run(self):
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE,
@@ -1306,9 +1446,16 @@ class BatchServe(Case):
         answers = self.answers([{"id": 1, "prompt": "a", "max_token": 3},
                                 {"id": 2, "prompt": "a", "x" * 1000: 3},
                                 {"id": 3, "prompt": "a", "regex": "a", "choices": ["b"]}])
-        for answer, words in zip(answers, ('"max_token"', '"xxx', "one of")):
+        for answer, words in zip(answers, ('unknown field "max_token"; a request may have id, prompt, user',
+                                           '"xxx', "at most one of")):
             self.assertIn(words, answer["error"])
             self.assertLess(len(answer["error"]), 200)
+        answers = self.answers([{"id": 1}, {"id": 2, "prompt": "a", "user": "b"}, '{"id": 3, "prompt"}',
+                                {"id": 4, "prompt": "a", "x" + "\u00e9" * 30: 3}])
+        self.assertEqual(answers[0]["error"], 'a request must have either "prompt" or "user"')
+        self.assertEqual(answers[1]["error"], 'a request must have either "prompt" or "user", not both')
+        self.assertEqual(answers[2]["error"], "the line is not valid JSON at byte 19")
+        self.assertIn('"x' + "\u00e9" * 19 + '..."', answers[3]["error"])
 
     def test_what_is_no_error(self):
         most = {"max_tokens": 2**32 - 1, "seed": 2**64 - 1, "temperature": 1000, "stop": []}
@@ -1349,7 +1496,7 @@ class BatchServe(Case):
                 *refused, last = self.on_small_stack(lines + [after])
                 self.assertEqual([answer["id"] for answer in refused], ids)
                 for answer in refused:
-                    self.assertRegex(answer["error"], "nested more than 128|parse error")
+                    self.assertRegex(answer["error"], "nested more than 128|not valid JSON")
                 self.assertEqual((last["id"], last["generated_tokens"]), ("after", 2))
         # Up to the limit, and in texts, there may be brackets.
         depth = json.loads(nested(127))
@@ -1423,7 +1570,7 @@ class Npc(Case):
         # There is one, at least.
         for seconds in (0.001, 1e-300):
             text = self.run_program("npc", "--seconds", seconds).stdout.decode()
-            self.assertIn("1 frames", text)
+            self.assertIn("1 frame:", text)
 
     def test_examples_are_short(self):
         for name in ("npc", "editor_complete", "batch_serve", "job_system"):

@@ -48,7 +48,7 @@ class Error {
   const char* message() const noexcept { return text_; }
 
  private:
-  // Of a text that was cut, the last character, unless all its bytes are there.
+  // Removes the last character if the cut left only some of its bytes.
   void drop_half_character() noexcept {
     std::size_t begin = kMaxLength - 1;
     const auto byte = [&] { return static_cast<unsigned char>(text_[begin]); };

@@ -3,10 +3,11 @@
 this system: Windows (MinGW-w64 and Wine) and WebAssembly (Emscripten and Node).
 
 embed_minimal, with the single header, goes to both. With --complete, so does examples/complete.cpp, with the
-headers of the tree, to Windows. Leaves out, and says so, what there is no compiler or emulator for, unless
---require.
+headers of the tree, to Windows. With --programs, all programs' sources are checked for Windows by its compiler,
+and not built. Leaves out, and says so, what there is no compiler or emulator for, unless --require.
 """
 import argparse
+import concurrent.futures
 import os
 import pathlib
 import shutil
@@ -19,6 +20,9 @@ sys.path.insert(0, str(ROOT / "tests"))
 import emulated  # noqa: E402
 
 MODEL = ROOT / "examples" / "models" / "tiny-mixtral-Q8_0.gguf"
+# As the builds set them.
+DEFINITIONS = ["-DMIXTRAL_HEADERS_ONLY", f'-DMIXTRAL_SOURCE_MODEL="{MODEL}"',
+               f'-DMIXTRAL_INSTALLED_MODEL="../share/mixtral/{MODEL.name}"']
 PROMPTS = ["Once upon a time", "One day, a little dog", "Tom and Zoe said"]
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wshadow", "-Werror"]
 MINGW = "x86_64-w64-mingw32-g++-posix"
@@ -43,8 +47,8 @@ def run(command, **options):
 def compile_program(compiler, flags, include, sources, own, output):
     """`own` is the folder of the headers, `include` those of what they need: after the compiler's own."""
     others = [part for path in include for part in ("-idirafter", path)]
-    run([compiler, "-std=c++17", *flags, "-DMIXTRAL_HEADERS_ONLY", f'-DMIXTRAL_BUNDLED_MODEL="{MODEL}"',
-         f"-I{ROOT / own}", *others, *[ROOT / "examples" / source for source in sources], "-o", output])
+    run([compiler, "-std=c++17", *flags, *DEFINITIONS, f"-I{ROOT / own}", *others,
+         *[ROOT / "examples" / source for source in sources], "-o", output])
 
 
 def compare(program, emulator, native, arguments, env):
@@ -80,6 +84,18 @@ def windows(arguments, folder, name, sources, own, command):
                 break
 
 
+def windows_programs(arguments):
+    """Two at a time. The kernels are left to embed_minimal, which has them, too."""
+    def check(source):
+        flags = [*MINGW_FLAGS, f"-I{ROOT / 'examples'}", "-fsyntax-only"]  # limits.cpp includes itself
+        compile_program(MINGW, flags, arguments.include, [source], "include", os.devnull)
+    sources = [path.name for path in sorted((ROOT / "examples").glob("*.cpp"))
+               if path.name not in ("embed_minimal.cpp", "kernels.cpp")]
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        for _ in pool.map(check, sources):
+            pass
+
+
 def web_assembly(arguments, folder):
     (folder / "memory_resource").write_text(emulated.MEMORY_RESOURCE)
     program = folder / "embed_minimal.js"
@@ -94,22 +110,28 @@ def main():
                         help="where this system's programs are")
     parser.add_argument("--include", nargs="*", default=["/usr/include/eigen3", "/usr/include"])
     parser.add_argument("--complete", action="store_true", help="complete.cpp, too")
+    parser.add_argument("--programs", action="store_true", help="check that all programs compile for Windows")
     parser.add_argument("--require", action="store_true", help="fail if a system is left out")
     arguments = parser.parse_args()
+    same_text = "the same text as here"
     checks = [
-        ("embed_minimal for Windows", [MINGW, wine() or "wine64"],
+        ("embed_minimal for Windows", same_text, [MINGW, wine() or "wine64"],
          lambda folder: windows(arguments, folder, "embed_minimal", ["embed_minimal.cpp"], "single_include",
                                 lambda prompt: [MODEL, prompt])),
-        ("embed_minimal for WebAssembly", ["em++", "node"], lambda folder: web_assembly(arguments, folder)),
+        ("embed_minimal for WebAssembly", same_text, ["em++", "node"],
+         lambda folder: web_assembly(arguments, folder)),
     ]
     if arguments.complete:
         sources = ["complete.cpp", "implementation.cpp", "kernels.cpp"]
-        checks.append(("complete for Windows", [MINGW, wine() or "wine64"],
+        checks.append(("complete for Windows", same_text, [MINGW, wine() or "wine64"],
                        lambda folder: windows(arguments, folder, "complete", sources, "include",
                                               lambda prompt: ["--model", MODEL, "--temperature", "0",
                                                               "--threads", "2", "--prompt", prompt])))
+    if arguments.programs:
+        checks.append(("all programs for Windows", "they compile", [MINGW],
+                       lambda folder: windows_programs(arguments)))
     failed = 0
-    for name, tools, check in checks:
+    for name, good, tools, check in checks:
         missing = [tool for tool in tools if shutil.which(tool) is None]
         if missing:
             print(f"other systems: {name} left out, there is no {' or '.join(missing)}", flush=True)
@@ -118,7 +140,7 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             try:
                 check(pathlib.Path(folder))
-                print(f"other systems: {name}: the same text as here", flush=True)
+                print(f"other systems: {name}: {good}", flush=True)
             except (Failed, subprocess.TimeoutExpired) as problem:
                 print(f"other systems: {name}: {problem}", flush=True)
                 failed += 1

@@ -84,7 +84,7 @@ inline Status check_is_file(const char* path, const PathStatus& status) {
     return Error(ErrorCode::io, "'%s' %s", ShortName(path).text(), kind_text(status.kind));
   }
   if (status.size == 0) {
-    return Error(ErrorCode::io, "'%s' is empty (incomplete download?)", ShortName(path).text());
+    return Error(ErrorCode::io, "'%s' is empty", ShortName(path).text());
   }
   if (status.size > std::numeric_limits<std::size_t>::max() / 2) {
     return Error(ErrorCode::io, "'%s' has %llu bytes, more than this machine has addresses for",

@@ -40,7 +40,7 @@ struct PathStatus {
 inline const char* kind_text(PathKind kind) noexcept {
   switch (kind) {
     case PathKind::folder: return "is a folder, not a file; name a file in it";
-    case PathKind::pipe: return "is a pipe (FIFO), not a file; models cannot be streamed";
+    case PathKind::pipe: return "is a pipe (FIFO), not a file";
     case PathKind::socket: return "is a socket, not a file";
     case PathKind::device: return "is a device, not a file";
     default: return "is not a regular file";
