@@ -4359,7 +4359,7 @@ class Error {
   const char* message() const noexcept { return text_; }
 
  private:
-  // Of a text that was cut, the last character, unless all its bytes are there.
+  // Removes the last character if the cut left only some of its bytes.
   void drop_half_character() noexcept {
     std::size_t begin = kMaxLength - 1;
     const auto byte = [&] { return static_cast<unsigned char>(text_[begin]); };
@@ -7476,7 +7476,7 @@ struct PathStatus {
 inline const char* kind_text(PathKind kind) noexcept {
   switch (kind) {
     case PathKind::folder: return "is a folder, not a file; name a file in it";
-    case PathKind::pipe: return "is a pipe (FIFO), not a file; models cannot be streamed";
+    case PathKind::pipe: return "is a pipe (FIFO), not a file";
     case PathKind::socket: return "is a socket, not a file";
     case PathKind::device: return "is a device, not a file";
     default: return "is not a regular file";
@@ -7695,7 +7695,7 @@ inline Status check_is_file(const char* path, const PathStatus& status) {
     return Error(ErrorCode::io, "'%s' %s", ShortName(path).text(), kind_text(status.kind));
   }
   if (status.size == 0) {
-    return Error(ErrorCode::io, "'%s' is empty (incomplete download?)", ShortName(path).text());
+    return Error(ErrorCode::io, "'%s' is empty", ShortName(path).text());
   }
   if (status.size > std::numeric_limits<std::size_t>::max() / 2) {
     return Error(ErrorCode::io, "'%s' has %llu bytes, more than this machine has addresses for",

@@ -1732,7 +1732,7 @@ class FolderReader {
   static constexpr const char* kIndex = "model.safetensors.index.json";
 
   std::string path(const std::string& name) const { return folder_ + "/" + name; }
-  // The same for error texts, so short that they have room for the rest.
+  // Returns the path shortened for error messages, so that they have room for the rest.
   std::string shown(const std::string& name) const { return ShortName(path(name)).text(); }
   std::string shown_folder() const { return ShortName(folder_).text(); }
 
