@@ -99,7 +99,7 @@ inline bool is_of_model(const fs::path& output, const fs::path& model) {
   const bool is_folder = fs::is_directory(model, ignored);
   // An index may give the files of a model folder any names. GGUF files there are others' results.
   const bool is_in_folder = is_folder || is_of_model_folder(name);
-  // Of NAME-00001-of-00007.gguf, all parts have the name's beginning and end.
+  // All parts of NAME-00001-of-00007.gguf have the name's beginning and end.
   constexpr std::size_t kNumberAndEnd = 19, kNumber = 5;
   const std::size_t at = name.size() > kNumberAndEnd ? name.size() - kNumberAndEnd : 0;
   const std::string_view beginning = std::string_view(name).substr(0, at);
@@ -324,7 +324,7 @@ class OutputFile {
     if (!force_) fail_as_there();
   }
 
-  // Of the output's name 200 bytes, at most, so that the whole is no longer than systems allow.
+  // Keeps at most 200 bytes of the output's name, so that the whole is no longer than systems allow.
   std::filesystem::path random_name() const {
     static constexpr char kDigits[] = "0123456789abcdef";
     std::string name = first_bytes(target_.filename().u8string(), 200);

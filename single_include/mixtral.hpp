@@ -5791,7 +5791,8 @@ namespace mixtral {
 //  7. min_p                 the tokens at least p times as probable as the best (Nguyen et al. 2024).
 //  8. temperature           logits / temperature, then a draw from their softmax.
 //
-// Steps 5 to 7 see probabilities renormalised over what is left. At least one token always is, if one is allowed.
+// Steps 5 to 7 see probabilities renormalised over what is left, which is at least one token if one is
+// allowed.
 struct SamplingOptions {
   float temperature = 0.0f;         // 0: greedy
   std::uint32_t top_k = 0;          // 0: off
@@ -6151,7 +6152,7 @@ class Generation {
   Token token() const noexcept;
   // Natural logarithm of the token's probability under the model, before any sampling option.
   double log_probability() const noexcept;
-  // What went wrong, if stop_reason() is error or cancelled.
+  // What went wrong, if stop_reason() is error or cancelled, or if the last call was refused.
   const Error& error() const noexcept;
 
   // Input iterator over the pieces that are not empty.
@@ -6348,10 +6349,11 @@ class Session {
   // values. Errors: io if `write` fails.
   Status save(ByteWriter write) const;
 
-  // Makes this session what the saved one was, or what the session of a saved generation was. Nothing changes on errors that the first bytes show:
-  // bad_format (no saved session, or of another version), invalid_argument (of another model or another
-  // kv_format), context_full (longer than the context). After others it is empty: bad_format (damaged),
-  // io (`read` fails), context_full (forks have taken all room for keys and values).
+  // Makes this session what the saved one was, or what the session of a saved generation was. Nothing
+  // changes on errors that the first bytes show: bad_format (no saved session, or of another version),
+  // invalid_argument (of another model or another kv_format), context_full (longer than the context). After
+  // others it is empty: bad_format (damaged), io (`read` fails), context_full (forks have taken all room
+  // for keys and values).
   Status load(ByteReader read);
 
   // True if logits() may be called: something was evaluated and nothing appended since.

@@ -100,7 +100,7 @@ class Generation {
   Token token() const noexcept;
   // Natural logarithm of the token's probability under the model, before any sampling option.
   double log_probability() const noexcept;
-  // What went wrong, if stop_reason() is error or cancelled.
+  // What went wrong, if stop_reason() is error or cancelled, or if the last call was refused.
   const Error& error() const noexcept;
 
   // Input iterator over the pieces that are not empty.

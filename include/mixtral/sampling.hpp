@@ -32,7 +32,8 @@ namespace mixtral {
 //  7. min_p                 the tokens at least p times as probable as the best (Nguyen et al. 2024).
 //  8. temperature           logits / temperature, then a draw from their softmax.
 //
-// Steps 5 to 7 see probabilities renormalised over what is left. At least one token always is, if one is allowed.
+// Steps 5 to 7 see probabilities renormalised over what is left, which is at least one token if one is
+// allowed.
 struct SamplingOptions {
   float temperature = 0.0f;         // 0: greedy
   std::uint32_t top_k = 0;          // 0: off

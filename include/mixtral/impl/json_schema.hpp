@@ -95,7 +95,7 @@ null ::= "null"
     if (blanks_) out_ += "ws ::= (\" \" | \"\\n\" \" \"{0,20})?\n";
   }
 
-  // Of what an error tells, so that long names leave room for what is wrong with them.
+  // The most bytes of a name or value that an error quotes; the rest is left for what is wrong with it.
   static constexpr std::size_t kMostTold = 240;
 
   static Error unsupported(const std::string& what) {
