@@ -13344,10 +13344,6 @@ class Workspace {
     n_wanted_ = n;
     failed_ = nullptr;
     pass_survives_call_ = false;
-    for (std::size_t i = 0; i < n; ++i) {
-      Branch& branch = *wanted_[i];
-      if (branch.n_pending() == 0) branch.n_cancels_seen = branch.cancels.load();
-    }
     bool ran = false;
     while (!is_cancelled()) {
       if (!running_) {

@@ -497,6 +497,10 @@ TEST_CASE("generation: a saved one goes on to the same text, wherever it was sav
         value(mixtral::Grammar::from_gbnf("root ::= list\nlist ::= \"(\" item (\",\" item)* "
                                           "\")\"\nitem ::= list | [a-z \u00E9]{1,9}"));
   }
+  SUBCASE("with a grammar in the middle of rules within rules") {
+    options.grammar = value(mixtral::Grammar::from_gbnf(
+        "root ::= \"x\" a \"y\"{3}\na ::= \"(\" b \")\" \".\"\nb ::= \"[\" [a-z]{20} \"]\" \";\""));
+  }
   SUBCASE("with half characters") {
     options.grammar =
         value(mixtral::Grammar::from_gbnf("root ::= [\u4E00-\u4FFF\U0001F600]{12,20}"));
