@@ -43,6 +43,7 @@ SOURCES = ["examples/implementation.cpp", "examples/kernels.cpp"]
 EQUIVALENT = pathlib.Path(__file__).resolve().parent / "equivalent_mutants.txt"
 # For one SIMD level, that of this CPU, with the optimisation that compiles soonest.
 FLAGS = ["-O1", "-march=native", "-DMIXTRAL_HEADERS_ONLY"]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1"]
 MEMORY_BYTES = 8 << 30
 MOST_MUTANTS = 1 << 14
 # A mutant may make a loop endless. Other processes may take the machine's time meanwhile.
@@ -143,6 +144,7 @@ class Mutant:
         line_end = text.find(b"\n", begin)
         self.source = text[line_begin:line_end].decode().strip()
         self.number = None
+        self.written_begin = self.written_end = 0
         self.status = None
         self.by = ""
 
@@ -408,32 +410,58 @@ def closing(text, position):
 
 
 def switched_text(text, mutants):
-    """`text` with all mutants of it behind their switches. No line moves."""
+    """`text` with all mutants of it behind their switches, and sets where each lies there. No line moves."""
     edits = []  # (position, class, order, text): what closes comes before what opens, the inner before the outer
     removed = []
     for index, mutant in enumerate(mutants):
         size = mutant.end - mutant.begin
         prefix = mutant.prefix % mutant.number
-        edits.append((mutant.begin, 1, -size, index, prefix))
-        edits.append((mutant.end, 0, size, -index, mutant.suffix))
+        edits.append((mutant.begin, 1, -size, index, prefix, mutant))
+        edits.append((mutant.end, 0, size, -index, mutant.suffix, mutant))
         if mutant.token:
             removed.append((*mutant.token, ","))
         if mutant.second:
             at, name = mutant.second
-            edits.append((at, 1, 0, index, f"mixtral_mutant::on({mutant.number}) ? {name} : "))
+            edits.append((at, 1, 0, index, f"mixtral_mutant::on({mutant.number}) ? {name} : ", None))
     for begin, end, replacement in removed:
-        edits.append((begin, 2, 0, 0, replacement))
+        edits.append((begin, 2, 0, 0, replacement, None))
     edits.sort(key=lambda edit: edit[:4])
     skip = {begin: end for begin, end, _ in removed}
-    out, position = [], 0
-    for at, _, _, _, piece in edits:
-        out.append(text[position:at])
+    out, position = bytearray(), 0
+    for at, kind, _, _, piece, mutant in edits:
+        out += text[position:at]
         position = max(position, at)
-        out.append(piece.encode())
+        if mutant is not None and kind == 1:
+            mutant.written_begin = len(out)
+        out += piece.encode()
+        if mutant is not None and kind == 0:
+            mutant.written_end = len(out)
         if at in skip and piece == ",":
             position = skip[at]
-    out.append(text[position:])
-    return b"".join(out)
+    return bytes(out + text[position:])
+
+
+def culprits(output, written, by_path):
+    """The mutants that compiler errors point at: of those around the place the smallest, else all of the line."""
+    found = set()
+    for level in ("error:", "required from", ""):
+        for match in re.finditer(r"(include/mixtral/[^\s:]+):(\d+):(\d+):[^\n]*" + level, output):
+            path = pathlib.Path(match[1])
+            if path not in written:
+                continue
+            lines = written[path].split(b"\n")
+            line, column = int(match[2]) - 1, int(match[3]) - 1
+            if line >= len(lines):
+                continue
+            at = sum(len(part) + 1 for part in lines[:line]) + column
+            around = [m for m in by_path[path] if m.written_begin <= at < m.written_end]
+            if around:
+                found.add(min(around, key=lambda m: m.written_end - m.written_begin))
+            else:
+                found.update(m for m in by_path[path] if m.line == line + 1)
+        if found:
+            break
+    return found
 
 
 def run(command, seconds=None, **options):
@@ -442,10 +470,11 @@ def run(command, seconds=None, **options):
 
 
 class Build:
-    def __init__(self, folder):
+    def __init__(self, folder, sanitized):
         self.folder = folder
         self.tree = folder / "tree"
         self.build = folder / "build"
+        self.sanitized = sanitized
         self.program = self.build / "bin" / "mixtral_tests"
 
     def copy(self):
@@ -476,7 +505,7 @@ class Build:
     def configure(self, tests):
         self.write(self.tree / "mutant_switch.hpp", (SWITCH % {"count": MOST_MUTANTS}).encode())
         self.write(self.tree / "tests" / "mutant_listener_test.cpp", LISTENER.encode())
-        flags = " ".join([*FLAGS, "-w", "-Wno-narrowing"])
+        flags = " ".join([*FLAGS, "-w", "-Wno-narrowing", *(SANITIZERS if self.sanitized else [])])
         command = ["cmake", "-S", self.tree, "-B", self.build, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
                    "-DCMAKE_CXX_FLAGS_RELEASE=-DNDEBUG", f"-DCMAKE_CXX_FLAGS={flags}", "-DMIXTRAL_BUILD_EXAMPLES=OFF",
                    "-DMIXTRAL_INSTALL=OFF", f"-DMIXTRAL_TESTS={tests}"]
@@ -488,8 +517,9 @@ class Build:
         return run(["ninja", "-C", self.build, "-k", "0", "mixtral_tests"])
 
 
-def limit_memory():
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+def limit_memory(sanitized):
+    if not sanitized:  # whose shadow takes all addresses
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
@@ -527,7 +557,7 @@ def filter_of(names):
     return "-tc=" + ",".join(re.sub(r"[,\\\[\]]", "?", name) for name in names)
 
 
-def verdict(program, cases, names, number, folder):
+def verdict(build, cases, names, number):
     """("killed", by what) or ("survived", "")."""
     environment = dict(os.environ)
     if number is not None:
@@ -535,8 +565,8 @@ def verdict(program, cases, names, number, folder):
     for group in cases.groups(names):
         seconds = SECONDS_AT_LEAST + TIMES_SLOWER * sum(cases.seconds[name] for name in group)
         try:
-            done = run([program, "--abort-after=1", filter_of(group)], seconds, env=environment, cwd=folder,
-                       preexec_fn=limit_memory)
+            done = run([build.program, "--abort-after=1", filter_of(group)], seconds, env=environment,
+                       cwd=build.folder, preexec_fn=lambda: limit_memory(build.sanitized))
         except subprocess.TimeoutExpired:
             return "killed", f"no end after {seconds:.0f} s"
         if done.returncode != 0:
@@ -624,8 +654,8 @@ def choose(mutants, requests, seed):
 
 def compile_all(build, chosen, spare):
     """Builds with all chosen mutants; replaces what does not compile. Returns the mutants that are in."""
-    texts = {}
-    for _ in range(12):
+    texts, written = {}, {}
+    for _ in range(25):
         active = [m for group in chosen for m in group if not m.constant]
         for number, mutant in enumerate(active):
             mutant.number = number
@@ -634,7 +664,7 @@ def compile_all(build, chosen, spare):
             by_path[mutant.path].append(mutant)
         for path in {m.path for m in active} | set(texts):
             text = (ROOT / path).read_bytes()
-            texts[path] = switched_text(text, by_path[path])
+            texts[path] = written[path] = switched_text(text, by_path[path])
             if by_path[path]:
                 switch = build.tree / "mutant_switch.hpp"
                 texts[path] = f'#include "{switch}"\n#line 1\n'.encode() + texts[path]
@@ -642,21 +672,18 @@ def compile_all(build, chosen, spare):
         done = build.make()
         if done.returncode == 0:
             return active
-        places = set()
-        for match in re.finditer(r"([^\s:]*include/mixtral/[^\s:]+):(\d+)", done.stdout + done.stderr):
-            name = match[1][match[1].index("include/mixtral/"):]
-            places.add((name, int(match[2])))
-        bad = [m for m in active if (str(m.path), m.line) in places]
+        bad = culprits(done.stdout + done.stderr, written, by_path)
         if not bad:
             raise Failed(f"the tests do not build:\n{(done.stdout + done.stderr)[-6000:]}")
         print(f"  {len(bad)} do not compile and are replaced", flush=True)
-        dropped = {id(m) for m in bad}
+        for mutant in bad:
+            mutant.status = "does not compile"
         for group, rest in zip(chosen, spare):
             before = len(group)
-            group[:] = [m for m in group if id(m) not in dropped]
+            group[:] = [m for m in group if m not in bad]
             while len(group) < before and rest:
                 group.append(rest.pop(0))
-    raise Failed("the mutants do not compile after twelve tries")
+    raise Failed("the mutants do not compile after many tries")
 
 
 def main():
@@ -668,6 +695,8 @@ def main():
     parser.add_argument("--minutes", type=float, default=60, help="how long mutants are run (default 60)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--tests", default="*", help="names of files of tests, up to _test.cpp, separated by ;")
+    parser.add_argument("--sanitize", action="store_true",
+                        help="with the address and undefined-behaviour sanitizers, which see reading past an end")
     parser.add_argument("--folder", type=pathlib.Path, default=ROOT / "build" / "mutate", help="where to build")
     parser.add_argument("--json", type=pathlib.Path, help="writes every mutant and what became of it")
     parser.add_argument("--minimum", type=float, default=0, help="exit with 1 if fewer per cent are killed")
@@ -698,7 +727,7 @@ def main():
     if not any(chosen):
         return 0
 
-    build = Build(options.folder.resolve())
+    build = Build(options.folder.resolve(), options.sanitize)
     build.copy()
     build.configure(options.tests + (";mutant_listener" if options.tests != "*" else ""))
     start = time.monotonic()
@@ -731,7 +760,7 @@ def main():
         if not names:
             mutant.status, mutant.by = "survived", "no test reaches it"
             return
-        mutant.status, mutant.by = verdict(build.program, cases, names, mutant.number, build.folder)
+        mutant.status, mutant.by = verdict(build, cases, names, mutant.number)
 
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(judge, switched))
@@ -749,7 +778,7 @@ def main():
             mutant.status = "does not compile"
         else:
             names = cases.that_reach(numbers_of[mutant.path]) or sorted(cases.seconds, key=cases.seconds.get)
-            mutant.status, mutant.by = verdict(build.program, cases, names, None, build.folder)
+            mutant.status, mutant.by = verdict(build, cases, names, None)
         Build.write(target, with_switches)
     return report([m for group in chosen for m in group], options)
 
