@@ -222,6 +222,200 @@ TEST_CASE("quantize: importance moves the error to where it matters less") {
   }
 }
 
+// Rows of 512 whole numbers of up to ten bits times a power of two, and rows that are odd in some way. Nearly
+// all that the encoders add up of these is exact, whatever order compilers and vectors add it in.
+static std::vector<std::vector<float>> exact_rows() {
+  std::vector<std::vector<float>> rows;
+  std::uint32_t state = 1;
+  const auto whole = [&](std::uint32_t n) {  // from 0 to n - 1
+    state = state * 1664525u + 1013904223u;
+    return static_cast<int>((state >> 16) % n);
+  };
+  const auto row = [&](float unit, auto&& number) {
+    rows.emplace_back(512);
+    for (std::size_t i = 0; i < 512; ++i) {
+      rows.back()[i] = static_cast<float>(number(static_cast<int>(i))) * unit;
+    }
+  };
+  const auto bell = [&](int) { return whole(256) + whole(256) + whole(256) + whole(256) - 510; };
+  for (int i = 0; i < 6; ++i) row(0x1p-12f, bell);
+  row(0x1p-10f, [&](int) { return whole(1023) - 511; });
+  row(0x1p-10f, [&](int) { return whole(941) + 67; });
+  row(0x1p-10f, [&](int) { return -whole(971) - 53; });
+  row(0x1p-8f, [&](int i) { return bell(i) / (1 + i / 16 % 7 * 3); });  // scales that differ
+  row(0x1p-8f, [&](int i) { return i / 32 % 3 == 0 ? 0 : bell(i); });   // nothing here and there
+  row(0x1p-8f, [&](int i) { return i % 37 == 0 ? 499 : whole(61) - 30; });  // spikes of either sign
+  row(0x1p-8f, [&](int i) { return i % 41 == 0 ? -499 : whole(61) - 30; });
+  row(0x1p-20f, bell);  // scales are small, or too small for half precision
+  row(0x1p-32f, bell);
+  row(0x1p-52f, bell);
+  row(0x1p+6f, bell);
+  row(0x1p-4f, [](int) { return 3; });
+  row(0x1p-4f, [](int) { return -3; });
+  row(1.0f, [](int) { return 0; });
+  return rows;
+}
+
+TEST_CASE("quantize: rows of whole numbers are encoded to the same bytes everywhere") {
+  // FNV-1a of all rows. Files quantised from the same weights stay the same as long as these do; the test
+  // of Gaussian numbers tells whether other bytes are better ones.
+  struct Expected {
+    BlockFormat format;
+    std::uint64_t plain, weighted;
+  };
+  static constexpr Expected kExpected[] = {
+      {BlockFormat::f32, 0xa61d7492eb870c21u, 0xa61d7492eb870c21u},
+      {BlockFormat::f16, 0xd51cb7f96c4b9515u, 0xd51cb7f96c4b9515u},
+      {BlockFormat::bf16, 0x8c776cfd3ad9f8a6u, 0x8c776cfd3ad9f8a6u},
+      {BlockFormat::q8_0, 0x6c24c2f6d029cc12u, 0x5666f66194f508a8u},
+      {BlockFormat::q4_0, 0x636164a87f920fb8u, 0x2e9f9b0127d75ed8u},
+      {BlockFormat::q4_1, 0xb6ee2f471719728au, 0xa80df10b137b1e80u},
+      {BlockFormat::q5_0, 0x0a49cb51828c12cau, 0x0153c7e64f2a3c32u},
+      {BlockFormat::q5_1, 0xf02191d695368922u, 0x5a587a8ce56b6512u},
+      {BlockFormat::q2_k, 0x1a5737cfae934d9du, 0x54cf7ce7064a6205u},
+      {BlockFormat::q3_k, 0x707ea4dd132fdd5cu, 0x23ae08e504d9c8f8u},
+      {BlockFormat::q4_k, 0x796530cee49d851au, 0xee4bea4f07d5c4fbu},
+      {BlockFormat::q5_k, 0x1b89d3f6dad83b19u, 0xe66997b296b96bccu},
+      {BlockFormat::q6_k, 0x4a2ef0052d0cbfd4u, 0xe654d13a66b44955u},
+      {BlockFormat::iq4_nl, 0xc2c54affb140687au, 0x48475fc984fb68cdu},
+      {BlockFormat::iq4_xs, 0xe2d66774fd22a034u, 0x05ee46a55ef7ee8du},
+  };
+  static_assert(std::size(kExpected) == std::size(kEncoded));
+  // Weights whose mean is a power of two, another one in each 256 columns: again, sums are exact.
+  std::vector<float> importance(512);
+  for (std::size_t i = 0; i < importance.size(); ++i) {
+    static constexpr float kWeights[8] = {1.0f, 0.25f, 2.0f, 1.0f, 0.75f, 0.5f, 1.5f, 1.0f};
+    importance[i] = kWeights[(i * 5 + 3) % 8] * (i < 256 ? 0x1p9f : 0x1p-7f);
+  }
+  for (const Expected& expected : kExpected) {
+    CAPTURE(name_of(expected.format));
+    for (const bool weighted : {false, true}) {
+      CAPTURE(weighted);
+      std::uint64_t fnv = 1469598103934665603u;
+      for (const std::vector<float>& row : exact_rows()) {
+        Blob out;
+        REQUIRE(encode(expected.format, row, out, weighted ? importance : std::vector<float>()));
+        out.resize(512 / mixtral::block_format_info(expected.format)->block_size *
+                   mixtral::block_format_info(expected.format)->block_bytes);
+        for (const std::uint8_t byte : out) fnv = (fnv ^ byte) * 1099511628211u;
+      }
+      CHECK(fnv == (weighted ? expected.weighted : expected.plain));
+    }
+  }
+}
+
+TEST_CASE("quantize: columns of no importance still count a little") {
+  // What importance was gathered from may not have used a column that other texts use.
+  std::vector<float> row = gaussian(256, 12), importance(256, 1.0f);
+  for (std::size_t i = 5; i < row.size(); i += 32) {
+    row[i] = 4000.0f;
+    importance[i] = 0.0f;
+  }
+  for (const BlockFormat format : kEncoded) {
+    if (!mixtral::block_format_info(format)->quantized) continue;
+    // These have no zero: beside such a number all others would become a 127th of it, which is worse.
+    if (format == BlockFormat::iq4_nl || format == BlockFormat::iq4_xs) continue;
+    CAPTURE(name_of(format));
+    const std::vector<float> out = coded(format, row, importance);
+    for (std::size_t i = 5; i < row.size(); i += 32) {
+      CHECK(std::abs(out[i] - row[i]) < 0.1f * row[i]);
+    }
+  }
+}
+
+TEST_CASE("quantize: of importance only the proportions within a block count") {
+  const std::vector<float> row = gaussian(1024, 13);
+  std::vector<float> importance(row.size());
+  std::mt19937 random(14);
+  for (float& w : importance) w = static_cast<float>(1 + random() % 64);
+  for (const BlockFormat format : kEncoded) {
+    CAPTURE(name_of(format));
+    const mixtral::BlockFormatInfo& info = *mixtral::block_format_info(format);
+    Blob plain, weighted, out;
+    REQUIRE(encode(format, row, plain));
+    REQUIRE(encode(format, row, weighted, importance));
+    CHECK((plain != weighted) == info.quantized);
+    const auto times = [&](float factor) {
+      std::vector<float> scaled = importance;
+      for (float& w : scaled) w *= factor;
+      REQUIRE(encode(format, row, out, scaled));
+      return out;
+    };
+    for (const float factor : {0x1p-90f, 0x1p-1f, 0x1p7f, 0x1p90f}) {
+      CHECK(times(factor) == weighted);
+    }
+    // Beyond what can be computed with, as without importance.
+    for (const float factor : {0x1p-120f, 0x1p119f, std::nanf("")}) CHECK(times(factor) == plain);
+    // Every block is encoded for itself, from its own columns of both.
+    const std::size_t n = std::max<std::size_t>(info.block_size, 64);
+    for (std::size_t begin = 0; begin < row.size(); begin += n) {
+      const auto part = [&](const std::vector<float>& v) {
+        const auto first = v.begin() + static_cast<std::ptrdiff_t>(begin);
+        return std::vector<float>(first, first + static_cast<std::ptrdiff_t>(n));
+      };
+      REQUIRE(encode(format, part(row), out, part(importance)));
+      const std::size_t n_bytes = n / info.block_size * info.block_bytes;
+      CHECK(std::memcmp(out.data(), weighted.data() + begin / n * n_bytes, n_bytes) == 0);
+    }
+  }
+}
+
+TEST_CASE("quantize: the largest number that a format holds is encoded, the next one is not") {
+  for (const BlockFormat format : kEncoded) {
+    CAPTURE(name_of(format));
+    const float most = format == BlockFormat::f32    ? std::numeric_limits<float>::max()
+                       : format == BlockFormat::bf16 ? 0x1.fep127f
+                                                     : 65504.0f;
+    for (const float sign : {1.0f, -1.0f}) {
+      std::vector<float> row(256, 1.0f);
+      row[200] = sign * most;
+      Blob out;
+      CHECK(encode(format, row, out));
+      CHECK(std::abs(coded(format, row)[200] - row[200]) <= 0.05f * most);
+      row[200] = sign * std::nextafter(most, std::numeric_limits<float>::infinity());
+      const auto status = encode(format, row, out);
+      REQUIRE(!status);
+      CHECK(std::string(status.error().message()).find("element 200 of row 0 ") !=
+            std::string::npos);
+    }
+  }
+}
+
+TEST_CASE("quantize: rows are encoded one after the other, up to the first with a bad number") {
+  const std::vector<float> rows = gaussian(3 * 512, 15);
+  std::vector<float> importance(512);
+  for (std::size_t i = 0; i < importance.size(); ++i) importance[i] = static_cast<float>(i % 7);
+  for (const BlockFormat format : kEncoded) {
+    CAPTURE(name_of(format));
+    const mixtral::BlockFormatInfo& info = *mixtral::block_format_info(format);
+    const std::size_t row_bytes = 512 / info.block_size * info.block_bytes;
+    Blob together(3 * row_bytes + 1, 0xAA), alone(3 * row_bytes + 1, 0xAA);
+    const mixtral::Span<const float> weights{importance.data(), importance.size()};
+    REQUIRE(mixtral::encode_rows(format, rows.data(), 3, 512, weights, together.data()));
+    for (std::size_t r = 0; r < 3; ++r) {
+      REQUIRE(mixtral::encode_rows(format, rows.data() + r * 512, 1, 512, weights,
+                                   alone.data() + r * row_bytes));
+    }
+    CHECK(together == alone);
+    CHECK(together.back() == 0xAA);
+    std::vector<float> bad = rows;
+    bad[2 * 512 + 7] = bad[2 * 512 + 9] = std::nanf("");
+    const auto status = mixtral::encode_rows(format, bad.data(), 3, 512, weights, together.data());
+    REQUIRE(!status);
+    CHECK(std::string(status.error().message()).find("element 7 of row 2 ") != std::string::npos);
+    CHECK(mixtral::encode_rows(format, nullptr, 0, 512, weights, nullptr));
+    for (const std::size_t n : {511u, 513u}) {
+      std::vector<float> other(n, 1.0f);
+      CHECK(!mixtral::encode_rows(format, rows.data(), 1, 512, {other.data(), n}, alone.data()));
+    }
+    if (info.block_size > 1) {
+      for (const std::size_t n : {info.block_size - 1, info.block_size + 1}) {
+        CHECK(!mixtral::encode_rows(format, rows.data(), 1, n, {}, alone.data()));
+      }
+    }
+  }
+}
+
 TEST_CASE("quantize: a model written in F32 is the same model") {
   const auto check = [](const Synthetic& s) {
     const Blob original = s.writer().finish();
