@@ -1,6 +1,8 @@
 // Encoding block formats, writing GGUF files.
 #include "written_files.hpp"
 
+#include <mixtral/simd/half.hpp>
+
 using namespace support;
 using mixtral::BlockFormat;
 using mixtral::Token;
@@ -673,6 +675,380 @@ TEST_CASE("quantize: a number that does not fit is told by tensor, whatever the 
     INFO(message);
     CHECK(message.find("blk.1.ffn_down_exps.weight") != std::string::npos);
     CHECK(message.find("element 5 of row 1 ") != std::string::npos);
+  }
+}
+
+TEST_CASE(
+    "quantize: of several numbers that do not fit the first in the file is told, in any order of "
+    "work") {
+  struct Backwards {
+    static void run(std::size_t n, mixtral::Chunks chunks) {
+      while (n > 0) chunks(--n);
+    }
+    static std::size_t concurrency() { return 1; }
+  } backwards;
+  mixtral::ThreadPool pool = value(mixtral::ThreadPool::create(3));
+  const mixtral::Executor executors[] = {{}, backwards, pool};
+  const auto error_of = [&](const Synthetic& s, std::size_t i) {
+    const Blob original = s.writer().finish();
+    mixtral::QuantizeOptions options = type("F16");
+    options.executor = executors[i];
+    MemorySink sink;
+    const auto status = mixtral::write_gguf(read(original), options, sink);
+    REQUIRE(!status);
+    CHECK(status.error().code() == mixtral::ErrorCode::invalid_argument);
+    return std::string(status.error().message());
+  };
+  for (std::size_t i = 0; i < 3; ++i) {
+    CAPTURE(i);
+    Synthetic s;
+    s.randomize(1);
+    for (const std::size_t row : {5u, 30u, 100u, 290u}) s.output[row][3] = -1e9f;
+    CHECK(error_of(s, i).find(
+              "tensor 'output.weight', rows from 0: element 3 of row 5 is -1e+09") == 0);
+    s.output[5][3] = 0.0f;
+    s.output[290][1] = 1e9f;
+    CHECK(error_of(s, i).find("tensor 'output.weight', rows from 16: element 3 of row 14 is") == 0);
+    // The embedding is written before, layers and their experts after.
+    s.layers[1].w3[2][39][23] = s.layers[1].w3[3][0][0] = 1e9f;
+    CHECK(error_of(s, i).find("tensor 'output.weight'") == 0);
+    s.randomize(1);
+    s.layers[1].w3[2][39][23] = s.layers[1].w3[3][0][0] = 1e9f;
+    CHECK(error_of(s, i).find(
+              "tensor 'blk.1.ffn_up_exps.weight', rows from 32 of an expert: element 23 "
+              "of row 7 is") == 0);
+  }
+}
+
+TEST_CASE(
+    "quantize: large matrices are written in bands, and the first that fails is told by its rows") {
+  // Of a few million weights: of 48 rows of 131072 the first band has 32, of 131072 rows of 48 it has 87376.
+  constexpr std::uint32_t kDim = 48, kHidden = 131072;
+  std::vector<float> numbers(std::size_t{kDim} * kHidden);
+  std::uint32_t state = 1;
+  for (float& x : numbers) {
+    state = state * 1664525u + 1013904223u;
+    x = static_cast<float>(state >> 21) - 1024.0f;
+  }
+  const auto* data = reinterpret_cast<const std::uint8_t*>(numbers.data());
+  const mixtral::simd::Matrix as_bf16{data, kDim * 2, kHidden, kDim, BlockFormat::bf16};
+  Synthetic s;
+  s.dim = kDim;
+  s.n_layers = 1;
+  s.n_heads = s.n_kv_heads = 1;
+  s.hidden_dim = 8;
+  s.n_experts = s.n_experts_used = 1;
+  s.vocab_size = 259;
+  s.randomize(1);
+  const Blob small = s.writer().finish();
+  mixtral::Checkpoint checkpoint = read(small);
+  checkpoint.config.hidden_dim = kHidden;
+  for (mixtral::NamedTensor& tensor : checkpoint.tensors) {
+    if (tensor.role < mixtral::Role::w1) continue;
+    tensor.matrix.data = data;
+    tensor.matrix.rows = tensor.role == mixtral::Role::w2 ? kDim : kHidden;
+    tensor.matrix.cols = tensor.role == mixtral::Role::w2 ? kHidden : kDim;
+    tensor.matrix.row_bytes = tensor.matrix.cols * 4;
+    if (tensor.role == mixtral::Role::w3) tensor.matrix = as_bf16;  // which are copied
+  }
+  struct Sink : MemorySink {
+    void on_tensor(const mixtral::TensorReport& report) override {
+      n_progress_after.push_back(n_progress);
+      MemorySink::on_tensor(report);
+    }
+    std::vector<int> n_progress_after;
+  } sink;
+  REQUIRE(mixtral::write_gguf(checkpoint, type("BF16"), sink));
+  REQUIRE(sink.n_progress_after.size() == 12);
+  CHECK(sink.n_progress_after[8] == 9);  // one each; then two of ffn_gate, ffn_down, ffn_up
+  CHECK(sink.n_progress_after[11] == 15);
+  const auto file =
+      value(mixtral::gguf::File::parse(bytes(sink.file), std::pmr::get_default_resource()));
+  const auto* copied = file.find_tensor("blk.0.ffn_up.weight");
+  REQUIRE(copied != nullptr);
+  CHECK(std::memcmp(copied->data, data, numbers.size() * 2) == 0);
+  for (const char* name : {"ffn_gate", "ffn_down"}) {
+    CAPTURE(std::string(name));
+    const auto* tensor = file.find_tensor("blk.0." + std::string(name) + ".weight");
+    REQUIRE(tensor != nullptr);
+    std::size_t n_wrong = 0;
+    for (std::size_t i = 0; i < numbers.size(); ++i) {
+      const std::uint16_t expected = mixtral::simd::float_to_bfloat16(numbers[i]);
+      n_wrong +=
+          tensor->data[2 * i] != (expected & 255) || tensor->data[2 * i + 1] != expected >> 8;
+    }
+    CHECK(n_wrong == 0);
+  }
+  // What is copied is not looked at; a number that does not fit is told by its row in the band.
+  numbers[40 * std::size_t{kHidden} + 5] = std::numeric_limits<float>::infinity();
+  for (mixtral::NamedTensor& tensor : checkpoint.tensors) {
+    if (tensor.role == mixtral::Role::w1) tensor.matrix = as_bf16;
+  }
+  MemorySink failed;
+  const auto status = mixtral::write_gguf(checkpoint, type("BF16"), failed);
+  REQUIRE(!status);
+  const std::string message = status.error().message();
+  CHECK(message.find("tensor 'blk.0.ffn_down.weight', rows from 32: element 5 of row 8 is inf") ==
+        0);
+}
+
+TEST_CASE("quantize: every tensor is reported with what it was and what it became") {
+  struct Sink : MemorySink {
+    void on_tensor(const mixtral::TensorReport& report) override {
+      reports.push_back(report);
+      names.emplace_back(report.name);
+      sizes.push_back(file.size());
+    }
+    std::vector<mixtral::TensorReport> reports;
+    std::vector<std::string> names;
+    std::vector<std::size_t> sizes;  // of the file so far
+  };
+  Synthetic s = wide(2);
+  s.hidden_dim = 96;  // rows of ffn_down are no whole blocks of 256
+  s.vocab_size = 301;
+  s.randomize(2);
+  const Blob f16 = write(read(s.writer().finish()), type("F16")).file;
+  const mixtral::Checkpoint checkpoint = read(f16);
+  mixtral::Importance importance(checkpoint.config);
+  const std::vector<float> input(256, 1.0f);
+  for (const mixtral::Role role : {mixtral::Role::wq, mixtral::Role::w1, mixtral::Role::output}) {
+    importance.on_input(role, 0, 0, {input.data(), input.size()});
+  }
+  Sink sink;
+  mixtral::QuantizeOptions options = type("Q4_K_M");
+  options.importance = &importance;
+  options.output_tensor_type = BlockFormat::bf16;
+  REQUIRE(mixtral::write_gguf(checkpoint, options, sink));
+  const auto file =
+      value(mixtral::gguf::File::parse(bytes(sink.file), std::pmr::get_default_resource()));
+  REQUIRE(sink.reports.size() == file.tensors().size());
+  CHECK(sink.reports.size() == 3 + 2 * 10);
+  for (std::size_t i = 0; i < sink.reports.size(); ++i) {
+    const mixtral::TensorReport& report = sink.reports[i];
+    const std::string& name = sink.names[i];
+    CAPTURE(name);
+    const auto& tensor = file.tensors()[i];
+    CHECK(name == tensor.name);
+    CHECK(report.to == tensor.format);
+    const bool is_float =
+        name.find("norm") != std::string::npos || name.find("gate_inp") != std::string::npos;
+    CHECK(report.from == (is_float ? BlockFormat::f32 : BlockFormat::f16));
+    CHECK((report.to == BlockFormat::f32) == is_float);
+    CHECK(report.fallback == (name.find("ffn_down") != std::string::npos));
+    const bool gathered = name == "blk.0.attn_q.weight" || name == "blk.0.attn_k.weight" ||
+                          name == "blk.0.attn_v.weight" || name == "blk.0.ffn_gate_exps.weight" ||
+                          name == "blk.0.ffn_up_exps.weight";
+    CHECK(report.has_importance == gathered);  // none for the output, which is not quantised
+    // Data are where the directory says, padded with zeros to multiples of 32 bytes, in this order.
+    const auto begin = static_cast<std::size_t>(tensor.data - sink.file.data());
+    CHECK(begin % 32 == 0);
+    if (i > 0) CHECK(begin == sink.sizes[i - 1]);
+    std::uint64_t n_bytes = mixtral::block_format_info(tensor.format)->block_bytes;
+    for (const std::uint64_t n : tensor.shape) n_bytes *= n;
+    n_bytes /= mixtral::block_format_info(tensor.format)->block_size;
+    const std::size_t end = begin + static_cast<std::size_t>(n_bytes);
+    CHECK(sink.sizes[i] == (end + 31) / 32 * 32);
+    for (std::size_t at = end; at < sink.sizes[i]; ++at) CHECK(sink.file[at] == 0);
+  }
+  CHECK(sink.sizes.back() == sink.file.size());
+}
+
+TEST_CASE("quantize: types for the output and the experts must be such as can be written") {
+  Synthetic s;
+  s.randomize(1);
+  s.tied_output = true;
+  s.output = s.embedding;
+  const Blob original = s.writer().finish();
+  const mixtral::Checkpoint checkpoint = read(original);
+  for (const auto& entry : mixtral::detail::kBlockFormats) {
+    CAPTURE(std::string(entry.info.name));
+    for (const bool of_output : {true, false}) {
+      mixtral::QuantizeOptions options = type("F16");
+      (of_output ? options.output_tensor_type : options.expert_type) = entry.format;
+      MemorySink sink;
+      const auto status = mixtral::write_gguf(checkpoint, options, sink);
+      REQUIRE(static_cast<bool>(status) == mixtral::can_encode(entry.format));
+      if (!status) {
+        CHECK(status.error().code() == mixtral::ErrorCode::invalid_argument);
+        CHECK(sink.n_writes == 0);
+        continue;
+      }
+      // Rows of 24 and 40 are not whole blocks, so that quantised types end as F16.
+      const BlockFormat fits = entry.info.quantized ? BlockFormat::f16 : entry.format;
+      CHECK(sink.formats.at("token_embd.weight") == (of_output ? fits : BlockFormat::f16));
+      CHECK(sink.formats.at("blk.1.ffn_down_exps.weight") == (of_output ? BlockFormat::f16 : fits));
+      CHECK(sink.formats.at("blk.1.ffn_up_exps.weight") == (of_output ? BlockFormat::f16 : fits));
+      CHECK(sink.formats.at("blk.1.attn_output.weight") == BlockFormat::f16);
+    }
+  }
+}
+
+TEST_CASE("quantize: the configuration and the vocabulary are written key by key") {
+  Synthetic s;
+  s.n_heads = 4;
+  s.n_kv_heads = 2;
+  s.head_size = 10;
+  s.sliding_window = 7;
+  s.rope_linear_factor = 4.0f;
+  s.rope_theta = 123456.0f;
+  s.norm_epsilon = 0.0625f;
+  s.randomize(1);
+  GgufWriter writer = s.writer();
+  writer.uint32("tokenizer.ggml.bos_token_id", 2);
+  writer.uint32("tokenizer.ggml.eos_token_id", 1);
+  writer.boolean("tokenizer.ggml.add_bos_token", false);
+  writer.boolean("tokenizer.ggml.add_space_prefix", false);
+  writer.boolean("tokenizer.ggml.remove_extra_whitespaces", true);
+  writer.string("tokenizer.chat_template", "{{ bos_token }}");
+  const Blob original = writer.finish();
+  const auto check = [&](const Blob& file, bool with_experts) {
+    const auto parsed =
+        value(mixtral::gguf::File::parse(bytes(file), std::pmr::get_default_resource()));
+    const auto number = [&](const char* key) {
+      CAPTURE(std::string(key));
+      const auto* found = parsed.find(key);
+      REQUIRE(found != nullptr);
+      REQUIRE(found->as_double());
+      return *found->as_double();
+    };
+    CHECK(parsed.find("general.architecture")->as_string() == "llama");
+    CHECK(number("general.quantization_version") == 2.0);
+    CHECK(number("llama.block_count") == 2.0);
+    CHECK(number("llama.context_length") == 64.0);
+    CHECK(number("llama.embedding_length") == 24.0);
+    CHECK(number("llama.feed_forward_length") == 40.0);
+    CHECK(number("llama.attention.head_count") == 4.0);
+    CHECK(number("llama.attention.head_count_kv") == 2.0);
+    CHECK(number("llama.attention.layer_norm_rms_epsilon") == 0.0625);
+    CHECK(number("llama.attention.key_length") == 10.0);
+    CHECK(number("llama.attention.value_length") == 10.0);
+    CHECK(number("llama.rope.dimension_count") == 10.0);
+    CHECK(number("llama.rope.freq_base") == 123456.0);
+    CHECK(number("llama.rope.scaling.factor") == 4.0);
+    CHECK(parsed.find("llama.rope.scaling.type")->as_string() == "linear");
+    CHECK(number("llama.vocab_size") == 300.0);
+    CHECK(number("llama.attention.sliding_window") == 7.0);
+    CHECK((parsed.find("llama.expert_count") != nullptr) == with_experts);
+    CHECK((parsed.find("llama.expert_used_count") != nullptr) == with_experts);
+    if (with_experts) {
+      CHECK(number("llama.expert_count") == 4.0);
+      CHECK(number("llama.expert_used_count") == 2.0);
+    }
+    CHECK(number("tokenizer.ggml.bos_token_id") == 2.0);
+    CHECK(number("tokenizer.ggml.eos_token_id") == 1.0);
+    CHECK(number("tokenizer.ggml.unknown_token_id") == 0.0);
+    CHECK(parsed.find("tokenizer.ggml.add_bos_token")->as_bool() == false);
+    CHECK(parsed.find("tokenizer.ggml.add_eos_token")->as_bool() == false);
+    CHECK(parsed.find("tokenizer.ggml.add_space_prefix")->as_bool() == false);
+    CHECK(parsed.find("tokenizer.ggml.remove_extra_whitespaces")->as_bool() == true);
+    CHECK(parsed.find("tokenizer.ggml.model")->as_string() == "llama");
+    CHECK(parsed.find("tokenizer.chat_template")->as_string() == "{{ bos_token }}");
+    const auto before =
+        value(mixtral::gguf::File::parse(bytes(original), std::pmr::get_default_resource()));
+    for (const char* key :
+         {"tokenizer.ggml.tokens", "tokenizer.ggml.scores", "tokenizer.ggml.token_type"}) {
+      CAPTURE(std::string(key));
+      const auto all = [&](const mixtral::gguf::File& in) {
+        std::vector<std::string> values;
+        in.find(key)->for_each([&](std::uint64_t, const mixtral::gguf::Value& v) {
+          const auto text = v.as_string();
+          values.push_back(text ? std::string(*text) : std::to_string(v.as_double().value_or(-1)));
+          return true;
+        });
+        return values;
+      };
+      CHECK(parsed.find(key)->size() == 300);
+      CHECK(all(parsed) == all(before));
+    }
+  };
+  check(write(read(original), type("F16")).file, true);
+  mixtral::Checkpoint checkpoint = read(original);
+  checkpoint.vocabulary.eos = mixtral::kNoToken;
+  const Blob without = write(checkpoint, type("F16")).file;
+  CHECK(value(mixtral::gguf::File::parse(bytes(without), std::pmr::get_default_resource()))
+            .find("tokenizer.ggml.eos_token_id") == nullptr);
+
+  Synthetic plain;  // what has its default is not written
+  plain.n_experts = plain.n_experts_used = 1;
+  plain.head_size = 6;
+  plain.randomize(1);
+  const Blob written = write(read(plain.writer().finish()), type("F16")).file;
+  const auto parsed =
+      value(mixtral::gguf::File::parse(bytes(written), std::pmr::get_default_resource()));
+  for (const char* key :
+       {"llama.attention.key_length", "llama.attention.value_length", "llama.rope.scaling.type",
+        "llama.rope.scaling.factor", "llama.attention.sliding_window", "llama.expert_count",
+        "llama.expert_used_count", "tokenizer.ggml.remove_extra_whitespaces",
+        "tokenizer.chat_template"}) {
+    CAPTURE(std::string(key));
+    CHECK(parsed.find(key) == nullptr);
+  }
+  CHECK(parsed.find("tokenizer.ggml.add_bos_token")->as_bool() == true);
+  CHECK(parsed.find("tokenizer.ggml.add_space_prefix")->as_bool() == true);
+}
+
+TEST_CASE("quantize: of a file's description all is taken over but what the new file says itself") {
+  Synthetic s;
+  s.randomize(1);
+  GgufWriter writer = s.writer();
+  writer.uint32("general.file_type", 99);
+  writer.uint32("general.quantization_version", 98);
+  writer.uint32("general.alignment", 32);
+  writer.string("generalise", "no");
+  writer.string("other.name", "no");
+  writer.scalar("general.u8", 0, std::uint8_t{200});
+  writer.scalar("general.i16", 3, std::int16_t{-300});
+  writer.scalar("general.u32", 4, std::uint32_t{4000000000u});
+  writer.scalar("general.i32", 5, std::int32_t{-2000000000});
+  writer.scalar("general.u64", 10, ~std::uint64_t{0});
+  writer.scalar("general.i64", 11, std::int64_t{1} << 62);
+  writer.boolean("general.off", false);
+  writer.array("general.bytes", 0, std::vector<std::uint8_t>{0, 255});
+  writer.array("general.longs", 11, std::vector<std::int64_t>{-1, 5});
+  writer.array("general.doubles", 12, std::vector<double>{0.1, -1e300});
+  writer.array("general.none", 4, std::vector<std::uint32_t>{});
+  GgufWriter::put_string("general.nested", writer.metadata);
+  for (const std::uint32_t v : {9u, 9u}) GgufWriter::put(v, writer.metadata);
+  GgufWriter::put(std::uint64_t{1}, writer.metadata);
+  GgufWriter::put(std::uint32_t{4}, writer.metadata);
+  GgufWriter::put(std::uint64_t{1}, writer.metadata);
+  GgufWriter::put(std::uint32_t{7}, writer.metadata);
+  ++writer.n_keys;
+  writer.string("general.last", "one");
+  const Blob original = writer.finish();
+  const Blob file = write(read(original), type("Q8_0")).file;
+  const auto before =
+      value(mixtral::gguf::File::parse(bytes(original), std::pmr::get_default_resource()));
+  const auto after =
+      value(mixtral::gguf::File::parse(bytes(file), std::pmr::get_default_resource()));
+  CHECK(after.find("general.file_type")->as_uint() == 7u);
+  CHECK(after.find("general.quantization_version")->as_uint() == 2u);
+  for (const char* key : {"general.alignment", "generalise", "other.name", "general.nested"}) {
+    CAPTURE(std::string(key));
+    CHECK(after.find(key) == nullptr);
+  }
+  const auto numbers = [](const mixtral::gguf::Value& v) {
+    std::vector<double> all;
+    v.for_each([&](std::uint64_t, const mixtral::gguf::Value& element) {
+      all.push_back(element.as_double().value_or(std::nan("")));
+      return true;
+    });
+    return all;
+  };
+  for (const char* key : {"general.u8", "general.i16", "general.u32", "general.i32", "general.u64",
+                          "general.i64", "general.off", "general.bytes", "general.longs",
+                          "general.doubles", "general.none", "general.last"}) {
+    CAPTURE(std::string(key));
+    REQUIRE(after.find(key) != nullptr);
+    const auto &a = *before.find(key), &b = *after.find(key);
+    CHECK(a.type() == b.type());
+    CHECK(a.as_uint() == b.as_uint());
+    CHECK(a.as_double() == b.as_double());
+    CHECK(a.as_bool() == b.as_bool());
+    CHECK(a.as_string() == b.as_string());
+    if (a.type() != mixtral::gguf::ValueType::array) continue;
+    CHECK(a.element_type() == b.element_type());
+    CHECK(numbers(a) == numbers(b));
   }
 }
 
