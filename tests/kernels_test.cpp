@@ -297,9 +297,7 @@ struct Tokens {
   std::optional<Quantized> groups;
 };
 
-TEST_CASE(
-    "kernels: any rows and tokens together give what each pair gives alone, and touch nothing "
-    "else") {
+TEST_CASE("kernels: any rows and tokens together give what each token gives alone, and no more") {
   constexpr std::size_t kMost = 53;
   constexpr std::size_t kTokens[] = {1,  2,  3,  4,  5,  6,  7,  8,  9,  10,   12,
                                      15, 16, 17, 27, 28, 29, 30, 33, 45, kMost};
