@@ -4,6 +4,8 @@
 #include <mixtral/simd/half.hpp>
 #include <mixtral/simd/software_fma.hpp>
 
+#include <optional>
+
 using namespace support;
 using mixtral::BlockFormat;
 using mixtral::simd::Kernels;
@@ -261,6 +263,400 @@ TEST_CASE("kernels: each token's results are those it has alone, whatever their 
   }
 }
 
+// Tokens as a format takes them, alone and, if it is quantised, in groups.
+struct Tokens {
+  Tokens(const Kernels& kernels, bool quantized, std::size_t n_tokens, std::size_t n_cols,
+         unsigned seed)
+      : floats(n_tokens, std::vector<float>(mixtral::simd::padded(n_cols))) {
+    std::mt19937 random(seed);
+    std::normal_distribution<float> normal;
+    const std::size_t lanes = kernels.lanes();
+    groups.emplace((n_tokens + lanes - 1) / lanes * lanes, n_cols);
+    for (std::size_t t = 0; t < n_tokens; ++t) {
+      for (std::size_t c = 0; c < n_cols; ++c) floats[t][c] = normal(random);
+      alone.emplace_back(1, n_cols);
+      kernels.quantize(floats[t].data(), 0, n_cols, n_cols, alone[t].data, 1, 0);
+      inputs.push_back(quantized ? static_cast<const void*>(alone[t].data) : floats[t].data());
+    }
+    std::vector<const std::uint8_t*> data;
+    for (const Quantized& token : alone) data.push_back(token.data);
+    for (std::size_t t = 0; t < n_tokens; t += lanes) {
+      kernels.pack(data.data() + t, std::min(lanes, n_tokens - t), n_cols,
+                   groups->data + t * mixtral::simd::token_bytes(n_cols));
+    }
+  }
+
+  // What the format multiplies with.
+  double value(bool quantized, std::size_t t, std::size_t c) const {
+    return quantized ? alone[t].scale(c) * alone[t].q(c) : static_cast<double>(floats[t][c]);
+  }
+
+  std::vector<std::vector<float>> floats;
+  std::vector<Quantized> alone;
+  std::vector<const void*> inputs;
+  std::optional<Quantized> groups;
+};
+
+TEST_CASE("kernels: any rows and tokens together give what each token gives alone, and no more") {
+  constexpr std::size_t kMost = 53;
+  constexpr std::size_t kTokens[] = {1,  2,  3,  4,  5,  6,  7,  8,  9,  10,   12,
+                                     15, 16, 17, 27, 28, 29, 30, 33, 45, kMost};
+  constexpr std::size_t kRows[] = {1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 23, 31, 32};
+  for (const auto& entry : mixtral::detail::kBlockFormats) {
+    CAPTURE(std::string(entry.info.name));
+    const bool quantized = entry.info.quantized;
+    std::vector<std::size_t> widths = {256, 512};
+    if (entry.info.block_size == 32) widths = {32, 288};
+    if (entry.info.block_size == 1) widths = {1, 33, 257};
+    for (const std::size_t cols : widths) {
+      CAPTURE(cols);
+      constexpr std::size_t kFirst = 3;  // some rows before, none after the last
+      const RandomMatrix w(entry.format, kFirst + 32, cols, 21);
+      for (const Kernels* kernels : all_kernels()) {
+        CAPTURE(std::string(kernels->target));
+        const Tokens tokens(*kernels, quantized, kMost, cols, 22);
+        const std::size_t lanes = kernels->lanes();
+        Results alone, out;
+        std::size_t n_wrong = 0;
+        std::vector<float> expected(kMost * 32);
+        for (std::size_t t = 0; t < kMost; ++t) {
+          kernels->matmul(w.matrix, kFirst, 32, &tokens.inputs[t], 1, alone.values);
+          std::copy(alone.values, alone.values + 32, expected.begin() + static_cast<int>(t * 32));
+          for (std::size_t r = t % 8; r < 32; r += 8) {
+            double sum = 0.0, magnitude = 1e-9;
+            for (std::size_t c = 0; c < cols; ++c) {
+              const double product = w.values[kFirst + r][c] * tokens.value(quantized, t, c);
+              sum += product;
+              magnitude += std::abs(product);
+            }
+            n_wrong += !(std::abs(static_cast<double>(alone.at(0, r)) - sum) <= 4e-6 * magnitude);
+          }
+        }
+        CHECK(n_wrong == 0);
+        constexpr float kUntouched = -1234.5f;
+        const auto check = [&](std::size_t n_rows, std::size_t n_tokens, std::size_t n_room,
+                               const auto& multiply) {
+          const std::size_t room = n_room * kOutRows;
+          std::fill(out.values, out.values + room + 2 * kOutRows, kUntouched);
+          multiply();
+          std::size_t n_different = 0;
+          for (std::size_t t = 0; t < n_tokens; ++t) {
+            for (std::size_t r = 0; r < n_rows; ++r) {
+              n_different += out.at(t, r) != expected[t * 32 + 32 - n_rows + r];
+            }
+          }
+          for (std::size_t i = room; i < room + 2 * kOutRows; ++i) {
+            n_different += out.values[i] != kUntouched;
+          }
+          if (n_different != 0)
+            FAIL_CHECK(n_different, " differ with ", n_rows, " rows, ", n_tokens, " tokens");
+        };
+        for (const std::size_t n_rows : kRows) {
+          const std::size_t first = kFirst + 32 - n_rows;
+          for (const std::size_t n : kTokens) {
+            // Only some of all pairs, but each number of tokens with 1, 17 and 32 rows.
+            if (n_rows % 15 != 2 && n_rows != 1 && (n + n_rows) % 4 != 0) continue;
+            check(n_rows, n, (n + 3) / 4 * 4, [&] {
+              kernels->matmul(w.matrix, first, n_rows, tokens.inputs.data(), n, out.values);
+            });
+            if (!quantized) continue;
+            check(n_rows, n, (n + lanes - 1) / lanes * lanes, [&] {
+              kernels->matmul_groups(w.matrix, first, n_rows, tokens.groups->data, n, out.values);
+            });
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("kernels: transposed matrices of floats give the same bits, and the same rows") {
+  for (const BlockFormat format : {BlockFormat::f32, BlockFormat::f16, BlockFormat::bf16}) {
+    CAPTURE(std::string(mixtral::block_format_info(format)->name));
+    const std::size_t bytes = mixtral::block_format_info(format)->block_bytes;
+    for (const std::size_t cols : {5u, 256u, 300u}) {
+      constexpr std::size_t kRows = 301;  // more than a tile
+      const RandomMatrix w(format, kRows, cols, 23);
+      Blob turned(kRows * cols * bytes);
+      for (std::size_t r = 0; r < kRows; ++r) {
+        for (std::size_t c = 0; c < cols; ++c) {
+          std::memcpy(turned.data() + (c * kRows + r) * bytes,
+                      w.matrix.data + r * w.matrix.row_bytes + c * bytes, bytes);
+        }
+      }
+      Matrix transposed = w.matrix;
+      transposed.data = turned.data();
+      transposed.row_bytes = kRows * bytes;
+      transposed.transposed = true;
+      CHECK(transposed.bytes() == turned.size());
+      CHECK(w.matrix.bytes() == turned.size());
+      for (const Kernels* kernels : all_kernels()) {
+        CAPTURE(std::string(kernels->target));
+        CHECK(kernels->interleaved_row_bytes(transposed) == 0);
+        for (const auto& [first, n] : {std::pair<std::size_t, std::size_t>{0, 301},
+                                       {0, 1},
+                                       {300, 1},
+                                       {7, 290},
+                                       {44, 257},
+                                       {45, 256},
+                                       {16, 16}}) {
+          CAPTURE(first);
+          std::vector<float> plain(n * cols + 1, 9.0f), other(n * cols + 1, 9.0f);
+          kernels->decode_rows(w.matrix, first, n, plain.data());
+          kernels->decode_rows(transposed, first, n, other.data());
+          CHECK(plain == other);
+          CHECK(plain.back() == 9.0f);
+          std::size_t n_wrong = 0;
+          for (std::size_t i = 0; i < n * cols; ++i) {
+            n_wrong += static_cast<double>(plain[i]) != w.values[first + i / cols][i % cols];
+          }
+          CHECK(n_wrong == 0);
+        }
+        const Tokens tokens(*kernels, false, 11, cols, 24);
+        for (const std::size_t n_rows : {1u, 2u, 15u, 16u, 17u, 31u, 32u}) {
+          for (const std::size_t n : {1u, 2u, 3u, 4u, 7u, 8u, 11u}) {
+            Results plain, other;
+            const std::size_t first = kRows - n_rows;
+            kernels->matmul(w.matrix, first, n_rows, tokens.inputs.data(), n, plain.values);
+            kernels->matmul(transposed, first, n_rows, tokens.inputs.data(), n, other.values);
+            std::size_t n_different = 0;
+            for (std::size_t t = 0; t < n; ++t) {
+              for (std::size_t r = 0; r < n_rows; ++r)
+                n_different += plain.at(t, r) != other.at(t, r);
+            }
+            CHECK(n_different == 0);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("kernels: rows from anywhere are decoded, more than are unpacked together, too") {
+  for (const auto& entry : mixtral::detail::kBlockFormats) {
+    CAPTURE(std::string(entry.info.name));
+    const std::size_t cols = entry.info.block_size == 256 ? 512 : 288;
+    const RandomMatrix w(entry.format, 71, cols, 25);
+    for (const Kernels* kernels : all_kernels()) {
+      CAPTURE(std::string(kernels->target));
+      for (const auto& [first, n] : {std::pair<std::size_t, std::size_t>{0, 71},
+                                     {31, 2},
+                                     {32, 32},
+                                     {33, 38},
+                                     {70, 1},
+                                     {5, 0}}) {
+        CAPTURE(first);
+        std::vector<float> out(n * cols + 1, -9.0f);
+        kernels->decode_rows(w.matrix, first, n, out.data());
+        std::size_t n_wrong = 0;
+        for (std::size_t i = 0; i < n * cols; ++i) {
+          const double expected = w.values[first + i / cols][i % cols];
+          n_wrong += !(std::abs(static_cast<double>(out[i]) - expected) <=
+                       4e-6 * std::max(std::abs(expected), 1e-3));
+        }
+        CHECK(n_wrong == 0);
+        CHECK(out.back() == -9.0f);
+      }
+    }
+  }
+}
+
+TEST_CASE("kernels: scales may be any half: zeros of either sign, subnormals, the largest") {
+  constexpr std::uint16_t kScales[] = {0x0000, 0x8000, 0x0001, 0x8001, 0x03ff, 0x83ff,
+                                       0x0400, 0x8400, 0x3c00, 0xbc00, 0x7bff, 0xfbff};
+  constexpr std::size_t kCols = 256, kRows = std::size(kScales) * 2;
+  for (const auto& entry : mixtral::detail::kBlockFormats) {
+    const auto offsets = half_offsets(entry.format);
+    if (offsets.empty()) continue;
+    CAPTURE(std::string(entry.info.name));
+    RandomMatrix w(entry.format, kRows, kCols, 26);
+    for (std::size_t r = 0; r < kRows; ++r) {
+      w.values[r].clear();
+      for (std::size_t b = 0; b < kCols / entry.info.block_size; ++b) {
+        std::uint8_t* block =
+            w.data.data() + 1 + r * w.matrix.row_bytes + b * entry.info.block_bytes;
+        // First the scale, with the second number, if there is one, as it was; then the other way round.
+        const std::size_t offset = offsets[r < std::size(kScales) ? 0 : offsets.size() - 1];
+        block[offset] = static_cast<std::uint8_t>(kScales[r % std::size(kScales)]);
+        block[offset + 1] = static_cast<std::uint8_t>(kScales[r % std::size(kScales)] >> 8);
+        const auto decoded = decode_block(entry.format, block);
+        w.values[r].insert(w.values[r].end(), decoded.begin(), decoded.end());
+      }
+    }
+    for (const Kernels* kernels : all_kernels()) {
+      CAPTURE(std::string(kernels->target));
+      std::vector<float> out(kRows * kCols);
+      kernels->decode_rows(w.matrix, 0, kRows, out.data());
+      const Tokens tokens(*kernels, entry.info.quantized, 5, kCols, 27);
+      Results products;
+      kernels->matmul(w.matrix, 0, kRows, tokens.inputs.data(), 5, products.values);
+      std::size_t n_wrong = 0;
+      for (std::size_t r = 0; r < kRows; ++r) {
+        double largest = 0.0;
+        for (const double v : w.values[r]) largest = std::max(largest, std::abs(v));
+        for (std::size_t c = 0; c < kCols; ++c) {
+          const double error = std::abs(static_cast<double>(out[r * kCols + c]) - w.values[r][c]);
+          n_wrong += !(error <= 4e-7 * largest);
+        }
+        for (std::size_t t = 0; t < 5; ++t) {
+          double sum = 0.0, magnitude = 0.0;
+          for (std::size_t c = 0; c < kCols; ++c) {
+            const double product = w.values[r][c] * tokens.value(entry.info.quantized, t, c);
+            sum += product;
+            magnitude += std::abs(product);
+          }
+          n_wrong += !(std::abs(static_cast<double>(products.at(t, r)) - sum) <= 8e-6 * magnitude);
+        }
+      }
+      CHECK(n_wrong == 0);
+    }
+  }
+}
+
+TEST_CASE("kernels: activations get the least power of two that holds them, from 2^-100 to 2^100") {
+  for (const Kernels* kernels : all_kernels()) {
+    CAPTURE(std::string(kernels->target));
+    const std::size_t lanes = kernels->lanes();
+    const auto check = [&](float largest, double scale, int q) {
+      CAPTURE(largest);
+      for (const std::size_t at : {0u, 13u, 31u}) {
+        std::vector<float> x(256);
+        x[32 + at] = largest;
+        x[32 + (at + 7) % 32] = 0.5f * largest;
+        const Quantized alone(1, 256);
+        kernels->quantize(x.data(), 0, 256, 256, alone.data, 1, 0);
+        CHECK(alone.scale(32) == scale);
+        CHECK(alone.q(32 + at) == q);
+        const Quantized group(lanes, 256);
+        std::vector<float> rows(lanes * 32);
+        std::memcpy(rows.data() + (lanes - 1) * 32, x.data() + 32, 32 * sizeof(float));
+        kernels->quantize_group(rows.data(), 32, lanes, 32, group.data);
+        CHECK(mixtral::simd::tile_scale(group.data, lanes)[2 * lanes - 1] ==
+              static_cast<float>(scale));
+        CHECK(mixtral::simd::tile_q(group.data)[((8 + at / 4) * lanes + lanes - 1) * 4 + at % 4] ==
+              q);
+      }
+    };
+    for (const int k : {-100, -99, -50, -1, 0, 1, 60, 99, 100}) {
+      CAPTURE(k);
+      const auto unit = std::ldexp(1.0, k);
+      for (const float sign : {1.0f, -1.0f}) {
+        const auto most = sign * std::ldexp(127.0f, k);
+        check(most, unit, sign > 0.0f ? 127 : -127);
+        if (k < 100) check(std::nextafter(most, sign * 1e38f), 2.0 * unit, sign > 0.0f ? 64 : -64);
+      }
+    }
+    check(std::ldexp(100.0f, -101), 0x1p-100, 50);  // what is less still has the least scale
+    check(0x1p-120f, 0x1p-100, 0);
+    check(0.0f, 0x1p-100, 0);
+    check(0x1p127f, 0x1p100, 127);  // what is more becomes as much as there is
+    check(-0x1p127f, 0x1p100, -127);
+  }
+}
+
+TEST_CASE(
+    "kernels: activations are rounded to the nearest, ties to even, and leave their neighbours "
+    "alone") {
+  std::vector<float> x(96);
+  for (std::size_t i = 0; i < 32; ++i) x[i] = static_cast<float>(static_cast<int>(i) - 16) + 0.5f;
+  x[0] = 127.0f;
+  x[1] = -126.5f;
+  for (std::size_t i = 32; i < 64; ++i) x[i] = static_cast<float>(i % 2 == 0 ? 127 : -127);
+  for (std::size_t i = 64; i < 96; ++i) x[i] = 127.0f;
+  for (const Kernels* kernels : all_kernels()) {
+    CAPTURE(std::string(kernels->target));
+    const std::size_t lanes = kernels->lanes();
+    for (const std::size_t n_tokens : {std::size_t{1}, lanes}) {
+      for (const std::size_t token : {std::size_t{0}, n_tokens / 2, n_tokens - 1}) {
+        const std::size_t n_bytes = n_tokens * mixtral::simd::token_bytes(512);
+        Blob memory(n_bytes + 128, 0x33);
+        std::uint8_t* data =
+            memory.data() + (64 - reinterpret_cast<std::uintptr_t>(memory.data()) % 64);
+        // Columns 128 to 223 of 512: not the last ones, so nothing is cleared after them.
+        kernels->quantize(x.data(), 128, 96, 512, data, n_tokens, token);
+        const auto q = [&](std::size_t c) {
+          return int{mixtral::simd::tile_q(data)[(c / 4 * n_tokens + token) * 4 + c % 4]};
+        };
+        for (std::size_t i = 0; i < 96; ++i) {
+          CHECK(q(128 + i) == static_cast<int>(std::nearbyint(x[i])));
+        }
+        CHECK(q(129) == -126);
+        for (std::size_t b = 4; b < 7; ++b) {
+          CHECK(mixtral::simd::tile_scale(data, n_tokens)[b * n_tokens + token] == 1.0f);
+          for (std::size_t half = 0; half < 2; ++half) {
+            int sum = 0;
+            for (std::size_t i = 0; i < 16; ++i) sum += q(b * 32 + half * 16 + i);
+            CHECK(mixtral::simd::tile_q_sum(data, n_tokens)[(half * 8 + b) * n_tokens + token] ==
+                  sum);
+          }
+        }
+        // 96 quants, three scales and six sums are no longer what they were.
+        std::size_t n_changed = 0;
+        Blob again(n_bytes, 0x33);
+        for (std::size_t i = 0; i < n_bytes; ++i) n_changed += data[i] != 0x33;
+        CHECK(n_changed <= 96 + 3 * 4 + 6 * 2);
+        for (std::size_t c = 0; c < 256; ++c) {
+          if (c < 128 || c >= 224) CHECK(q(c) == 0x33);
+        }
+        for (std::size_t i = n_bytes; data + i < memory.data() + memory.size(); ++i) {
+          CHECK(data[i] == 0x33);
+        }
+        CHECK(std::all_of(memory.data(), data, [](std::uint8_t byte) { return byte == 0x33; }));
+      }
+    }
+  }
+}
+
+TEST_CASE("kernels: a group is made of the tokens given, zeros after them, and nothing behind it") {
+  for (const Kernels* kernels : all_kernels()) {
+    CAPTURE(std::string(kernels->target));
+    const std::size_t lanes = kernels->lanes();
+    for (const std::size_t cols : {32u, 256u, 300u}) {
+      const std::size_t token_bytes = mixtral::simd::token_bytes(cols);
+      const Tokens tokens(*kernels, true, lanes, cols, 28);
+      for (std::size_t n = 1; n <= lanes; ++n) {
+        const Quantized packed(lanes + 1, cols), one_by_one(lanes + 1, cols);
+        std::memset(packed.data, 0x77, (lanes + 1) * token_bytes);
+        std::memset(one_by_one.data, 0x77, (lanes + 1) * token_bytes);
+        std::memset(one_by_one.data, 0, lanes * token_bytes);
+        std::vector<const std::uint8_t*> data;
+        for (std::size_t t = 0; t < n; ++t) {
+          data.push_back(tokens.alone[t].data);
+          kernels->quantize(tokens.floats[t].data(), 0, cols, cols, one_by_one.data, lanes, t);
+        }
+        kernels->pack(data.data(), n, cols, packed.data);
+        CHECK(std::memcmp(packed.data, one_by_one.data, (lanes + 1) * token_bytes) == 0);
+      }
+    }
+  }
+}
+
+TEST_CASE("kernels: targets are chosen among those allowed, groups from a number of tokens on") {
+  for (const Kernels* kernels : all_kernels()) {
+    CAPTURE(std::string(kernels->target));
+    const std::size_t lanes = kernels->lanes();
+    CHECK(lanes >= 1);
+    CHECK(lanes <= mixtral::simd::kMaxLanes);
+    CHECK((lanes & (lanes - 1)) == 0);
+    CHECK(kernels->min_grouped_tokens > 0);
+    CHECK(!kernels->in_groups(kernels->min_grouped_tokens - 1));
+    CHECK(kernels->in_groups(kernels->min_grouped_tokens));
+    CHECK(mixtral::simd::select_kernels(kernels->target_bit, true) ==
+          (kernels->fuses ? kernels : nullptr));
+  }
+  std::int64_t all = 0;
+  const Kernels* first_that_fuses = nullptr;
+  for (const Kernels* kernels : all_kernels()) {
+    all |= kernels->target_bit;
+    if (first_that_fuses == nullptr && kernels->fuses) first_that_fuses = kernels;
+  }
+  CHECK(mixtral::simd::select_kernels(0, true) == first_that_fuses);
+  for (int bit = 0; bit < 62; ++bit) {
+    if ((all >> bit & 1) == 0)
+      CHECK(mixtral::simd::select_kernels(std::int64_t{1} << bit) == nullptr);
+  }
+}
+
 TEST_CASE("kernels: interleaved rows give the same bits") {
   std::mt19937 random(6);
   std::normal_distribution<float> normal;
@@ -345,7 +741,7 @@ TEST_CASE("kernels: interleaved rows give the same bits") {
         }
         CHECK(different == 0);
       };
-      for (const std::size_t n : {1u, 2u, 3u, 5u, 13u, 37u}) {
+      for (const std::size_t n : {1u, 2u, 3u, 4u, 5u, 8u, 13u, 16u, 17u, 29u, 37u}) {
         compare(n, 32, [&](const Matrix& m, Results& out) {
           kernels->matmul(m, 32, 32, inputs, n, out.values);
         });
@@ -585,6 +981,67 @@ TEST_CASE("kernels: vector operations equal their formulas for any length") {
               doctest::Approx(at(a, i) * at(sine, i) + at(a, i + 1) * at(cosine, i)).epsilon(1e-5));
       }
       CHECK(turned[n] == a[n]);
+    }
+  }
+}
+
+TEST_CASE(
+    "kernels: vector operations round in one order, whatever the lanes, and take any length") {
+  std::mt19937 random(29);
+  std::normal_distribution<float> normal(0.0f, 2.0f);
+  for (const Kernels* kernels : all_kernels()) {
+    if (!kernels->fuses) continue;
+    CAPTURE(std::string(kernels->target));
+    for (std::size_t n = 1; n < 68; ++n) {
+      CAPTURE(n);
+      std::vector<float> a(n), b(n), c(n);
+      for (std::size_t i = 0; i < n; ++i)
+        a[i] = normal(random), b[i] = normal(random), c[i] = normal(random);
+      // Column i counts to sum i % 16 while there are whole sixteens, what is left to the first sums; then
+      // neighbours are added until one is left.
+      float sums[16] = {};
+      for (std::size_t i = 0; i < n; ++i) sums[i % 16] = std::fma(a[i], a[i], sums[i % 16]);
+      for (std::size_t left = 8; left > 0; left /= 2) {
+        for (std::size_t i = 0; i < left; ++i) sums[i] = sums[2 * i] + sums[2 * i + 1];
+      }
+      const float mean = sums[0] / static_cast<float>(n);
+      const float scale = 1.0f / std::sqrt(mean + 1e-5f);
+      std::vector<float> out(n + 1, 99.0f), expected(n + 1, 99.0f);
+      for (std::size_t i = 0; i < n; ++i) {
+        const float normalized = a[i] * scale;
+        expected[i] = normalized * b[i];
+      }
+      kernels->rms_norm(a.data(), b.data(), 1e-5f, n, out.data());
+      CHECK(out == expected);
+
+      out = c;
+      out.push_back(99.0f);
+      for (std::size_t i = 0; i < n; ++i) expected[i] = std::fma(-0.7f, a[i], c[i]);
+      kernels->add_scaled(-0.7f, a.data(), n, out.data());
+      CHECK(out == expected);
+
+      // Each number of a longer vector is what it is alone.
+      out = a;
+      out.push_back(99.0f);
+      for (std::size_t i = 0; i < n; ++i) {
+        expected[i] = a[i];
+        kernels->swiglu(&expected[i], &b[i], 1);
+      }
+      kernels->swiglu(out.data(), b.data(), n);
+      CHECK(out == expected);
+
+      const std::size_t even = n / 2 * 2;
+      for (std::size_t i = 0; i < even; i += 2) b[i + 1] = b[i], c[i + 1] = c[i];
+      out = a;
+      out.push_back(99.0f);
+      expected = out;
+      for (std::size_t i = 0; i < even; i += 2) {
+        const float back = a[i + 1] * c[i], forth = a[i] * c[i + 1];
+        expected[i] = std::fma(a[i], b[i], -back);
+        expected[i + 1] = std::fma(a[i + 1], b[i + 1], forth);
+      }
+      kernels->rotate(out.data(), b.data(), c.data(), even);
+      CHECK(out == expected);
     }
   }
 }

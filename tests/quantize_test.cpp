@@ -1,6 +1,8 @@
 // Encoding block formats, writing GGUF files.
 #include "written_files.hpp"
 
+#include <mixtral/simd/half.hpp>
+
 using namespace support;
 using mixtral::BlockFormat;
 using mixtral::Token;
@@ -219,6 +221,201 @@ TEST_CASE("quantize: importance moves the error to where it matters less") {
         coded(BlockFormat::q4_k, row));
   for (const float y : coded(BlockFormat::q4_k, row, std::vector<float>(row.size(), 1e38f))) {
     CHECK(std::isfinite(y));
+  }
+}
+
+// Rows of 512 whole numbers of up to ten bits times a power of two, and rows that are odd in some way. Nearly
+// all that the encoders add up of these is exact, whatever order compilers and vectors add it in.
+static std::vector<std::vector<float>> exact_rows() {
+  std::vector<std::vector<float>> rows;
+  std::uint32_t state = 1;
+  const auto whole = [&](std::uint32_t n) {  // from 0 to n - 1
+    state = state * 1664525u + 1013904223u;
+    return static_cast<int>((state >> 16) % n);
+  };
+  const auto row = [&](float unit, auto&& number) {
+    rows.emplace_back(512);
+    for (std::size_t i = 0; i < 512; ++i) {
+      rows.back()[i] = static_cast<float>(number(static_cast<int>(i))) * unit;
+    }
+  };
+  const auto bell = [&](int) { return whole(256) + whole(256) + whole(256) + whole(256) - 510; };
+  for (int i = 0; i < 6; ++i) row(0x1p-12f, bell);
+  row(0x1p-10f, [&](int) { return whole(1023) - 511; });
+  row(0x1p-10f, [&](int) { return whole(941) + 67; });
+  row(0x1p-10f, [&](int) { return -whole(971) - 53; });
+  row(0x1p-8f, [&](int i) { return bell(i) / (1 + i / 16 % 7 * 3); });  // scales that differ
+  row(0x1p-8f, [&](int i) { return i / 32 % 3 == 0 ? 0 : bell(i); });   // nothing here and there
+  row(0x1p-8f, [&](int i) { return i % 37 == 0 ? 499 : whole(61) - 30; });  // spikes of either sign
+  row(0x1p-8f, [&](int i) { return i % 41 == 0 ? -499 : whole(61) - 30; });
+  row(0x1p-20f, bell);  // scales are small, or too small for half precision
+  row(0x1p-32f, bell);
+  row(0x1p-52f, bell);
+  row(0x1p+6f, bell);
+  row(0x1p-4f, [](int) { return 3; });
+  row(0x1p-4f, [](int) { return -3; });
+  row(1.0f, [](int) { return 0; });
+  return rows;
+}
+
+TEST_CASE("quantize: rows of whole numbers are encoded to the same bytes everywhere") {
+  // FNV-1a of all rows. Files quantised from the same weights stay the same as long as these do; the test
+  // of Gaussian numbers tells whether other bytes are better ones.
+  struct Expected {
+    BlockFormat format;
+    std::uint64_t plain, weighted;
+  };
+  static constexpr Expected kExpected[] = {
+      {BlockFormat::f32, 0xa61d7492eb870c21u, 0xa61d7492eb870c21u},
+      {BlockFormat::f16, 0xd51cb7f96c4b9515u, 0xd51cb7f96c4b9515u},
+      {BlockFormat::bf16, 0x8c776cfd3ad9f8a6u, 0x8c776cfd3ad9f8a6u},
+      {BlockFormat::q8_0, 0x6c24c2f6d029cc12u, 0x5666f66194f508a8u},
+      {BlockFormat::q4_0, 0x636164a87f920fb8u, 0x2e9f9b0127d75ed8u},
+      {BlockFormat::q4_1, 0xb6ee2f471719728au, 0xa80df10b137b1e80u},
+      {BlockFormat::q5_0, 0x0a49cb51828c12cau, 0x0153c7e64f2a3c32u},
+      {BlockFormat::q5_1, 0xf02191d695368922u, 0x5a587a8ce56b6512u},
+      {BlockFormat::q2_k, 0x1a5737cfae934d9du, 0x54cf7ce7064a6205u},
+      {BlockFormat::q3_k, 0x707ea4dd132fdd5cu, 0x23ae08e504d9c8f8u},
+      {BlockFormat::q4_k, 0x796530cee49d851au, 0xee4bea4f07d5c4fbu},
+      {BlockFormat::q5_k, 0x1b89d3f6dad83b19u, 0xe66997b296b96bccu},
+      {BlockFormat::q6_k, 0x4a2ef0052d0cbfd4u, 0xe654d13a66b44955u},
+      {BlockFormat::iq4_nl, 0xc2c54affb140687au, 0x48475fc984fb68cdu},
+      {BlockFormat::iq4_xs, 0xe2d66774fd22a034u, 0x05ee46a55ef7ee8du},
+  };
+  static_assert(std::size(kExpected) == std::size(kEncoded));
+  // Weights whose mean is a power of two, another one in each 256 columns: again, sums are exact.
+  std::vector<float> importance(512);
+  for (std::size_t i = 0; i < importance.size(); ++i) {
+    static constexpr float kWeights[8] = {1.0f, 0.25f, 2.0f, 1.0f, 0.75f, 0.5f, 1.5f, 1.0f};
+    importance[i] = kWeights[(i * 5 + 3) % 8] * (i < 256 ? 0x1p9f : 0x1p-7f);
+  }
+  for (const Expected& expected : kExpected) {
+    CAPTURE(name_of(expected.format));
+    for (const bool weighted : {false, true}) {
+      CAPTURE(weighted);
+      std::uint64_t fnv = 1469598103934665603u;
+      for (const std::vector<float>& row : exact_rows()) {
+        Blob out;
+        REQUIRE(encode(expected.format, row, out, weighted ? importance : std::vector<float>()));
+        out.resize(512 / mixtral::block_format_info(expected.format)->block_size *
+                   mixtral::block_format_info(expected.format)->block_bytes);
+        for (const std::uint8_t byte : out) fnv = (fnv ^ byte) * 1099511628211u;
+      }
+      CHECK(fnv == (weighted ? expected.weighted : expected.plain));
+    }
+  }
+}
+
+TEST_CASE("quantize: columns of no importance still count a little") {
+  // What importance was gathered from may not have used a column that other texts use.
+  std::vector<float> row = gaussian(256, 12), importance(256, 1.0f);
+  for (std::size_t i = 5; i < row.size(); i += 32) {
+    row[i] = 4000.0f;
+    importance[i] = 0.0f;
+  }
+  for (const BlockFormat format : kEncoded) {
+    if (!mixtral::block_format_info(format)->quantized) continue;
+    // These have no zero: beside such a number all others would become a 127th of it, which is worse.
+    if (format == BlockFormat::iq4_nl || format == BlockFormat::iq4_xs) continue;
+    CAPTURE(name_of(format));
+    const std::vector<float> out = coded(format, row, importance);
+    for (std::size_t i = 5; i < row.size(); i += 32) {
+      CHECK(std::abs(out[i] - row[i]) < 0.1f * row[i]);
+    }
+  }
+}
+
+TEST_CASE("quantize: of importance only the proportions within a block count") {
+  const std::vector<float> row = gaussian(1024, 13);
+  std::vector<float> importance(row.size());
+  std::mt19937 random(14);
+  for (float& w : importance) w = static_cast<float>(1 + random() % 64);
+  for (const BlockFormat format : kEncoded) {
+    CAPTURE(name_of(format));
+    const mixtral::BlockFormatInfo& info = *mixtral::block_format_info(format);
+    Blob plain, weighted, out;
+    REQUIRE(encode(format, row, plain));
+    REQUIRE(encode(format, row, weighted, importance));
+    CHECK((plain != weighted) == info.quantized);
+    const auto times = [&](float factor) {
+      std::vector<float> scaled = importance;
+      for (float& w : scaled) w *= factor;
+      REQUIRE(encode(format, row, out, scaled));
+      return out;
+    };
+    for (const float factor : {0x1p-90f, 0x1p-1f, 0x1p7f, 0x1p90f}) {
+      CHECK(times(factor) == weighted);
+    }
+    // Beyond what can be computed with, as without importance.
+    for (const float factor : {0x1p-120f, 0x1p105f, 0x1p119f, std::nanf("")})
+      CHECK(times(factor) == plain);
+    // Every block is encoded for itself, from its own columns of both.
+    const std::size_t n = std::max<std::size_t>(info.block_size, 64);
+    for (std::size_t begin = 0; begin < row.size(); begin += n) {
+      const auto part = [&](const std::vector<float>& v) {
+        const auto first = v.begin() + static_cast<std::ptrdiff_t>(begin);
+        return std::vector<float>(first, first + static_cast<std::ptrdiff_t>(n));
+      };
+      REQUIRE(encode(format, part(row), out, part(importance)));
+      const std::size_t n_bytes = n / info.block_size * info.block_bytes;
+      CHECK(std::memcmp(out.data(), weighted.data() + begin / n * n_bytes, n_bytes) == 0);
+    }
+  }
+}
+
+TEST_CASE("quantize: the largest number that a format holds is encoded, the next one is not") {
+  for (const BlockFormat format : kEncoded) {
+    CAPTURE(name_of(format));
+    const float most = format == BlockFormat::f32    ? std::numeric_limits<float>::max()
+                       : format == BlockFormat::bf16 ? 0x1.fep127f
+                                                     : 65504.0f;
+    for (const float sign : {1.0f, -1.0f}) {
+      std::vector<float> row(256, 1.0f);
+      row[200] = sign * most;
+      Blob out;
+      CHECK(encode(format, row, out));
+      CHECK(std::abs(coded(format, row)[200] - row[200]) <= 0.05f * most);
+      row[200] = sign * std::nextafter(most, std::numeric_limits<float>::infinity());
+      const auto status = encode(format, row, out);
+      REQUIRE(!status);
+      CHECK(std::string(status.error().message()).find("element 200 of row 0 ") !=
+            std::string::npos);
+    }
+  }
+}
+
+TEST_CASE("quantize: rows are encoded one after the other, up to the first with a bad number") {
+  const std::vector<float> rows = gaussian(3 * 512, 15);
+  std::vector<float> importance(512);
+  for (std::size_t i = 0; i < importance.size(); ++i) importance[i] = static_cast<float>(i % 7);
+  for (const BlockFormat format : kEncoded) {
+    CAPTURE(name_of(format));
+    const mixtral::BlockFormatInfo& info = *mixtral::block_format_info(format);
+    const std::size_t row_bytes = 512 / info.block_size * info.block_bytes;
+    Blob together(3 * row_bytes + 1, 0xAA), alone(3 * row_bytes + 1, 0xAA);
+    const mixtral::Span<const float> weights{importance.data(), importance.size()};
+    REQUIRE(mixtral::encode_rows(format, rows.data(), 3, 512, weights, together.data()));
+    for (std::size_t r = 0; r < 3; ++r) {
+      REQUIRE(mixtral::encode_rows(format, rows.data() + r * 512, 1, 512, weights,
+                                   alone.data() + r * row_bytes));
+    }
+    CHECK(together == alone);
+    CHECK(together.back() == 0xAA);
+    std::vector<float> bad = rows;
+    bad[2 * 512 + 7] = bad[2 * 512 + 9] = std::nanf("");
+    const auto status = mixtral::encode_rows(format, bad.data(), 3, 512, weights, together.data());
+    REQUIRE(!status);
+    CHECK(std::string(status.error().message()).find("element 7 of row 2 ") != std::string::npos);
+    CHECK(mixtral::encode_rows(format, nullptr, 0, 512, weights, nullptr));
+    for (const std::size_t n : {511u, 513u}) {
+      std::vector<float> other(n, 1.0f);
+      CHECK(!mixtral::encode_rows(format, rows.data(), 1, 512, {other.data(), n}, alone.data()));
+    }
+    if (info.block_size > 1) {
+      for (const std::size_t n : {info.block_size - 1, info.block_size + 1}) {
+        CHECK(!mixtral::encode_rows(format, rows.data(), 1, n, {}, alone.data()));
+      }
+    }
   }
 }
 
@@ -479,6 +676,380 @@ TEST_CASE("quantize: a number that does not fit is told by tensor, whatever the 
     INFO(message);
     CHECK(message.find("blk.1.ffn_down_exps.weight") != std::string::npos);
     CHECK(message.find("element 5 of row 1 ") != std::string::npos);
+  }
+}
+
+TEST_CASE(
+    "quantize: of several numbers that do not fit the first in the file is told, in any order of "
+    "work") {
+  struct Backwards {
+    static void run(std::size_t n, mixtral::Chunks chunks) {
+      while (n > 0) chunks(--n);
+    }
+    static std::size_t concurrency() { return 1; }
+  } backwards;
+  mixtral::ThreadPool pool = value(mixtral::ThreadPool::create(3));
+  const mixtral::Executor executors[] = {{}, backwards, pool};
+  const auto error_of = [&](const Synthetic& s, std::size_t i) {
+    const Blob original = s.writer().finish();
+    mixtral::QuantizeOptions options = type("F16");
+    options.executor = executors[i];
+    MemorySink sink;
+    const auto status = mixtral::write_gguf(read(original), options, sink);
+    REQUIRE(!status);
+    CHECK(status.error().code() == mixtral::ErrorCode::invalid_argument);
+    return std::string(status.error().message());
+  };
+  for (std::size_t i = 0; i < 3; ++i) {
+    CAPTURE(i);
+    Synthetic s;
+    s.randomize(1);
+    for (const std::size_t row : {5u, 30u, 100u, 290u}) s.output[row][3] = -1e9f;
+    CHECK(error_of(s, i).find(
+              "tensor 'output.weight', rows from 0: element 3 of row 5 is -1e+09") == 0);
+    s.output[5][3] = 0.0f;
+    s.output[290][1] = 1e9f;
+    CHECK(error_of(s, i).find("tensor 'output.weight', rows from 16: element 3 of row 14 is") == 0);
+    // The embedding is written before, layers and their experts after.
+    s.layers[1].w3[2][39][23] = s.layers[1].w3[3][0][0] = 1e9f;
+    CHECK(error_of(s, i).find("tensor 'output.weight'") == 0);
+    s.randomize(1);
+    s.layers[1].w3[2][39][23] = s.layers[1].w3[3][0][0] = 1e9f;
+    CHECK(error_of(s, i).find(
+              "tensor 'blk.1.ffn_up_exps.weight', rows from 32 of an expert: element 23 "
+              "of row 7 is") == 0);
+  }
+}
+
+TEST_CASE(
+    "quantize: large matrices are written in bands, and the first that fails is told by its rows") {
+  // Of a few million weights: of 48 rows of 131072 the first band has 32, of 131072 rows of 48 it has 87376.
+  constexpr std::uint32_t kDim = 48, kHidden = 131072;
+  std::vector<float> numbers(std::size_t{kDim} * kHidden);
+  std::uint32_t state = 1;
+  for (float& x : numbers) {
+    state = state * 1664525u + 1013904223u;
+    x = static_cast<float>(state >> 21) - 1024.0f;
+  }
+  const auto* data = reinterpret_cast<const std::uint8_t*>(numbers.data());
+  const mixtral::simd::Matrix as_bf16{data, kDim * 2, kHidden, kDim, BlockFormat::bf16};
+  Synthetic s;
+  s.dim = kDim;
+  s.n_layers = 1;
+  s.n_heads = s.n_kv_heads = 1;
+  s.hidden_dim = 8;
+  s.n_experts = s.n_experts_used = 1;
+  s.vocab_size = 259;
+  s.randomize(1);
+  const Blob small = s.writer().finish();
+  mixtral::Checkpoint checkpoint = read(small);
+  checkpoint.config.hidden_dim = kHidden;
+  for (mixtral::NamedTensor& tensor : checkpoint.tensors) {
+    if (tensor.role < mixtral::Role::w1) continue;
+    tensor.matrix.data = data;
+    tensor.matrix.rows = tensor.role == mixtral::Role::w2 ? kDim : kHidden;
+    tensor.matrix.cols = tensor.role == mixtral::Role::w2 ? kHidden : kDim;
+    tensor.matrix.row_bytes = tensor.matrix.cols * 4;
+    if (tensor.role == mixtral::Role::w3) tensor.matrix = as_bf16;  // which are copied
+  }
+  struct Sink : MemorySink {
+    void on_tensor(const mixtral::TensorReport& report) override {
+      n_progress_after.push_back(n_progress);
+      MemorySink::on_tensor(report);
+    }
+    std::vector<int> n_progress_after;
+  } sink;
+  REQUIRE(mixtral::write_gguf(checkpoint, type("BF16"), sink));
+  REQUIRE(sink.n_progress_after.size() == 12);
+  CHECK(sink.n_progress_after[8] == 9);  // one each; then two of ffn_gate, ffn_down, ffn_up
+  CHECK(sink.n_progress_after[11] == 15);
+  const auto file =
+      value(mixtral::gguf::File::parse(bytes(sink.file), std::pmr::get_default_resource()));
+  const auto* copied = file.find_tensor("blk.0.ffn_up.weight");
+  REQUIRE(copied != nullptr);
+  CHECK(std::memcmp(copied->data, data, numbers.size() * 2) == 0);
+  for (const char* name : {"ffn_gate", "ffn_down"}) {
+    CAPTURE(std::string(name));
+    const auto* tensor = file.find_tensor("blk.0." + std::string(name) + ".weight");
+    REQUIRE(tensor != nullptr);
+    std::size_t n_wrong = 0;
+    for (std::size_t i = 0; i < numbers.size(); ++i) {
+      const std::uint16_t expected = mixtral::simd::float_to_bfloat16(numbers[i]);
+      n_wrong +=
+          tensor->data[2 * i] != (expected & 255) || tensor->data[2 * i + 1] != expected >> 8;
+    }
+    CHECK(n_wrong == 0);
+  }
+  // What is copied is not looked at; a number that does not fit is told by its row in the band.
+  numbers[40 * std::size_t{kHidden} + 5] = std::numeric_limits<float>::infinity();
+  for (mixtral::NamedTensor& tensor : checkpoint.tensors) {
+    if (tensor.role == mixtral::Role::w1) tensor.matrix = as_bf16;
+  }
+  MemorySink failed;
+  const auto status = mixtral::write_gguf(checkpoint, type("BF16"), failed);
+  REQUIRE(!status);
+  const std::string message = status.error().message();
+  CHECK(message.find("tensor 'blk.0.ffn_down.weight', rows from 32: element 5 of row 8 is inf") ==
+        0);
+}
+
+TEST_CASE("quantize: every tensor is reported with what it was and what it became") {
+  struct Sink : MemorySink {
+    void on_tensor(const mixtral::TensorReport& report) override {
+      reports.push_back(report);
+      names.emplace_back(report.name);
+      sizes.push_back(file.size());
+    }
+    std::vector<mixtral::TensorReport> reports;
+    std::vector<std::string> names;
+    std::vector<std::size_t> sizes;  // of the file so far
+  };
+  Synthetic s = wide(2);
+  s.hidden_dim = 96;  // rows of ffn_down are no whole blocks of 256
+  s.vocab_size = 301;
+  s.randomize(2);
+  const Blob f16 = write(read(s.writer().finish()), type("F16")).file;
+  const mixtral::Checkpoint checkpoint = read(f16);
+  mixtral::Importance importance(checkpoint.config);
+  const std::vector<float> input(256, 1.0f);
+  for (const mixtral::Role role : {mixtral::Role::wq, mixtral::Role::w1, mixtral::Role::output}) {
+    importance.on_input(role, 0, 0, {input.data(), input.size()});
+  }
+  Sink sink;
+  mixtral::QuantizeOptions options = type("Q4_K_M");
+  options.importance = &importance;
+  options.output_tensor_type = BlockFormat::bf16;
+  REQUIRE(mixtral::write_gguf(checkpoint, options, sink));
+  const auto file =
+      value(mixtral::gguf::File::parse(bytes(sink.file), std::pmr::get_default_resource()));
+  REQUIRE(sink.reports.size() == file.tensors().size());
+  CHECK(sink.reports.size() == 3 + 2 * 10);
+  for (std::size_t i = 0; i < sink.reports.size(); ++i) {
+    const mixtral::TensorReport& report = sink.reports[i];
+    const std::string& name = sink.names[i];
+    CAPTURE(name);
+    const auto& tensor = file.tensors()[i];
+    CHECK(name == tensor.name);
+    CHECK(report.to == tensor.format);
+    const bool is_float =
+        name.find("norm") != std::string::npos || name.find("gate_inp") != std::string::npos;
+    CHECK(report.from == (is_float ? BlockFormat::f32 : BlockFormat::f16));
+    CHECK((report.to == BlockFormat::f32) == is_float);
+    CHECK(report.fallback == (name.find("ffn_down") != std::string::npos));
+    const bool gathered = name == "blk.0.attn_q.weight" || name == "blk.0.attn_k.weight" ||
+                          name == "blk.0.attn_v.weight" || name == "blk.0.ffn_gate_exps.weight" ||
+                          name == "blk.0.ffn_up_exps.weight";
+    CHECK(report.has_importance == gathered);  // none for the output, which is not quantised
+    // Data are where the directory says, padded with zeros to multiples of 32 bytes, in this order.
+    const auto begin = static_cast<std::size_t>(tensor.data - sink.file.data());
+    CHECK(begin % 32 == 0);
+    if (i > 0) CHECK(begin == sink.sizes[i - 1]);
+    std::uint64_t n_bytes = mixtral::block_format_info(tensor.format)->block_bytes;
+    for (const std::uint64_t n : tensor.shape) n_bytes *= n;
+    n_bytes /= mixtral::block_format_info(tensor.format)->block_size;
+    const std::size_t end = begin + static_cast<std::size_t>(n_bytes);
+    CHECK(sink.sizes[i] == (end + 31) / 32 * 32);
+    for (std::size_t at = end; at < sink.sizes[i]; ++at) CHECK(sink.file[at] == 0);
+  }
+  CHECK(sink.sizes.back() == sink.file.size());
+}
+
+TEST_CASE("quantize: types for the output and the experts must be such as can be written") {
+  Synthetic s;
+  s.randomize(1);
+  s.tied_output = true;
+  s.output = s.embedding;
+  const Blob original = s.writer().finish();
+  const mixtral::Checkpoint checkpoint = read(original);
+  for (const auto& entry : mixtral::detail::kBlockFormats) {
+    CAPTURE(std::string(entry.info.name));
+    for (const bool of_output : {true, false}) {
+      mixtral::QuantizeOptions options = type("F16");
+      (of_output ? options.output_tensor_type : options.expert_type) = entry.format;
+      MemorySink sink;
+      const auto status = mixtral::write_gguf(checkpoint, options, sink);
+      REQUIRE(static_cast<bool>(status) == mixtral::can_encode(entry.format));
+      if (!status) {
+        CHECK(status.error().code() == mixtral::ErrorCode::invalid_argument);
+        CHECK(sink.n_writes == 0);
+        continue;
+      }
+      // Rows of 24 and 40 are not whole blocks, so that quantised types end as F16.
+      const BlockFormat fits = entry.info.quantized ? BlockFormat::f16 : entry.format;
+      CHECK(sink.formats.at("token_embd.weight") == (of_output ? fits : BlockFormat::f16));
+      CHECK(sink.formats.at("blk.1.ffn_down_exps.weight") == (of_output ? BlockFormat::f16 : fits));
+      CHECK(sink.formats.at("blk.1.ffn_up_exps.weight") == (of_output ? BlockFormat::f16 : fits));
+      CHECK(sink.formats.at("blk.1.attn_output.weight") == BlockFormat::f16);
+    }
+  }
+}
+
+TEST_CASE("quantize: the configuration and the vocabulary are written key by key") {
+  Synthetic s;
+  s.n_heads = 4;
+  s.n_kv_heads = 2;
+  s.head_size = 10;
+  s.sliding_window = 7;
+  s.rope_linear_factor = 4.0f;
+  s.rope_theta = 123456.0f;
+  s.norm_epsilon = 0.0625f;
+  s.randomize(1);
+  GgufWriter writer = s.writer();
+  writer.uint32("tokenizer.ggml.bos_token_id", 2);
+  writer.uint32("tokenizer.ggml.eos_token_id", 1);
+  writer.boolean("tokenizer.ggml.add_bos_token", false);
+  writer.boolean("tokenizer.ggml.add_space_prefix", false);
+  writer.boolean("tokenizer.ggml.remove_extra_whitespaces", true);
+  writer.string("tokenizer.chat_template", "{{ bos_token }}");
+  const Blob original = writer.finish();
+  const auto check = [&](const Blob& file, bool with_experts) {
+    const auto parsed =
+        value(mixtral::gguf::File::parse(bytes(file), std::pmr::get_default_resource()));
+    const auto number = [&](const char* key) {
+      CAPTURE(std::string(key));
+      const auto* found = parsed.find(key);
+      REQUIRE(found != nullptr);
+      REQUIRE(found->as_double());
+      return *found->as_double();
+    };
+    CHECK(parsed.find("general.architecture")->as_string() == "llama");
+    CHECK(number("general.quantization_version") == 2.0);
+    CHECK(number("llama.block_count") == 2.0);
+    CHECK(number("llama.context_length") == 64.0);
+    CHECK(number("llama.embedding_length") == 24.0);
+    CHECK(number("llama.feed_forward_length") == 40.0);
+    CHECK(number("llama.attention.head_count") == 4.0);
+    CHECK(number("llama.attention.head_count_kv") == 2.0);
+    CHECK(number("llama.attention.layer_norm_rms_epsilon") == 0.0625);
+    CHECK(number("llama.attention.key_length") == 10.0);
+    CHECK(number("llama.attention.value_length") == 10.0);
+    CHECK(number("llama.rope.dimension_count") == 10.0);
+    CHECK(number("llama.rope.freq_base") == 123456.0);
+    CHECK(number("llama.rope.scaling.factor") == 4.0);
+    CHECK(parsed.find("llama.rope.scaling.type")->as_string() == "linear");
+    CHECK(number("llama.vocab_size") == 300.0);
+    CHECK(number("llama.attention.sliding_window") == 7.0);
+    CHECK((parsed.find("llama.expert_count") != nullptr) == with_experts);
+    CHECK((parsed.find("llama.expert_used_count") != nullptr) == with_experts);
+    if (with_experts) {
+      CHECK(number("llama.expert_count") == 4.0);
+      CHECK(number("llama.expert_used_count") == 2.0);
+    }
+    CHECK(number("tokenizer.ggml.bos_token_id") == 2.0);
+    CHECK(number("tokenizer.ggml.eos_token_id") == 1.0);
+    CHECK(number("tokenizer.ggml.unknown_token_id") == 0.0);
+    CHECK(parsed.find("tokenizer.ggml.add_bos_token")->as_bool() == false);
+    CHECK(parsed.find("tokenizer.ggml.add_eos_token")->as_bool() == false);
+    CHECK(parsed.find("tokenizer.ggml.add_space_prefix")->as_bool() == false);
+    CHECK(parsed.find("tokenizer.ggml.remove_extra_whitespaces")->as_bool() == true);
+    CHECK(parsed.find("tokenizer.ggml.model")->as_string() == "llama");
+    CHECK(parsed.find("tokenizer.chat_template")->as_string() == "{{ bos_token }}");
+    const auto before =
+        value(mixtral::gguf::File::parse(bytes(original), std::pmr::get_default_resource()));
+    for (const char* key :
+         {"tokenizer.ggml.tokens", "tokenizer.ggml.scores", "tokenizer.ggml.token_type"}) {
+      CAPTURE(std::string(key));
+      const auto all = [&](const mixtral::gguf::File& in) {
+        std::vector<std::string> values;
+        in.find(key)->for_each([&](std::uint64_t, const mixtral::gguf::Value& v) {
+          const auto text = v.as_string();
+          values.push_back(text ? std::string(*text) : std::to_string(v.as_double().value_or(-1)));
+          return true;
+        });
+        return values;
+      };
+      CHECK(parsed.find(key)->size() == 300);
+      CHECK(all(parsed) == all(before));
+    }
+  };
+  check(write(read(original), type("F16")).file, true);
+  mixtral::Checkpoint checkpoint = read(original);
+  checkpoint.vocabulary.eos = mixtral::kNoToken;
+  const Blob without = write(checkpoint, type("F16")).file;
+  CHECK(value(mixtral::gguf::File::parse(bytes(without), std::pmr::get_default_resource()))
+            .find("tokenizer.ggml.eos_token_id") == nullptr);
+
+  Synthetic plain;  // what has its default is not written
+  plain.n_experts = plain.n_experts_used = 1;
+  plain.head_size = 6;
+  plain.randomize(1);
+  const Blob written = write(read(plain.writer().finish()), type("F16")).file;
+  const auto parsed =
+      value(mixtral::gguf::File::parse(bytes(written), std::pmr::get_default_resource()));
+  for (const char* key :
+       {"llama.attention.key_length", "llama.attention.value_length", "llama.rope.scaling.type",
+        "llama.rope.scaling.factor", "llama.attention.sliding_window", "llama.expert_count",
+        "llama.expert_used_count", "tokenizer.ggml.remove_extra_whitespaces",
+        "tokenizer.chat_template"}) {
+    CAPTURE(std::string(key));
+    CHECK(parsed.find(key) == nullptr);
+  }
+  CHECK(parsed.find("tokenizer.ggml.add_bos_token")->as_bool() == true);
+  CHECK(parsed.find("tokenizer.ggml.add_space_prefix")->as_bool() == true);
+}
+
+TEST_CASE("quantize: of a file's description all is taken over but what the new file says itself") {
+  Synthetic s;
+  s.randomize(1);
+  GgufWriter writer = s.writer();
+  writer.uint32("general.file_type", 99);
+  writer.uint32("general.quantization_version", 98);
+  writer.uint32("general.alignment", 32);
+  writer.string("generalise", "no");
+  writer.string("other.name", "no");
+  writer.scalar("general.u8", 0, std::uint8_t{200});
+  writer.scalar("general.i16", 3, std::int16_t{-300});
+  writer.scalar("general.u32", 4, std::uint32_t{4000000000u});
+  writer.scalar("general.i32", 5, std::int32_t{-2000000000});
+  writer.scalar("general.u64", 10, ~std::uint64_t{0});
+  writer.scalar("general.i64", 11, std::int64_t{1} << 62);
+  writer.boolean("general.off", false);
+  writer.array("general.bytes", 0, std::vector<std::uint8_t>{0, 255});
+  writer.array("general.longs", 11, std::vector<std::int64_t>{-1, 5});
+  writer.array("general.doubles", 12, std::vector<double>{0.1, -1e300});
+  writer.array("general.none", 4, std::vector<std::uint32_t>{});
+  GgufWriter::put_string("general.nested", writer.metadata);
+  for (const std::uint32_t v : {9u, 9u}) GgufWriter::put(v, writer.metadata);
+  GgufWriter::put(std::uint64_t{1}, writer.metadata);
+  GgufWriter::put(std::uint32_t{4}, writer.metadata);
+  GgufWriter::put(std::uint64_t{1}, writer.metadata);
+  GgufWriter::put(std::uint32_t{7}, writer.metadata);
+  ++writer.n_keys;
+  writer.string("general.last", "one");
+  const Blob original = writer.finish();
+  const Blob file = write(read(original), type("Q8_0")).file;
+  const auto before =
+      value(mixtral::gguf::File::parse(bytes(original), std::pmr::get_default_resource()));
+  const auto after =
+      value(mixtral::gguf::File::parse(bytes(file), std::pmr::get_default_resource()));
+  CHECK(after.find("general.file_type")->as_uint() == 7u);
+  CHECK(after.find("general.quantization_version")->as_uint() == 2u);
+  for (const char* key : {"general.alignment", "generalise", "other.name", "general.nested"}) {
+    CAPTURE(std::string(key));
+    CHECK(after.find(key) == nullptr);
+  }
+  const auto numbers = [](const mixtral::gguf::Value& v) {
+    std::vector<double> all;
+    v.for_each([&](std::uint64_t, const mixtral::gguf::Value& element) {
+      all.push_back(element.as_double().value_or(std::nan("")));
+      return true;
+    });
+    return all;
+  };
+  for (const char* key : {"general.u8", "general.i16", "general.u32", "general.i32", "general.u64",
+                          "general.i64", "general.off", "general.bytes", "general.longs",
+                          "general.doubles", "general.none", "general.last"}) {
+    CAPTURE(std::string(key));
+    REQUIRE(after.find(key) != nullptr);
+    const auto &a = *before.find(key), &b = *after.find(key);
+    CHECK(a.type() == b.type());
+    CHECK(a.as_uint() == b.as_uint());
+    CHECK(a.as_double() == b.as_double());
+    CHECK(a.as_bool() == b.as_bool());
+    CHECK(a.as_string() == b.as_string());
+    if (a.type() != mixtral::gguf::ValueType::array) continue;
+    CHECK(a.element_type() == b.element_type());
+    CHECK(numbers(a) == numbers(b));
   }
 }
 

@@ -45,7 +45,8 @@ class Importance : public Observer {
             float* out) const;
 
   // For Observer. Allocates when a matrix is first seen; where the memory resource has nothing left
-  // (and exceptions are on), `complete()` turns false.
+  // (and exceptions are on), or the file that was read has another number of columns, the input is
+  // passed over and `complete()` turns false.
   bool wants_inputs() const override { return true; }
   void on_input(Role role, std::uint32_t layer, std::uint32_t expert,
                 Span<const float> input) override;

@@ -18,6 +18,10 @@ void Importance::on_input(Role role, std::uint32_t layer, std::uint32_t expert,
     Sum& sum =
         sums_.try_emplace(Key(layer, role, expert), sums_.get_allocator().resource()).first->second;
     if (sum.squares.empty()) sum.squares.resize(input.size());
+    if (sum.squares.size() != input.size()) {
+      return Error(ErrorCode::invalid_argument, "%zu columns, but %zu were gathered before",
+                   input.size(), sum.squares.size());
+    }
     for (std::size_t i = 0; i < input.size(); ++i) {
       const auto x = static_cast<double>(input[i]);
       sum.squares[i] += x * x;
@@ -91,17 +95,22 @@ Result<std::pmr::vector<std::uint8_t>> Importance::to_gguf() const {
                                std::uint64_t{n_cols} * n * 4);
             builder.add_tensor(tensor_name(".counts"), BlockFormat::f32, {1, n},
                                std::uint64_t{n} * 4);
-            for (std::uint32_t e = 0; e < n; ++e) {
+            // Null for an expert of which nothing, or another number of columns, was gathered.
+            const auto sum_of = [&](std::uint32_t e) -> const Sum* {
               const auto sum = sums_.find(Key(layer, role, e));
+              if (sum == sums_.end() || sum->second.squares.size() != n_cols) return nullptr;
+              return &sum->second;
+            };
+            for (std::uint32_t e = 0; e < n; ++e) {
+              const Sum* sum = sum_of(e);
               for (std::size_t i = 0; i < n_cols; ++i) {
-                data.push_back(sum == sums_.end() ? 0.0f
-                                                  : static_cast<float>(sum->second.squares[i]));
+                data.push_back(sum == nullptr ? 0.0f : static_cast<float>(sum->squares[i]));
               }
             }
             pad();
             for (std::uint32_t e = 0; e < n; ++e) {
-              const auto sum = sums_.find(Key(layer, role, e));
-              data.push_back(sum == sums_.end() ? 0.0f : static_cast<float>(sum->second.count));
+              const Sum* sum = sum_of(e);
+              data.push_back(sum == nullptr ? 0.0f : static_cast<float>(sum->count));
             }
             pad();
           };

@@ -82,7 +82,8 @@ inline BlockFormat mixture_of_values(const MixtureInput& in, bool more_bits) {
       break;
     default: break;
   }
-  const bool is_llama_70b = in.config.n_layers == 80 && n_queries == 8;
+  // As llama.cpp tells the models of 70B from that of 65B, which had as many layers.
+  const bool is_llama_70b = in.config.n_layers == 80 && n_queries > 1;
   if (is_llama_70b && (format == BlockFormat::q3_k || format == BlockFormat::q4_k)) {
     format = BlockFormat::q5_k;
   }
