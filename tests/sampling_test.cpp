@@ -350,11 +350,11 @@ TEST_CASE("sampling: limits of the filters, and ties at them") {
   // top_p: as many as it takes to reach p, one at least.
   const std::pair<float, std::size_t> sums[] = {{0.0f, 1}, {0.25f, 1}, {0.2500001f, 2}, {0.5f, 2},
                                                 {0.6f, 3}, {0.75f, 3}, {0.75001f, 4},   {1.0f, 4}};
-  for (const auto& [p, n] : sums) {
-    CAPTURE(p);
+  for (const auto& [sum, n] : sums) {
+    const float most = sum;
+    CAPTURE(most);
     Tokens expected;
     for (Token t = 0; t < static_cast<Token>(n); ++t) expected.insert(t);
-    const float most = p;
     CHECK(with([&](SamplingOptions& o) { o.top_p = most; }) == expected);
     // All are as typical.
     CHECK(with([&](SamplingOptions& o) { o.typical_p = most; }) == expected);
