@@ -1,6 +1,7 @@
 // The Instruct format against ids made with the published tokenizer.
 #include "small_stack.hpp"
 
+#include <list>
 #include <mixtral/tools.hpp>
 
 using namespace support;
@@ -311,4 +312,427 @@ TEST_CASE(
   for (const char* text : {"", "\"", "\"\\", "]]]", "{:", ":::", "[}{]"}) {
     CHECK(!mixtral::tool_list(text));
   }
+}
+
+namespace {
+
+// Every printable ASCII character, the line break and the control tokens of v2 and v3, so that pieces_of()
+// shows a chat as it is.
+mixtral::Tokenizer readable_tokenizer(
+    bool with_tools = true, bool with_ends = true,
+    mixtral::PieceType type_of_inst = mixtral::PieceType::control) {
+  using mixtral::PieceType;
+  mixtral::Vocabulary vocabulary(std::pmr::get_default_resource());
+  vocabulary.pieces.push_back({"<unk>", 0.0f, PieceType::unknown});
+  vocabulary.pieces.push_back({"<s>", 0.0f, PieceType::control});
+  vocabulary.pieces.push_back({"</s>", 0.0f, PieceType::control});
+  if (!with_ends) vocabulary.bos = vocabulary.eos = mixtral::kNoToken;
+  vocabulary.pieces.push_back({"[INST]", 0.0f, type_of_inst});
+  vocabulary.pieces.push_back({"[/INST]", 0.0f, PieceType::control});
+  if (with_tools) {
+    for (const char* text : {"[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]",
+                             "[TOOL_RESULTS]", "[/TOOL_RESULTS]"}) {
+      vocabulary.pieces.push_back({text, 0.0f, PieceType::control});
+    }
+  }
+  std::list<std::string> texts = {"\u2581", "\n", "\t", "\v", "\f", "\r"};
+  for (char c = '!'; c <= '~'; ++c) texts.emplace_back(1, c);
+  for (const std::string& text : texts)
+    vocabulary.pieces.push_back({text, 0.0f, PieceType::normal});
+  return value(mixtral::Tokenizer::create(vocabulary, std::pmr::get_default_resource()));
+}
+
+struct Encoded {
+  std::string text;  // or what the error says
+  Turn turn;
+};
+
+Encoded encode_from(Turn turn, ChatFormat format, const std::vector<Message>& messages,
+                    const mixtral::ChatOptions& options = {},
+                    const mixtral::Tokenizer& tokenizer = readable_tokenizer()) {
+  std::pmr::vector<Token> out = {0};
+  const Turn before = turn;
+  const auto status = mixtral::encode_chat(tokenizer, format, {messages.data(), messages.size()},
+                                           options, turn, out);
+  if (!status) {
+    CHECK(out.size() == 1);
+    CHECK(turn == before);
+    CHECK(status.error().code() == mixtral::ErrorCode::invalid_argument);
+    return {status.error().message(), turn};
+  }
+  return {pieces_of(tokenizer, {out.begin() + 1, out.end()}), turn};
+}
+
+mixtral::ChatOptions going_on() {
+  mixtral::ChatOptions options;
+  options.continue_answer = true;
+  return options;
+}
+
+}  // namespace
+
+TEST_CASE("chat: each format's spelling of questions and answers, complete and continued") {
+  const std::vector<Message> question = {{"user", "q"}};
+  const std::vector<Message> answered = {{"user", "q"}, {"assistant", "a"}};
+  const std::vector<Message> again = {{"user", "q"}, {"assistant", "a"}, {"user", "r"}};
+  const std::vector<Message> rest = {{"assistant", "a"}, {"user", "r"}, {"assistant", "b"}};
+  struct Spelling {
+    ChatFormat format;
+    const char *question, *answered, *continued, *again, *rest;
+  };
+  for (const Spelling& s :
+       {Spelling{ChatFormat::mistral_v1, "<s>_[INST]_q_[/INST]", "<s>_[INST]_q_[/INST]_a</s>",
+                 "<s>_[INST]_q_[/INST]_a", "<s>_[INST]_q_[/INST]_a</s>_[INST]_r_[/INST]",
+                 "_a</s>_[INST]_r_[/INST]_b"},
+        Spelling{ChatFormat::mistral_v2, "<s>[INST]_q[/INST]", "<s>[INST]_q[/INST]_a</s>",
+                 "<s>[INST]_q[/INST]_a", "<s>[INST]_q[/INST]_a</s>[INST]_r[/INST]",
+                 "_a</s>[INST]_r[/INST]_b"},
+        Spelling{ChatFormat::mistral_v3, "<s>[INST]_q[/INST]", "<s>[INST]_q[/INST]_a</s>",
+                 "<s>[INST]_q[/INST]_a", "<s>[INST]_q[/INST]_a</s>[INST]_r[/INST]",
+                 "_a</s>[INST]_r[/INST]_b"},
+        // A complete answer has a space after it, one that goes on has none.
+        Spelling{ChatFormat::llama2, "<s>_[INST]_q_[/INST]", "<s>_[INST]_q_[/INST]_a_</s>",
+                 "<s>_[INST]_q_[/INST]_a", "<s>_[INST]_q_[/INST]_a_</s><s>_[INST]_r_[/INST]",
+                 "_a_</s><s>_[INST]_r_[/INST]_b"}}) {
+    CAPTURE(std::string(mixtral::chat_format_name(s.format)));
+    const Encoded asked = encode_from(Turn::start, s.format, question);
+    CHECK(asked.text == s.question);
+    CHECK(asked.turn == Turn::answer);
+    const Encoded complete = encode_from(Turn::start, s.format, answered);
+    CHECK(complete.text == s.answered);
+    CHECK(complete.turn == Turn::question);
+    const Encoded continued = encode_from(Turn::start, s.format, answered, going_on());
+    CHECK(continued.text == s.continued);
+    CHECK(continued.turn == Turn::answer);
+    CHECK(encode_from(Turn::start, s.format, again).text == s.again);
+    CHECK(encode_from(Turn::start, s.format, again, going_on()).text == s.again);
+    // Only the last answer goes on.
+    CHECK(encode_from(Turn::answer, s.format, rest, going_on()).text == s.rest);
+    // A question after an answer without EOS gets it first; after one with EOS it does not.
+    const std::string next = std::string(s.again).substr(std::string(s.answered).size());
+    CHECK(encode_from(Turn::question, s.format, {{"user", "r"}}).text == next);
+    CHECK(encode_from(Turn::answer, s.format, {{"user", "r"}}).text == "</s>" + next);
+  }
+}
+
+TEST_CASE("chat: spaces at the ends of texts are kept or taken away as each format has it") {
+  const std::vector<Message> messages = {{"user", " \n q\t "}, {"assistant", " \t a \n\v\f\r "}};
+  CHECK(encode_from(Turn::start, ChatFormat::mistral_v1, messages).text ==
+        "<s>_[INST]__\n_q\t__[/INST]__\t_a_\n\v\f\r_</s>");
+  // Trailing spaces of answers alone.
+  for (const ChatFormat format : {ChatFormat::mistral_v2, ChatFormat::mistral_v3}) {
+    CHECK(encode_from(Turn::start, format, messages).text ==
+          "<s>[INST]__\n_q\t_[/INST]__\t_a_\n\v\f\r</s>");
+    CHECK(encode_from(Turn::start, format, {{"user", ""}, {"assistant", "  "}}).text ==
+          "<s>[INST][/INST]</s>");
+  }
+  CHECK(encode_from(Turn::start, ChatFormat::llama2, messages).text ==
+        "<s>_[INST]_q_[/INST]_a_</s>");
+  CHECK(encode_from(Turn::start, ChatFormat::llama2, {{"user", " "}, {"assistant", "\n"}}).text ==
+        "<s>_[INST]__[/INST]__</s>");
+}
+
+TEST_CASE("chat: system text goes where each format has it, once, paragraphs apart") {
+  const std::vector<Message> messages = {
+      {"system", "s"}, {"system", "t"}, {"user", "q"}, {"assistant", "a"}, {"user", "r"}};
+  CHECK(encode_from(Turn::start, ChatFormat::mistral_v1, messages).text ==
+        "<s>_[INST]_s\n\nt\n\nq_[/INST]_a</s>_[INST]_r_[/INST]");
+  for (const ChatFormat format : {ChatFormat::mistral_v2, ChatFormat::mistral_v3}) {
+    CHECK(encode_from(Turn::start, format, messages).text ==
+          "<s>[INST]_q[/INST]_a</s>[INST]_s\n\nt\n\nr[/INST]");
+  }
+  CHECK(encode_from(Turn::start, ChatFormat::llama2, messages).text ==
+        "<s>_[INST]_<<SYS>>\ns\n\nt\n<</SYS>>\n\nq_[/INST]_a_</s><s>_[INST]_r_[/INST]");
+  // Llama 2's reference strips system text and question together.
+  CHECK(encode_from(Turn::start, ChatFormat::llama2, {{"system", " s "}, {"user", " q "}}).text ==
+        "<s>_[INST]_<<SYS>>\n_s_\n<</SYS>>\n\n_q_[/INST]");
+}
+
+TEST_CASE("chat: calls and results of tools, one or several, in the list or generated") {
+  mixtral::ChatOptions options;
+  options.tools = "T";
+  const std::vector<Message> messages = {
+      {"user", "q"}, {"assistant", "", "c"}, {"tool", "1"}, {"tool", "2"}, {"assistant", "a"},
+      {"user", "r"}, {"assistant", "", "d"}, {"tool", "3"}, {"tool", "4"}};
+  const std::string first =
+      "[TOOL_CALLS]_c</s>[TOOL_RESULTS]_1[/TOOL_RESULTS][TOOL_RESULTS]_2[/TOOL_RESULTS]";
+  const std::string last =
+      "[AVAILABLE_TOOLS]_T[/AVAILABLE_TOOLS][INST]_r[/INST][TOOL_CALLS]_d</s>"
+      "[TOOL_RESULTS]_3[/TOOL_RESULTS][TOOL_RESULTS]_4[/TOOL_RESULTS]";
+  // v2 leaves out calls and results from before the last question.
+  const Encoded v2 = encode_from(Turn::start, ChatFormat::mistral_v2, messages, options);
+  CHECK(v2.text == "<s>[INST]_q[/INST]_a</s>" + last);
+  CHECK(v2.turn == Turn::answer);
+  const Encoded v3 = encode_from(Turn::start, ChatFormat::mistral_v3, messages, options);
+  CHECK(v3.text == "<s>[INST]_q[/INST]" + first + "_a</s>" + last);
+  CHECK(v3.turn == Turn::answer);
+  for (const ChatFormat format : {ChatFormat::mistral_v2, ChatFormat::mistral_v3}) {
+    // A call ends with EOS, also where an answer would go on.
+    const Encoded called = encode_from(Turn::answer, format, {{"assistant", "", "c"}}, going_on());
+    CHECK(called.text == "[TOOL_CALLS]_c</s>");
+    CHECK(called.turn == Turn::tool);
+    const Encoded results =
+        encode_from(Turn::tool, format, {{"tool", "1"}, {"tool", "2"}, {"assistant", "a"}});
+    CHECK(results.text == "[TOOL_RESULTS]_1[/TOOL_RESULTS][TOOL_RESULTS]_2[/TOOL_RESULTS]_a</s>");
+    CHECK(results.turn == Turn::question);
+    // A call that was generated has no EOS yet: the first result gets it, the second does not.
+    const Encoded generated =
+        encode_from(Turn::answer, format, {{"tool", "1"}, {"tool", "2"}}, options);
+    CHECK(generated.text == "</s>[TOOL_RESULTS]_1[/TOOL_RESULTS][TOOL_RESULTS]_2[/TOOL_RESULTS]");
+    CHECK(generated.turn == Turn::answer);
+    // Tools stand before the last question, and nowhere without one.
+    CHECK(encode_from(Turn::start, format, {{"user", "q"}, {"assistant", "a"}, {"user", "r"}},
+                      options)
+              .text ==
+          "<s>[INST]_q[/INST]_a</s>[AVAILABLE_TOOLS]_T[/AVAILABLE_TOOLS][INST]_r[/INST]");
+    CHECK(encode_from(Turn::answer, format, {{"assistant", "a"}}, options).text == "_a</s>");
+  }
+}
+
+TEST_CASE("chat: which role may come where, and where the chat stands after it") {
+  constexpr const char* kCalls = "c";
+  const Message system = {"system", "s"}, user = {"user", "u"}, assistant = {"assistant", "a"},
+                tool = {"tool", "t"}, calls = {"assistant", "", kCalls};
+  struct Case {
+    Turn turn;
+    std::vector<Message> messages;
+    const char* error;  // null if there is none
+    Turn after;
+  };
+  const std::vector<Case> cases = {
+      {Turn::start, {user}, nullptr, Turn::answer},
+      {Turn::start, {system, user}, nullptr, Turn::answer},
+      {Turn::start, {system, system, user, assistant}, nullptr, Turn::question},
+      {Turn::start, {user, calls}, nullptr, Turn::tool},
+      {Turn::start, {user, calls, tool, calls, tool, tool}, nullptr, Turn::answer},
+      {Turn::start, {user, calls, tool, assistant, user}, nullptr, Turn::answer},
+      {Turn::start, {assistant}, "message 0 has the role 'assistant'; expected 'user'", {}},
+      {Turn::start, {calls}, "message 0 has the role 'assistant'; expected 'user'", {}},
+      {Turn::start, {tool}, "message 0 has the role 'tool'; expected 'tool' only after a call", {}},
+      {Turn::start, {system}, "system text alone", {}},
+      {Turn::start, {system, system}, "system text alone", {}},
+      {Turn::start, {system, assistant}, "message 1", {}},
+      {Turn::start, {system, tool}, "message 1", {}},
+      {Turn::start, {user, system}, "message 1 has the role 'system'", {}},
+      {Turn::start, {user, user}, "message 1 has the role 'user'; expected 'assistant'", {}},
+      {Turn::start, {user, tool}, "message 1 has the role 'tool'", {}},
+      {Turn::start, {user, assistant, assistant}, "message 2", {}},
+      {Turn::start, {user, assistant, tool}, "message 2", {}},
+      {Turn::start,
+       {user, calls, user},
+       "message 2 has the role 'user'; expected 'tool' after a call",
+       {}},
+      {Turn::start, {user, calls, assistant}, "message 2", {}},
+      {Turn::start, {user, calls, calls}, "message 2", {}},
+      {Turn::start,
+       {user, calls, tool, user},
+       "message 3 has the role 'user'; expected 'assistant'",
+       {}},
+      {Turn::start, {user, calls, tool, assistant, tool}, "message 4", {}},
+      {Turn::answer, {user}, nullptr, Turn::answer},
+      {Turn::answer, {assistant}, nullptr, Turn::question},
+      {Turn::answer, {assistant, user, assistant}, nullptr, Turn::question},
+      {Turn::answer, {calls}, nullptr, Turn::tool},
+      {Turn::answer, {tool}, nullptr, Turn::answer},
+      {Turn::answer, {tool, tool, assistant}, nullptr, Turn::question},
+      {Turn::answer, {tool, user}, "message 1", {}},
+      {Turn::answer, {system}, "'system' only as the very first messages", {}},
+      {Turn::answer, {user, user}, "message 1", {}},
+      {Turn::answer, {user, tool}, "message 1", {}},
+      {Turn::answer, {assistant, assistant}, "message 1", {}},
+      {Turn::answer, {assistant, tool}, "message 1", {}},
+      {Turn::question, {user}, nullptr, Turn::answer},
+      {Turn::question, {user, assistant}, nullptr, Turn::question},
+      {Turn::question, {assistant}, "message 0", {}},
+      {Turn::question, {tool}, "message 0", {}},
+      {Turn::question, {system}, "message 0", {}},
+      {Turn::question, {user, user}, "message 1", {}},
+      {Turn::tool, {tool}, nullptr, Turn::answer},
+      {Turn::tool, {tool, tool}, nullptr, Turn::answer},
+      {Turn::tool, {tool, calls}, nullptr, Turn::tool},
+      {Turn::tool, {user}, "message 0 has the role 'user'; expected 'tool' after a call", {}},
+      {Turn::tool, {assistant}, "message 0", {}},
+      {Turn::tool, {system}, "message 0", {}},
+      {Turn::answer, {}, "without messages", {}},
+      {Turn::start,
+       {{"User", "u"}},
+       "'User'; expected 'system', 'user', 'assistant' or 'tool'",
+       {}},
+      {Turn::start, {{"", "u"}}, "message 0", {}},
+      {Turn::tool,
+       {{"tool", "t", kCalls}},
+       "message 0 has tool calls, but is not of the assistant",
+       {}},
+      {Turn::start, {{"user", "u", kCalls}}, "not of the assistant", {}},
+      {Turn::start, {{"system", "u", kCalls}, user}, "not of the assistant", {}},
+      {Turn::answer, {{"assistant", "a", kCalls}}, "both content and tool calls", {}},
+  };
+  for (std::size_t i = 0; i < cases.size(); ++i) {
+    CAPTURE(i);
+    const Case& one = cases[i];
+    const Encoded encoded = encode_from(one.turn, ChatFormat::mistral_v3, one.messages);
+    CAPTURE(encoded.text);
+    if (one.error == nullptr) {
+      CHECK(encoded.turn == one.after);
+    } else {
+      CHECK(encoded.text.find(one.error) != std::string::npos);
+    }
+  }
+  // Of a role of any length, 40 bytes are told.
+  const std::string role(41, 'r');
+  const Encoded encoded = encode_from(Turn::start, ChatFormat::mistral_v1, {{role, ""}});
+  CHECK(encoded.text.find("'" + role.substr(1) + "'") != std::string::npos);
+}
+
+TEST_CASE("chat: control tokens that a format needs are looked for, and are no ordinary pieces") {
+  const mixtral::Tokenizer without_tools = readable_tokenizer(false);
+  const mixtral::Tokenizer ordinary = readable_tokenizer(true, true, mixtral::PieceType::normal);
+  const auto encoded = [](const mixtral::Tokenizer& t, ChatFormat format,
+                          const std::vector<Message>& messages, const char* tools = "") {
+    mixtral::ChatOptions options;
+    options.tools = tools;
+    return encode_from(Turn::start, format, messages, options, t).text;
+  };
+  const std::vector<Message> question = {{"user", "q"}};
+  for (const ChatFormat format : {ChatFormat::mistral_v2, ChatFormat::mistral_v3}) {
+    CHECK(encoded(without_tools, format, question) == "<s>[INST]_q[/INST]");
+    CHECK(encoded(without_tools, format, question, "T")
+              .find("needs the control token [AVAILABLE_TOOLS]") != std::string::npos);
+    CHECK(encoded(without_tools, format, {{"user", "q"}, {"assistant", "", "c"}})
+              .find("needs the control token [TOOL_CALLS]") != std::string::npos);
+    CHECK(encoded(ordinary, format, question).find("needs the control token [INST]") !=
+          std::string::npos);
+  }
+  for (const ChatFormat format : {ChatFormat::mistral_v1, ChatFormat::llama2}) {
+    const std::string name = mixtral::chat_format_name(format);
+    const std::string error = "the chat format " + name + " has no tools";
+    CHECK(encoded(readable_tokenizer(), format, question, "T").find(error) != std::string::npos);
+    CHECK(encoded(readable_tokenizer(), format, {{"user", "q"}, {"assistant", "", "c"}})
+              .find(error) != std::string::npos);
+    CHECK(encode_from(Turn::answer, format, {{"tool", "t"}}).text.find(error) != std::string::npos);
+  }
+  // A vocabulary without BOS and EOS has none put in.
+  const mixtral::Tokenizer without_ends = readable_tokenizer(true, false);
+  const std::vector<Message> answered = {{"user", "q"}, {"assistant", "a"}, {"user", "r"}};
+  CHECK(encoded(without_ends, ChatFormat::mistral_v3, answered) ==
+        "[INST]_q[/INST]_a[INST]_r[/INST]");
+  CHECK(encoded(without_ends, ChatFormat::llama2, answered) ==
+        "_[INST]_q_[/INST]_a__[INST]_r_[/INST]");
+
+  CHECK(mixtral::detect_chat_format(ordinary, "") == ChatFormat::mistral_v1);
+  CHECK(mixtral::detect_chat_format(ordinary, "[TOOL_RESULTS]") == ChatFormat::mistral_v1);
+  const mixtral::Tokenizer control = readable_tokenizer();
+  CHECK(mixtral::detect_chat_format(control, "") == ChatFormat::mistral_v3);
+  CHECK(mixtral::detect_chat_format(control, "call_id") == ChatFormat::mistral_v3);
+  CHECK(mixtral::detect_chat_format(control, "[TOOL_RESULTS]") == ChatFormat::mistral_v2);
+  CHECK(mixtral::detect_chat_format(control, "[TOOL_RESULTS] <<SYS>>") == ChatFormat::llama2);
+}
+
+TEST_CASE("chat: formats have names") {
+  CHECK(std::string(mixtral::chat_format_name(ChatFormat::mistral_v1)) == "mistral-v1");
+  CHECK(std::string(mixtral::chat_format_name(ChatFormat::mistral_v2)) == "mistral-v2");
+  CHECK(std::string(mixtral::chat_format_name(ChatFormat::mistral_v3)) == "mistral-v3");
+  CHECK(std::string(mixtral::chat_format_name(ChatFormat::llama2)) == "llama2");
+  CHECK(std::string(mixtral::chat_format_name(static_cast<ChatFormat>(77))) == "unknown");
+}
+
+TEST_CASE("chat: JSON of tools is spelled as Python's json.dumps(ensure_ascii=False) does") {
+  // The expected text is the output of Python's json module for the same values.
+  const std::string compact =
+      R"([{},[],{"a":[],"b":{},"c":[1,-2.5,true,false,null]},"\u00e9\"\\\n\/\u0001","a, b: c"])";
+  const std::string spaced =
+      "[{}, [], {\"a\": [], \"b\": {}, \"c\": [1, -2.5, true, false, null]}, "
+      "\"\u00E9\\\"\\\\\\n/\\u0001\", \"a, b: c\"]";
+  CHECK(value(mixtral::tool_list(compact)) == spaced);
+  CHECK(value(mixtral::tool_list("[]")) == "[]");
+  for (const char* text : {"{}", "1", "\"a\"", "null", "", "[", "[1,]", "[] []"}) {
+    const auto refused = mixtral::tool_list(text);
+    REQUIRE(!refused);
+    CHECK(refused.error().code() == mixtral::ErrorCode::invalid_argument);
+  }
+  const mixtral::ToolCall calls[] = {{"f", "{\"x\":1}", "abcdefghi"}, {"g", "no JSON", ""}};
+  CHECK(mixtral::tool_calls(ChatFormat::mistral_v2, {calls, 2}) ==
+        R"([{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": "no JSON"}])");
+  CHECK(mixtral::tool_calls(ChatFormat::mistral_v3, {calls, 2}) ==
+        R"([{"name": "f", "arguments": {"x": 1}, "id": "abcdefghi"}, )"
+        R"({"name": "g", "arguments": "no JSON"}])");
+  CHECK(mixtral::tool_calls(ChatFormat::mistral_v3, {}) == "[]");
+  CHECK(mixtral::tool_result(ChatFormat::mistral_v2, calls[0], "{\"y\":[2]}") ==
+        R"([{"name": "f", "content": {"y": [2]}}])");
+  CHECK(mixtral::tool_result(ChatFormat::mistral_v3, calls[0], "{\"y\":[2]}") ==
+        R"({"content": {"y": [2]}, "call_id": "abcdefghi"})");
+  CHECK(mixtral::tool_result(ChatFormat::mistral_v3, calls[1], "") ==
+        R"({"content": "", "call_id": ""})");
+}
+
+TEST_CASE("chat: what a model generated is read as calls, or told what is wrong with it") {
+  const auto calls = value(mixtral::parse_tool_calls(
+      R"([{"name":"f","arguments":{"b":1,"a":[2]},"id":"123456789"},{"arguments":"x","id":5,"name":""}])"));
+  REQUIRE(calls.size() == 2);
+  CHECK(calls[0].name == "f");
+  CHECK(calls[0].arguments == R"({"b": 1, "a": [2]})");
+  CHECK(calls[0].id == "123456789");
+  CHECK(calls[1].name.empty());
+  CHECK(calls[1].arguments == "\"x\"");
+  CHECK(calls[1].id.empty());
+  CHECK(value(mixtral::parse_tool_calls(" [] ")).empty());
+  const auto refused = [](const char* text, const char* part) {
+    CAPTURE(text);
+    const auto result = mixtral::parse_tool_calls(text);
+    REQUIRE(!result);
+    CHECK(result.error().code() == mixtral::ErrorCode::bad_format);
+    CHECK(std::string(result.error().message()).find(part) != std::string::npos);
+  };
+  const std::string good = R"({"name":"f","arguments":{}})";
+  refused("", "text that is not JSON");
+  refused("[", "text that is not JSON");
+  refused("{}", "found object");
+  refused("3", "found number");
+  refused(("[" + good + ",7]").c_str(), "tool call 1");
+  refused(("[" + good + R"(,{"name":"f"}])").c_str(), "tool call 1");
+  refused(("[" + good + R"(,{"arguments":{}}])").c_str(), "tool call 1");
+  refused(R"([{"name":7,"arguments":{}}])", "tool call 0");
+}
+
+TEST_CASE("json_text: the shape of a text is that of its arrays and objects, not of its strings") {
+  const auto depth = [](const std::string& text) { return mixtral::json_shape(text).depth; };
+  CHECK(depth("") == 0);
+  CHECK(depth("\"a\"") == 0);
+  CHECK(depth("[[]]") == 2);
+  CHECK(depth("[{},[{}]]") == 3);
+  CHECK(depth("[][][]") == 1);
+  CHECK(depth("]]][") == 1);
+  CHECK(depth(R"("[[[")") == 0);
+  CHECK(depth(R"("\"[[[")") == 0);      // an escaped quote ends no string
+  CHECK(depth(R"(["\\",[[]]])") == 3);  // after an escaped backslash, a quote does
+  CHECK(depth(R"({"a\"":"[","b":[[]]})") == 3);
+  CHECK(depth(R"("\\\"[[")") == 0);
+  CHECK(depth("\"[[") == 0);
+  CHECK(depth("\"\\") == 0);
+  CHECK(depth(std::string(300, '[') + std::string(300, ']') + "[") == 300);
+
+  const auto members = [](const std::string& text) {
+    return mixtral::json_shape(text).most_members;
+  };
+  CHECK(members("[1,2,3]") == 0);
+  CHECK(members(R"({"a":1})") == 1);
+  CHECK(members(R"({"a:b":":","c":2})") == 2);
+  CHECK(members(R"([{"a":1,"b":2},{"c":3}])") == 2);
+  CHECK(members(R"({"a":{"b":1,"c":2,"d":3},"e":4})") == 3);
+  CHECK(members(":::") == 0);
+  // Members are counted of objects that are nested at most 128 deep.
+  const auto nested = [](std::size_t n) { return std::string(n - 1, '[') + R"({"a":1)"; };
+  CHECK(mixtral::kJsonShapeDepth == 128);
+  CHECK(members(nested(128)) == 1);
+  CHECK(members(nested(129)) == 0);
+  // One that begins anew at a depth has none yet.
+  CHECK(members(std::string(127, '[') + R"({"a":1},{"a":1,"b":2})") == 2);
+
+  const auto squares = [](const std::string& text) {
+    return mixtral::json_shape(text).member_squares;
+  };
+  CHECK(squares("[]") == 0);
+  CHECK(squares(R"({"a":1})") == 1);
+  CHECK(squares(R"({"a":1,"b":2,"c":3})") == 9);
+  CHECK(squares(R"([{"a":1,"b":2},{"c":{"d":1,"e":2,"f":3}}])") == 4 + 1 + 9);
 }

@@ -669,3 +669,357 @@ TEST_CASE("generation: what cannot be saved or loaded says why") {
   options.sampling.top_p = 7.0f;
   CHECK(!s.generate(options).save(write_to(with)));
 }
+
+namespace {
+
+// Options under which the model chooses this one token again and again.
+mixtral::GenerateOptions always(Token token, std::uint32_t max_tokens) {
+  mixtral::GenerateOptions options;
+  options.max_tokens = max_tokens;
+  options.sampling.logit_bias = {{token, 1e9f}};
+  return options;
+}
+
+}  // namespace
+
+TEST_CASE(
+    "generation: what a character lacks at the end is given out as U+FFFD, for every reason to "
+    "end") {
+  const mixtral::Model model = open(bundled_model());
+  const mixtral::Tokenizer& t = model.tokenizer();
+  const Token lead = t.find("<0xE2>"), other = t.find("<0x82>");
+  REQUIRE(lead != mixtral::kNoToken);
+  const std::string broken = "\uFFFD";
+  mixtral::Session s = session(model, 64);
+  const auto generate = [&](const mixtral::GenerateOptions& options, StopReason reason) {
+    s.clear();
+    REQUIRE(s.append("Once"));
+    auto generation = s.generate(options);
+    std::vector<std::string> pieces;
+    for (const std::string_view piece : generation) pieces.emplace_back(piece);
+    CHECK(generation.stop_reason() == reason);
+    return pieces;
+  };
+  using Pieces = std::vector<std::string>;
+  CHECK(generate(always(lead, 1), StopReason::max_tokens) == Pieces{broken});
+  CHECK(generate(always(lead, 2), StopReason::max_tokens) == Pieces{broken, broken});
+  CHECK(generate(always(t.find("<0x41>"), 2), StopReason::max_tokens) == Pieces{"A", "A"});
+  // After the last piece nothing is given out twice.
+  s.clear();
+  REQUIRE(s.append("Once"));
+  auto generation = s.generate(always(lead, 1));
+  CHECK(generation.next());
+  CHECK(generation.piece().empty());
+  CHECK(!generation.next());
+  CHECK(generation.piece() == broken);
+  CHECK(!generation.next());
+  CHECK(generation.piece().empty());
+  CHECK(generation.stop_reason() == StopReason::max_tokens);
+  // EOS and stop tokens end it within a character, too.
+  for (const bool by_stop_token : {false, true}) {
+    s.clear();
+    REQUIRE(s.append("Once"));
+    auto options = always(lead, 9);
+    if (by_stop_token) options.stop_tokens = {other};
+    auto ended = s.generate(options);
+    CHECK(ended.next());
+    CHECK(ended.piece().empty());
+    REQUIRE(ended.set_sampling(always(by_stop_token ? other : t.eos(), 9).sampling));
+    CHECK(!ended.next());
+    CHECK(ended.piece() == broken);
+    CHECK(ended.stop_reason() ==
+          (by_stop_token ? StopReason::stop_token : StopReason::end_of_text));
+  }
+  // A cancelled one, and one for which the session has no room.
+  s.clear();
+  REQUIRE(s.append("Once"));
+  auto cancelled = s.generate(always(lead, 9));
+  CHECK(cancelled.next());
+  s.cancel();
+  CHECK(!cancelled.next());
+  CHECK(cancelled.piece() == broken);
+  CHECK(cancelled.stop_reason() == StopReason::cancelled);
+  // Text that is held back comes out together with it.
+  auto options = always(lead, 2);
+  options.stop = {broken + broken + "!"};
+  CHECK(generate(options, StopReason::max_tokens) == Pieces{broken + broken});
+}
+
+TEST_CASE("generation: each reason to end, what is a token of the session then, and what is not") {
+  const mixtral::Model model = open(bundled_model());
+  const mixtral::Tokenizer& t = model.tokenizer();
+  const Token letter = t.find("<0x41>");
+  const auto prompt = value(t.encode("Once", {true, true}));
+  const auto size = static_cast<std::uint32_t>(prompt.size());
+  struct Ended {
+    StopReason reason;
+    std::string text;
+    std::size_t n_tokens;  // beyond the prompt
+    Token token;
+  };
+  const auto run = [&](const mixtral::GenerateOptions& options, std::uint32_t room) {
+    mixtral::Session s = session(model, size + room);
+    REQUIRE(s.append({prompt.data(), prompt.size()}));
+    auto generation = s.generate(options);
+    Ended ended{};
+    for (const std::string_view piece : generation) ended.text += piece;
+    ended.reason = generation.stop_reason();
+    ended.n_tokens = s.tokens().size() - prompt.size();
+    ended.token = generation.token();
+    return ended;
+  };
+  const auto check = [](const Ended& ended, StopReason reason, const char* text,
+                        std::size_t n_tokens, Token token) {
+    CAPTURE(std::string(mixtral::stop_reason_name(ended.reason)));
+    CHECK(ended.reason == reason);
+    CHECK(ended.text == text);
+    CHECK(ended.n_tokens == n_tokens);
+    CHECK(ended.token == token);
+  };
+  check(run(always(letter, 0), 9), StopReason::max_tokens, "", 0, mixtral::kNoToken);
+  check(run(always(letter, 3), 9), StopReason::max_tokens, "AAA", 3, letter);
+  // The session's last token may be generated, one beyond it is chosen, but has no room.
+  check(run(always(letter, 3), 3), StopReason::max_tokens, "AAA", 3, letter);
+  check(run(always(letter, 4), 3), StopReason::context_full, "AAA", 3, letter);
+  check(run(always(letter, 4), 0), StopReason::context_full, "", 0, letter);
+  check(run(always(t.eos(), 4), 9), StopReason::end_of_text, "", 0, t.eos());
+  auto options = always(t.eos(), 4);
+  options.stop_tokens = {t.eos()};
+  check(run(options, 9), StopReason::end_of_text, "", 0, t.eos());
+  options = always(letter, 4);
+  options.stop_tokens = {letter, static_cast<Token>(t.size() - 1)};
+  check(run(options, 9), StopReason::stop_token, "", 0, letter);
+  options = always(letter, 4);
+  options.stop = {"AAA"};
+  check(run(options, 9), StopReason::stop_string, "", 3, letter);
+  options.stop = {"AAAAA"};
+  check(run(options, 9), StopReason::max_tokens, "AAAA", 4, letter);
+  options = always(letter, 9);
+  options.grammar = value(mixtral::Grammar::from_gbnf("root ::= \"AA\""));
+  check(run(options, 9), StopReason::grammar_end, "AA", 2, letter);
+  // What a grammar ends is ended before its tokens are counted.
+  options.max_tokens = 2;
+  check(run(options, 9), StopReason::grammar_end, "AA", 2, letter);
+  options.max_tokens = 1;
+  check(run(options, 9), StopReason::max_tokens, "A", 1, letter);
+  options = {};
+  options.stop_tokens = {static_cast<Token>(t.size())};
+  check(run(options, 9), StopReason::error, "", 0, mixtral::kNoToken);
+
+  const std::pair<StopReason, const char*> names[] = {{StopReason::none, "none"},
+                                                      {StopReason::end_of_text, "end_of_text"},
+                                                      {StopReason::stop_token, "stop_token"},
+                                                      {StopReason::stop_string, "stop_string"},
+                                                      {StopReason::grammar_end, "grammar_end"},
+                                                      {StopReason::max_tokens, "max_tokens"},
+                                                      {StopReason::context_full, "context_full"},
+                                                      {StopReason::cancelled, "cancelled"},
+                                                      {StopReason::error, "error"},
+                                                      {static_cast<StopReason>(99), "unknown"}};
+  for (const auto& [reason, name] : names)
+    CHECK(std::string(mixtral::stop_reason_name(reason)) == name);
+}
+
+TEST_CASE("generation: of what a saved one says, each number is checked against its limits") {
+  const mixtral::Model model = open(bundled_model());
+  mixtral::Session s = session(model, 64);
+  REQUIRE(s.append("Once"));
+  mixtral::GenerateOptions options = always(model.tokenizer().find("n"), 5);
+  options.sampling.temperature = 1.0f;
+  options.stop = {"nnnnnnnnn"};
+  auto generation = s.generate(options);
+  REQUIRE(generation.next());
+  REQUIRE(generation.next());
+  REQUIRE(generation.piece().empty());
+  Blob saved, session_alone;
+  const auto write_to = [](Blob& blob) {
+    return [&blob](const void* from, std::size_t size) {
+      const auto* bytes = static_cast<const std::uint8_t*>(from);
+      blob.insert(blob.end(), bytes, bytes + size);
+      return true;
+    };
+  };
+  REQUIRE(generation.save(write_to(saved)));
+  REQUIRE(s.save(write_to(session_alone)));
+  // The parts of which impl/snapshot.hpp tells, as the transfer functions of impl/generation.hpp write them.
+  enum Part : std::size_t {
+    magic,
+    version,
+    checksum,
+    reason,
+    max_tokens,
+    temperature,
+    top_k,
+    typical_p,
+    top_p,
+    min_p,
+    repetition_penalty,
+    frequency_penalty,
+    presence_penalty,
+    penalty_window,
+    seed,
+    n_tokens,
+    tokens,
+    n_biases,
+    biases,
+    n_stops,
+    stop_size,
+    stop,
+    n_stop_tokens,
+    stop_tokens,
+    has_grammar,
+    fingerprint,
+    n_generated,
+    token,
+    log_probability,
+    n_drawn,
+    pending,
+    n_pending,
+    at_begin,
+    took_space,
+    produced_text,
+    held_back_size,
+    held_back
+  };
+  const std::size_t sizes[] = {8, 4, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 8, 8, 4, 8, 4,
+                               8, 8, 9, 8, 0, 1, 8, 4, 4, 8, 8, 4, 1, 1, 1, 1, 8, 2};
+  std::vector<Blob> parts;
+  std::size_t at = session_alone.size();
+  for (const std::size_t size : sizes) {
+    REQUIRE(at + size <= saved.size());
+    parts.emplace_back(saved.begin() + static_cast<std::ptrdiff_t>(at),
+                       saved.begin() + static_cast<std::ptrdiff_t>(at + size));
+    at += size;
+  }
+  REQUIRE(at + 8 == saved.size());
+  const auto joined = [&](const std::vector<Blob>& from) {
+    Blob out = session_alone;
+    std::uint64_t sum = 0xCBF29CE484222325u;
+    for (const Blob& part : from) {
+      out.insert(out.end(), part.begin(), part.end());
+      for (std::size_t i = 0; i < part.size(); i += 8) {
+        std::uint64_t word = 0;
+        std::memcpy(&word, part.data() + i, std::min<std::size_t>(8, part.size() - i));
+        sum = (sum ^ word) * 0x9E3779B97F4A7C15u;
+        sum ^= sum >> 32;
+      }
+    }
+    GgufWriter::put(sum, out);
+    return out;
+  };
+  REQUIRE(joined(parts) == saved);
+  REQUIRE(parts[held_back] == Blob{'n', 'n'});
+  mixtral::Session other = session(model, 64);
+  const auto load = [&](const std::vector<Blob>& from) {
+    const Blob blob = joined(from);
+    std::size_t place = 0;
+    return other.load_generation([&](void* to, std::size_t size) {
+      if (size > blob.size() - place) return false;
+      std::memcpy(to, blob.data() + place, size);
+      place += size;
+      return true;
+    });
+  };
+  const auto with = [&](Part part, auto number) {
+    std::vector<Blob> changed = parts;
+    changed[part].clear();
+    GgufWriter::put(number, changed[part]);
+    return changed;
+  };
+  const auto check_refused = [&](const std::vector<Blob>& changed,
+                                 mixtral::ErrorCode code = mixtral::ErrorCode::bad_format) {
+    const auto refused = load(changed);
+    REQUIRE(!refused);
+    CAPTURE(refused.error().message());
+    CHECK(refused.error().code() == code);
+    CHECK(other.tokens().empty());
+  };
+  const auto u32 = [](auto v) { return static_cast<std::uint32_t>(v); };
+  const auto u64 = [](auto v) { return static_cast<std::uint64_t>(v); };
+  const auto u8 = [](auto v) { return static_cast<std::uint8_t>(v); };
+  REQUIRE(load(parts));
+  std::vector<Blob> changed = parts;
+  changed[magic][7] = 'S';
+  check_refused(changed);
+  check_refused(with(version, u32(0)));
+  check_refused(with(version, u32(2)));
+  changed = parts;
+  changed[checksum][0] = static_cast<std::uint8_t>(changed[checksum][0] ^ 1);
+  check_refused(changed);
+  // Reasons other than an error, which is never saved.
+  for (std::uint32_t r = 0; r < u32(StopReason::error); ++r) {
+    const auto loaded = load(with(reason, r));
+    REQUIRE(loaded);
+    CHECK(loaded->stop_reason() == static_cast<StopReason>(r));
+    const bool is_cancelled = loaded->stop_reason() == StopReason::cancelled;
+    CHECK((loaded->error().code() == mixtral::ErrorCode::cancelled) == is_cancelled);
+  }
+  check_refused(with(reason, u32(StopReason::error)));
+  check_refused(with(reason, u32(StopReason::error) + 1));
+  check_refused(with(reason, ~std::uint32_t{0}));
+  // Two tokens were generated.
+  auto at_limit = value(load(with(max_tokens, u32(2))));
+  CHECK(!at_limit.next());
+  CHECK(at_limit.stop_reason() == StopReason::max_tokens);
+  CHECK(at_limit.piece() == "nn");
+  check_refused(with(max_tokens, u32(1)));
+  check_refused(with(n_generated, u32(6)));
+  CHECK(load(with(n_generated, u32(5))));
+  // Options as they are checked at the beginning of a generation.
+  check_refused(with(temperature, -1.0f));
+  check_refused(with(typical_p, 1.5f));
+  check_refused(with(top_p, 1.5f));
+  check_refused(with(min_p, -0.5f));
+  check_refused(with(repetition_penalty, 0.0f));
+  check_refused(with(frequency_penalty, std::numeric_limits<float>::infinity()));
+  check_refused(with(presence_penalty, std::numeric_limits<float>::quiet_NaN()));
+  const auto vocab_size = static_cast<Token>(model.tokenizer().size());
+  CHECK(load(with(tokens, vocab_size - 1)));
+  check_refused(with(tokens, vocab_size));
+  check_refused(with(biases, std::numeric_limits<float>::quiet_NaN()));
+  // As many biases as tokens.
+  changed = with(n_biases, u64(0));
+  changed[biases].clear();
+  check_refused(changed);
+  changed = with(n_tokens, u64(0));
+  changed[tokens].clear();
+  check_refused(changed);
+  changed = with(stop_size, u64(0));
+  changed[stop].clear();
+  check_refused(changed);
+  changed = with(stop_size, u64(mixtral::StopStrings::kLongest));
+  changed[stop].assign(mixtral::StopStrings::kLongest, 'n');
+  CHECK(load(changed));
+  changed = with(stop_size, u64(mixtral::StopStrings::kLongest + 1));
+  changed[stop].assign(mixtral::StopStrings::kLongest + 1, 'n');
+  check_refused(changed);
+  for (const std::size_t list : {n_tokens, n_biases, n_stops, n_stop_tokens, held_back_size}) {
+    check_refused(with(static_cast<Part>(list), ~std::uint64_t{0}));
+    check_refused(with(static_cast<Part>(list), (std::uint64_t{1} << 24) + 1));
+  }
+  changed = with(n_stop_tokens, u64(1));
+  changed[stop_tokens] = {5, 0, 0, 0};
+  CHECK(load(changed));
+  changed[stop_tokens] = {0xFF, 0xFF, 0xFF, 0xFF};
+  check_refused(changed);
+  check_refused(with(has_grammar, u8(1)), mixtral::ErrorCode::invalid_argument);
+  check_refused(with(has_grammar, u8(2)));
+  for (const Part flag : {at_begin, took_space, produced_text}) {
+    CHECK(load(with(flag, u8(1))));
+    check_refused(with(flag, u8(2)));
+  }
+  CHECK(load(with(token, Token{mixtral::kNoToken})));
+  CHECK(load(with(token, vocab_size - 1)));
+  check_refused(with(token, vocab_size));
+  check_refused(with(token, Token{-2}));
+  check_refused(with(n_drawn, (std::uint64_t{1} << 28) + 1));
+  // Three bytes of a character may be waiting for the fourth.
+  CHECK(load(with(n_pending, u8(3))));
+  check_refused(with(n_pending, u8(4)));
+  check_refused(with(n_pending, u8(255)));
+  changed = parts;
+  changed[held_back] = {'n', 'o'};
+  check_refused(changed);
+  // Random numbers go on with as many as were drawn: none are refused.
+  CHECK(load(with(n_drawn, u64(0))));
+}

@@ -1,4 +1,5 @@
 // Grammars and models: which tokens are allowed, generation, memory, threads.
+#include <set>
 #include <thread>
 
 #include "grammars.hpp"
@@ -11,7 +12,8 @@ namespace {
 mixtral::Model tiny() { return open(bundled_model()); }
 
 // With these tokens, and unused ones up to 300.
-mixtral::Model with_vocabulary(std::vector<mixtral::Piece> pieces) {
+mixtral::Model with_vocabulary(std::vector<mixtral::Piece> pieces, bool add_dummy_prefix = true,
+                               bool remove_extra_whitespaces = false) {
   std::vector<std::string> names(300);
   for (std::size_t i = pieces.size(); i < names.size(); ++i) {
     names[i] = "unused " + std::to_string(i);
@@ -26,6 +28,8 @@ mixtral::Model with_vocabulary(std::vector<mixtral::Piece> pieces) {
   synthetic.output = synthetic.embedding;
   mixtral::Checkpoint checkpoint = read(synthetic.writer().finish());
   checkpoint.vocabulary.pieces.assign(pieces.begin(), pieces.end());
+  checkpoint.vocabulary.add_dummy_prefix = add_dummy_prefix;
+  checkpoint.vocabulary.remove_extra_whitespaces = remove_extra_whitespaces;
   return value(mixtral::Model::from_checkpoint(std::move(checkpoint)));
 }
 
@@ -530,4 +534,103 @@ TEST_CASE("grammar: a grammar that no memory suffices for is refused when a matc
   const auto refused = GrammarMatcher::create(gbnf(doubled), model);
   REQUIRE(!refused);
   CHECK(refused.error().code() == ErrorCode::unsupported);
+}
+
+TEST_CASE(
+    "grammar: of a text of its own, the first token loses the space that decoding takes away") {
+  const Grammar grammar = gbnf("root ::= \"ab\" | \" a\" | \"\"");
+  enum : Token { space = 3, a, space_a, two_spaces, two_spaces_a, user, b };
+  for (const bool add_dummy_prefix : {false, true}) {
+    for (const bool remove_extra_whitespaces : {false, true}) {
+      CAPTURE(add_dummy_prefix);
+      CAPTURE(remove_extra_whitespaces);
+      const mixtral::Model model =
+          with_vocabulary({{"<unk>", 0.0f, mixtral::PieceType::unknown},
+                           {"<s>", 0.0f, mixtral::PieceType::control},
+                           {"</s>", 0.0f, mixtral::PieceType::control},
+                           {"\u2581", 0.0f, mixtral::PieceType::normal},
+                           {"a", 0.0f, mixtral::PieceType::normal},
+                           {"\u2581a", 0.0f, mixtral::PieceType::normal},
+                           {"\u2581\u2581", 0.0f, mixtral::PieceType::normal},
+                           {"\u2581\u2581a", 0.0f, mixtral::PieceType::normal},
+                           {"\u2581ab", 0.0f, mixtral::PieceType::user_defined},
+                           {"b", 0.0f, mixtral::PieceType::normal}},
+                          add_dummy_prefix, remove_extra_whitespaces);
+      for (const bool begins_text : {false, true}) {
+        CAPTURE(begins_text);
+        GrammarMatcher matcher = value(GrammarMatcher::create(grammar, model, begins_text));
+        const auto allowed = [&] {
+          std::set<Token> tokens;
+          const auto words = value(matcher.allowed());
+          for (Token t = 0; t < static_cast<Token>(model.tokenizer().size()); ++t) {
+            if (has(words, t)) tokens.insert(t);
+          }
+          return tokens;
+        };
+        const Token eos = model.tokenizer().eos();
+        const bool drops = begins_text && (add_dummy_prefix || remove_extra_whitespaces);
+        using Tokens = std::set<Token>;
+        if (!drops) {
+          CHECK(allowed() == Tokens{eos, space, a, space_a});
+          CHECK(allowed() == Tokens{eos, space, a, space_a});  // remembered
+        } else if (remove_extra_whitespaces) {
+          // A space alone would be dropped, and so would all that follow it, for ever.
+          CHECK(allowed() == Tokens{eos, a, space_a, two_spaces, two_spaces_a, user});
+          CHECK(!matcher.accept(space));
+        } else {
+          CHECK(allowed() == Tokens{eos, space, a, space_a, two_spaces, two_spaces_a, user});
+          REQUIRE(matcher.accept(space));
+          CHECK(allowed() == Tokens{eos, space, a, space_a});  // the next one loses nothing
+          matcher.restart(begins_text);
+        }
+        if (drops) {
+          REQUIRE(matcher.accept(two_spaces));
+          CHECK(allowed() == Tokens{a});
+          matcher.restart(begins_text);
+          REQUIRE(matcher.accept(user));
+          CHECK(matcher.must_end());
+          matcher.restart(begins_text);
+          REQUIRE(matcher.accept(space_a));
+          CHECK(allowed() == Tokens{b});
+        }
+        matcher.restart(begins_text);
+        REQUIRE(matcher.accept(a));
+        CHECK(allowed() == Tokens{b});
+        CHECK(!matcher.can_end());
+        REQUIRE(matcher.accept(b));
+        CHECK(matcher.can_end());
+        CHECK(matcher.must_end());
+        CHECK(allowed() == Tokens{eos});
+      }
+    }
+  }
+}
+
+TEST_CASE("grammar: a byte piece of a space is a space of the text, never one that is dropped") {
+  const mixtral::Model model = bytes_only();
+  const Token space = model.tokenizer().find("<0x20>");
+  REQUIRE(space != mixtral::kNoToken);
+  GrammarMatcher matcher = value(GrammarMatcher::create(gbnf("root ::= \" a\""), model, true));
+  REQUIRE(matcher.accept(space));
+  REQUIRE(matcher.accept(model.tokenizer().find("<0x61>")));
+  CHECK(matcher.must_end());
+}
+
+TEST_CASE("grammar: tokens longer than 1000 bytes are not looked at") {
+  const std::string longest(1000, 'x'), longer(1001, 'x');
+  const mixtral::Model model = with_vocabulary({{"<unk>", 0.0f, mixtral::PieceType::unknown},
+                                                {"<s>", 0.0f, mixtral::PieceType::control},
+                                                {"</s>", 0.0f, mixtral::PieceType::control},
+                                                {longest, 0.0f, mixtral::PieceType::normal},
+                                                {longer, 0.0f, mixtral::PieceType::normal},
+                                                {"x", 0.0f, mixtral::PieceType::normal}});
+  GrammarMatcher matcher = value(GrammarMatcher::create(gbnf("root ::= \"x\"+"), model));
+  const auto allowed = value(matcher.allowed());
+  CHECK(has(allowed, 3));
+  CHECK(!has(allowed, 4));
+  CHECK(has(allowed, 5));
+  CHECK(!matcher.accept(4));
+  CHECK(matcher.accept(3));
+  CHECK(matcher.can_end());
+  CHECK(!matcher.must_end());
 }

@@ -367,3 +367,393 @@ TEST_CASE("grammar: large grammars compile, up to limits that are told before") 
   const std::string_view parts[] = {literal, literal};
   refused(Grammar::from_choices({parts, 2}, &small), "too large");
 }
+
+namespace {
+
+std::string utf8_of(std::uint32_t c) {
+  std::string out;
+  if (c < 0x80) return std::string(1, static_cast<char>(c));
+  if (c >= 0x10000) {
+    out += static_cast<char>(0xF0 | c >> 18);
+    out += static_cast<char>(0x80 | (c >> 12 & 0x3F));
+  } else if (c >= 0x800) {
+    out += static_cast<char>(0xE0 | c >> 12);
+  }
+  out += c < 0x800 ? static_cast<char>(0xC0 | c >> 6) : static_cast<char>(0x80 | (c >> 6 & 0x3F));
+  return out + static_cast<char>(0x80 | (c & 0x3F));
+}
+
+// Characters at and beside every border that classes, UTF-8 and Unicode have.
+std::vector<std::uint32_t> border_characters() {
+  std::vector<std::uint32_t> all;
+  for (std::uint32_t c = 0; c < 0x100; ++c) all.push_back(c);
+  for (const std::uint32_t c :
+       {0x7FFu,   0x800u,   0xFFFu,   0x1000u,  0x167Fu,   0x1680u,  0x1681u, 0x180Eu,
+        0x1FFFu,  0x2000u,  0x2001u,  0x200Au,  0x200Bu,   0x2027u,  0x2028u, 0x2029u,
+        0x202Au,  0x202Eu,  0x202Fu,  0x2030u,  0x205Eu,   0x205Fu,  0x2060u, 0x2FFFu,
+        0x3000u,  0x3001u,  0xD7FFu,  0xE000u,  0xFEFEu,   0xFEFFu,  0xFF00u, 0xFFFFu,
+        0x10000u, 0x3FFFFu, 0x40000u, 0xFFFFFu, 0x100000u, 0x10FFFFu}) {
+    all.push_back(c);
+  }
+  return all;
+}
+
+void check_takes(const Feeder& feeder, const Grammar& grammar,
+                 const std::function<bool(std::uint32_t)>& expected) {
+  static const std::vector<std::uint32_t> characters = border_characters();
+  GrammarMatcher matcher = feeder.matcher(grammar);
+  for (const std::uint32_t c : characters) {
+    CAPTURE(c);
+    CHECK((Feeder::match(matcher, utf8_of(c)) == Match::whole) == expected(c));
+  }
+}
+
+}  // namespace
+
+TEST_CASE("grammar: the classes of regular expressions are those of ECMA-262, to each border") {
+  const Feeder feeder;
+  const auto check = [&](const char* pattern, const std::function<bool(std::uint32_t)>& expected) {
+    CAPTURE(pattern);
+    check_takes(feeder, value(Grammar::from_regex(pattern)), expected);
+  };
+  const auto is_digit = [](std::uint32_t c) { return c >= '0' && c <= '9'; };
+  const auto is_word = [&](std::uint32_t c) {
+    return is_digit(c) || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_';
+  };
+  const auto ends_line = [](std::uint32_t c) {
+    return c == '\n' || c == '\r' || c == 0x2028 || c == 0x2029;
+  };
+  // ECMA-262, tables 35 (WhiteSpace) and 36 (LineTerminator), with the space separators of Unicode.
+  const auto is_space = [&](std::uint32_t c) {
+    return ends_line(c) || c == '\t' || c == '\v' || c == '\f' || c == ' ' || c == 0xA0 ||
+           c == 0x1680 || (c >= 0x2000 && c <= 0x200A) || c == 0x202F || c == 0x205F ||
+           c == 0x3000 || c == 0xFEFF;
+  };
+  check("\\d", is_digit);
+  check("\\D", [&](std::uint32_t c) { return !is_digit(c); });
+  check("\\w", is_word);
+  check("\\W", [&](std::uint32_t c) { return !is_word(c); });
+  check("\\s", is_space);
+  check("\\S", [&](std::uint32_t c) { return !is_space(c); });
+  check(".", [&](std::uint32_t c) { return !ends_line(c); });
+  check("[.]", [](std::uint32_t c) { return c == '.'; });
+  check("[\\s\\d]", [&](std::uint32_t c) { return is_space(c) || is_digit(c); });
+  check("[^\\s\\d]", [&](std::uint32_t c) { return !is_space(c) && !is_digit(c); });
+  check("[\\D]", [&](std::uint32_t c) { return !is_digit(c); });
+  check("[^\\D]", is_digit);
+  check("[\\s\\S]", [](std::uint32_t) { return true; });
+  check("[^]", [](std::uint32_t) { return true; });
+  check("[\\b]", [](std::uint32_t c) { return c == 8; });
+  check("[a-c-]", [](std::uint32_t c) { return (c >= 'a' && c <= 'c') || c == '-'; });
+  check("[-a]", [](std::uint32_t c) { return c == 'a' || c == '-'; });
+  check("[a-a]", [](std::uint32_t c) { return c == 'a'; });
+  check("[^^]", [](std::uint32_t c) { return c != '^'; });
+  check("[a^]", [](std::uint32_t c) { return c == 'a' || c == '^'; });
+  check("[\\]\\\\]", [](std::uint32_t c) { return c == ']' || c == '\\'; });
+  check("[+--]", [](std::uint32_t c) { return c >= '+' && c <= '-'; });
+  check("[\\x00-\\x1f]", [](std::uint32_t c) { return c < 0x20; });
+  check("[\\u{0}-\\u{10FFFF}]", [](std::uint32_t) { return true; });
+  check("[\\u07ff-\\u0800]", [](std::uint32_t c) { return c == 0x7FF || c == 0x800; });
+  check("[\\ud7ff-\\ue000]", [](std::uint32_t c) { return c == 0xD7FF || c == 0xE000; });
+  check("[\\uffff-\\u{10000}]", [](std::uint32_t c) { return c == 0xFFFF || c == 0x10000; });
+}
+
+TEST_CASE("grammar: every escape of a regular expression names its character") {
+  const Feeder feeder;
+  const auto check = [&](const char* pattern, std::uint32_t character) {
+    CAPTURE(pattern);
+    check_takes(feeder, value(Grammar::from_regex(pattern)),
+                [&](std::uint32_t c) { return c == character; });
+    check_takes(feeder, value(Grammar::from_regex("[" + std::string(pattern) + "]")),
+                [&](std::uint32_t c) { return c == character; });
+  };
+  check("\\n", '\n');
+  check("\\r", '\r');
+  check("\\t", '\t');
+  check("\\f", '\f');
+  check("\\v", '\v');
+  check("\\0", 0);
+  check("\\x00", 0);
+  check("\\x4a", 'J');
+  check("\\x4A", 'J');
+  check("\\xfF", 0xFF);
+  check("\\u007f", 0x7F);
+  check("\\u2028", 0x2028);
+  check("\\u{41}", 'A');
+  check("\\u{0000000041}", 'A');
+  check("\\u{10FFFF}", 0x10FFFF);
+  check("\\u{10ffff}", 0x10FFFF);
+  check("\\ud800\\udc00", 0x10000);
+  check("\\uDBFF\\uDFFF", 0x10FFFF);
+  // A character that is no letter or digit may be escaped, as itself.
+  for (const char c : std::string("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~ ")) {
+    check((std::string("\\") + c).c_str(), static_cast<std::uint32_t>(c));
+  }
+  const auto refused = [](const char* pattern, const char* part,
+                          ErrorCode code = ErrorCode::bad_format) {
+    CAPTURE(pattern);
+    check_refused(Grammar::from_regex(pattern), part, code);
+  };
+  refused("\\u{110000}", "no Unicode");
+  refused("\\u{100000041}", "no Unicode");  // more digits than fit into 32 bits
+  refused("\\u{ffffffffffffffffffff}", "no Unicode");
+  refused("\\u{d800}", "no Unicode");
+  refused("\\u{dfff}", "no Unicode");
+  refused("\\udc00", "no Unicode");
+  refused("\\udfff", "no Unicode");
+  refused("\\ud800x", "no Unicode");
+  refused("\\ud800\\u0041", "half a pair");
+  refused("\\ud800\\udbff", "half a pair");
+  refused("\\ud800\\ue000", "half a pair");
+  for (const char* pattern : {"\\u{}", "\\u{4", "\\u{g}", "\\u{4 1}", "\\x", "\\x4", "\\x4g",
+                              "\\xG4", "\\u004", "\\u00:1", "\\u00@1", "\\u00`1", "\\u00/1"}) {
+    refused(pattern, "hexadecimal");
+  }
+  for (const char* letter :
+       {"a", "e", "g", "h", "i", "j", "l", "m", "o", "q", "y", "z", "A", "C", "E", "Z"}) {
+    refused((std::string("\\") + letter).c_str(), "unknown escape");
+  }
+  for (const char* pattern : {"\\1", "\\9", "\\k<a>", "\\p{L}", "\\P{L}", "\\B", "\\b", "\\cA"}) {
+    refused(pattern, "not supported", ErrorCode::unsupported);
+  }
+}
+
+TEST_CASE("grammar: repetitions, groups and anchors of regular expressions at their limits") {
+  const Feeder feeder;
+  // Which numbers of letters a pattern takes.
+  const auto counts = [&](const char* pattern, const std::function<bool(std::size_t)>& expected) {
+    CAPTURE(pattern);
+    GrammarMatcher matcher = feeder.matcher(value(Grammar::from_regex(pattern)));
+    for (std::size_t n = 0; n < 6; ++n) {
+      CAPTURE(n);
+      CHECK((Feeder::match(matcher, std::string(n, 'a')) == Match::whole) == expected(n));
+    }
+  };
+  counts("a{2}", [](std::size_t n) { return n == 2; });
+  counts("a{2,}", [](std::size_t n) { return n >= 2; });
+  counts("a{2,4}", [](std::size_t n) { return n >= 2 && n <= 4; });
+  counts("a{0}", [](std::size_t n) { return n == 0; });
+  counts("a{0,1}", [](std::size_t n) { return n <= 1; });
+  counts("a{3,3}", [](std::size_t n) { return n == 3; });
+  counts("a*", [](std::size_t) { return true; });
+  counts("a*?", [](std::size_t) { return true; });
+  counts("a+", [](std::size_t n) { return n >= 1; });
+  counts("a+?", [](std::size_t n) { return n >= 1; });
+  counts("a?", [](std::size_t n) { return n <= 1; });
+  counts("a??", [](std::size_t n) { return n <= 1; });
+  counts("a{2,4}?", [](std::size_t n) { return n >= 2 && n <= 4; });
+  counts("(aa)*", [](std::size_t n) { return n % 2 == 0; });
+  counts("(?:aa){1,}", [](std::size_t n) { return n != 0 && n % 2 == 0; });
+  counts("(?<name>a){1,2}", [](std::size_t n) { return n == 1 || n == 2; });
+  counts("()a", [](std::size_t n) { return n == 1; });
+  counts("()*a", [](std::size_t n) { return n == 1; });
+  counts("^a$|^aaa$", [](std::size_t n) { return n == 1 || n == 3; });
+  counts("^", [](std::size_t n) { return n == 0; });
+  counts("$", [](std::size_t n) { return n == 0; });
+  counts("^$|a|", [](std::size_t n) { return n <= 1; });
+  const auto whole = [&](const char* pattern, const char* text) {
+    return feeder.match(value(Grammar::from_regex(pattern)), text) == Match::whole;
+  };
+  CHECK(whole("a}", "a}"));
+  CHECK(whole("a]", "a]"));
+  const auto refused = [](const char* pattern, const char* part,
+                          ErrorCode code = ErrorCode::bad_format) {
+    CAPTURE(pattern);
+    check_refused(Grammar::from_regex(pattern), part, code);
+  };
+  for (const char* pattern : {"a{2}{3}", "a???", "a*+", "^*", "(*a)", "(|*)", "{2}", "(?:+)"}) {
+    refused(pattern, "nothing to repeat");
+  }
+  for (const char* pattern : {"a{", "a{}", "a{,}", "a{,2}", "a{2,,3}", "a{2,3,4}", "a{2;3}",
+                              "a{ 2}", "a{2,3", "a{-1}", "a{2,a}"}) {
+    refused(pattern, "{n}");
+  }
+  refused("a{100000}", "below 100000");
+  refused("(?<name", "name has no end");
+  refused("(?:a", "no end");
+  refused("(?=a)", "lookaround", ErrorCode::unsupported);
+  refused("(?!a)", "lookaround", ErrorCode::unsupported);
+  refused("(?<=a)", "lookaround", ErrorCode::unsupported);
+  refused("(?<!a)", "lookaround", ErrorCode::unsupported);
+  refused("(^a)", "^", ErrorCode::unsupported);
+  refused("(a|^b)", "^", ErrorCode::unsupported);
+  refused("^^", "^", ErrorCode::unsupported);
+  refused("$*", "$ before the end", ErrorCode::unsupported);
+  refused("$$", "$ before the end", ErrorCode::unsupported);
+  refused("$)", "$ before the end", ErrorCode::unsupported);
+  refused("[a-\\d]", "class");
+  refused("[\\w-a]", "class");
+  refused("[", "no end");
+  refused("[^", "no end");
+  refused("[\\]", "no end");
+}
+
+TEST_CASE("grammar: every escape and set of GBNF names its characters") {
+  const Feeder feeder;
+  const auto check = [&](const std::string& text,
+                         const std::function<bool(std::uint32_t)>& expected) {
+    CAPTURE(text);
+    check_takes(feeder, gbnf("root ::= " + text), expected);
+  };
+  const std::pair<const char*, std::uint32_t> escapes[] = {{"\\n", '\n'},
+                                                           {"\\r", '\r'},
+                                                           {"\\t", '\t'},
+                                                           {"\\\\", '\\'},
+                                                           {"\\\"", '"'},
+                                                           {"\\[", '['},
+                                                           {"\\]", ']'},
+                                                           {"\\-", '-'},
+                                                           {"\\^", '^'},
+                                                           {"\\x00", 0},
+                                                           {"\\x7f", 0x7F},
+                                                           {"\\xFf", 0xFF},
+                                                           {"\\u00A0", 0xA0},
+                                                           {"\\uFFFF", 0xFFFF},
+                                                           {"\\ud7ff", 0xD7FF},
+                                                           {"\\ue000", 0xE000},
+                                                           {"\\U0010FFFF", 0x10FFFF},
+                                                           {"\\U00000041", 'A'}};
+  for (const auto& [escape, character] : escapes) {
+    const std::uint32_t named = character;
+    check("\"" + std::string(escape) + "\"", [&](std::uint32_t c) { return c == named; });
+    check("[" + std::string(escape) + "]", [&](std::uint32_t c) { return c == named; });
+    check("[^" + std::string(escape) + "]", [&](std::uint32_t c) { return c != named; });
+  }
+  check(".", [](std::uint32_t) { return true; });
+  check("[a-c]", [](std::uint32_t c) { return c >= 'a' && c <= 'c'; });
+  check("[a-]", [](std::uint32_t c) { return c == 'a' || c == '-'; });
+  check("[-a]", [](std::uint32_t c) { return c == 'a' || c == '-'; });
+  check("[b-b]", [](std::uint32_t c) { return c == 'b'; });
+  check("[a^]", [](std::uint32_t c) { return c == 'a' || c == '^'; });
+  check("[a-cb-d]", [](std::uint32_t c) { return c >= 'a' && c <= 'd'; });
+  check("[a-bc-d]", [](std::uint32_t c) { return c >= 'a' && c <= 'd'; });
+  check("[da]", [](std::uint32_t c) { return c == 'a' || c == 'd'; });
+  check("[a-zc]", [](std::uint32_t c) { return c >= 'a' && c <= 'z'; });
+  check("[^a-zc]", [](std::uint32_t c) { return c < 'a' || c > 'z'; });
+  check("[\\x80-\\U0010ffff]", [](std::uint32_t c) { return c >= 0x80; });
+  check("[\\x7f-\\u0800]", [](std::uint32_t c) { return c >= 0x7F && c <= 0x800; });
+  check("[\\u1000-\\U00040000]", [](std::uint32_t c) { return c >= 0x1000 && c <= 0x40000; });
+  check("[^\\u0800-\\uFFFF]", [](std::uint32_t c) { return c < 0x800 || c > 0xFFFF; });
+  const auto refused = [](const std::string& text, const char* part) {
+    CAPTURE(text);
+    check_refused(Grammar::from_gbnf("root ::= " + text), part);
+  };
+  for (const char* escape :
+       {"\\x4", "\\xg0", "\\u004", "\\u00g0", "\\U0000041", "\\x:0", "\\x@0", "\\x`0"}) {
+    refused("\"" + std::string(escape) + "\"", "hexadecimal");
+  }
+  for (const char* escape : {"\\ud800", "\\udfff", "\\U0000D800"}) {
+    refused("\"" + std::string(escape) + "\"", "no Unicode character");
+  }
+  refused("\"\\U00110000\"", "U+10FFFF");
+  refused("\"\\U10000000\"", "U+10FFFF");
+  for (const char letter : std::string("abcdefghijklmopqsvwyzAXN0./'")) {
+    refused(std::string("\"\\") + letter + "\"", "unknown escape");
+  }
+}
+
+TEST_CASE(
+    "grammar: counts of repetitions, and spaces, comments and lines between the parts of GBNF") {
+  const Feeder feeder;
+  const auto takes = [&](const std::string& text, std::size_t least, std::size_t most) {
+    CAPTURE(text);
+    GrammarMatcher matcher = feeder.matcher(gbnf(text));
+    for (std::size_t n = 0; n < 7; ++n) {
+      CAPTURE(n);
+      CHECK((Feeder::match(matcher, std::string(n, 'a')) == Match::whole) ==
+            (n >= least && n <= most));
+    }
+  };
+  const std::size_t any = 100;
+  takes("root ::= \"a\"*", 0, any);
+  takes("root ::= \"a\"+", 1, any);
+  takes("root ::= \"a\"?", 0, 1);
+  takes("root ::= \"a\"{3}", 3, 3);
+  takes("root ::= \"a\"{3,}", 3, any);
+  takes("root ::= \"a\"{,3}", 0, 3);
+  takes("root ::= \"a\"{0}", 0, 0);
+  takes("root ::= \"a\"{,0}", 0, 0);
+  takes("root ::= \"a\"{0,0}", 0, 0);
+  takes("root ::= \"a\"{2,2}", 2, 2);
+  takes("root ::= \"a\"{2}{2}", 4, 4);
+  takes("root ::= \"a\"{1,2}{2}", 2, 4);
+  takes("root ::= \"a\" {\t2 , 3 } ", 2, 3);
+  takes("root::=\"a\"", 1, 1);
+  takes("\t root \t ::= \t \"a\" \t ", 1, 1);
+  takes("# first\n\n  root ::= \"a\"", 1, 1);
+  takes("root ::=\n\n# what\n \"a\"", 1, 1);
+  takes("root ::= \"a\" # the end", 1, 1);
+  takes("root ::= \"a\" \"a\"", 2, 2);
+  takes("root ::= \"a\"\n| \"aa\"\n\n| \"aaa\"", 1, 3);
+  takes("root ::= \"a\" | ( \n \"aa\" # c\n | # d\n \"aaa\" \n ) \n", 1, 3);
+  takes("root ::= (\"a\"\n*)", 0, any);  // in a group a repetition may stand on the next line
+  takes("root ::= \"a\" b\r\nb ::= \"a\"\r\n\r\n", 2, 2);
+  takes("0 ::= \"a\"\nroot ::= 0 Z_z-9\nZ_z-9 ::= \"a\"", 2, 2);
+  takes("root ::= \"a\"??????????", 0, 1);
+  const auto refused = [](const std::string& text, const char* part) {
+    CAPTURE(text);
+    check_refused(Grammar::from_gbnf(text), part);
+  };
+  refused("root ::= \"a\"???????????", "too many repetitions");
+  refused("root ::= \"a\"\n*", "expected the name of a rule");
+  refused("root ::= \"a\"\n\"b\"", "expected the name of a rule");
+  refused("root\n::= \"a\"", "expected ::=");
+  refused("root := \"a\"", "expected ::=");
+  refused("root ::= \"a\"{2 3}", "expected }");
+  refused("root ::= \"a\"{a}", "expected a number");
+  refused("root ::= \"a\"{-1}", "expected a number");
+  refused("root ::= \"a\"{2,1}", "more than at most");
+  refused("root ::= !\"a\"", "tokens in grammars");
+  refused("root ::= %", "expected the end of the rule");
+  refused("root ::= (\"a\" | )) ", "expected the end of the rule");
+  refused("root ::= \"\\", "unknown escape");
+  refused("root ::= [\\", "unknown escape");
+  refused("root ::= [a\n]", "no end");
+  // What stands in a comment is none of the grammar, but is UTF-8.
+  CHECK(Grammar::from_gbnf("root ::= \"a\" # \u00E9 ] ) \""));
+  refused("root ::= \"a\" # \xC3", "byte 15 is not UTF-8");
+}
+
+TEST_CASE("grammar: a literal of GBNF takes its text alone, whatever characters it has") {
+  const Feeder feeder;
+  std::string all;
+  for (const std::uint32_t c : border_characters()) all += utf8_of(c);
+  const Grammar grammar = gbnf("root ::= " + std::string(value(mixtral::literal_to_gbnf(all))));
+  CHECK(feeder.match(grammar, all) == Match::whole);
+  // One by one, each with its number after it.
+  std::string each = "root ::= \"\"";
+  for (const std::uint32_t c : border_characters()) {
+    const auto literal = value(mixtral::literal_to_gbnf(utf8_of(c)));
+    each += " | " + std::string(literal) + " \"=" + std::to_string(c) + "\"";
+  }
+  GrammarMatcher matcher = feeder.matcher(gbnf(each));
+  for (const std::uint32_t c : border_characters()) {
+    CAPTURE(c);
+    CHECK(Feeder::match(matcher, utf8_of(c) + "=" + std::to_string(c)) == Match::whole);
+    CHECK(Feeder::match(matcher, utf8_of(c) + "=" + std::to_string(c == 0 ? 1 : c - 1)) !=
+          Match::whole);
+  }
+  CHECK(value(mixtral::literal_to_gbnf("")) == "\"\"");
+  for (const char* text : {"\xFF", "a\xC3", "\xED\xA0\x80"}) {
+    const auto refused = mixtral::literal_to_gbnf(text);
+    REQUIRE(!refused);
+    CHECK(refused.error().code() == ErrorCode::bad_format);
+  }
+  // Patterns become GBNF of the same meaning, in parentheses.
+  CHECK(value(mixtral::regex_to_gbnf("a[b-d]+", mixtral::RegexScope::whole)) == "(\"a\"[b-d]+)");
+}
+
+TEST_CASE("grammar: choices have their texts in common, with one more each, up to 2^22 bytes") {
+  // 2^11 choices of 2^11 - 1 bytes.
+  std::vector<std::string> texts;
+  for (int i = 0; i < 2048; ++i) {
+    texts.push_back(std::string(2043, 'x') + std::to_string(1000 + i));
+    REQUIRE(texts.back().size() == 2047);
+  }
+  std::vector<std::string_view> views(texts.begin(), texts.end());
+  const auto grammar = Grammar::from_choices({views.data(), views.size()});
+  CHECK(grammar);
+  views.push_back("");
+  check_refused(Grammar::from_choices({views.data(), views.size()}), "too large",
+                ErrorCode::unsupported);
+}

@@ -586,3 +586,672 @@ TEST_CASE(
   CHECK(feeder.match(by_bytes, R"({"k3999":null})") == Match::whole);
   CHECK(feeder.match(by_bytes, R"({"k7":null,"k6":null})") == Match::dead);
 }
+
+namespace {
+
+// Which of these texts a schema takes whole.
+class Taker {
+ public:
+  Taker(const Feeder& feeder, const std::string& schema)
+      : matcher_(feeder.matcher(value(mixtral::json_schema_grammar(schema)))) {}
+  bool operator()(const std::string& text) { return Feeder::match(matcher_, text) == Match::whole; }
+
+ private:
+  GrammarMatcher matcher_;
+};
+
+std::string two_digits(int n) { return std::string(n < 10 ? "0" : "") + std::to_string(n); }
+
+}  // namespace
+
+TEST_CASE("json_schema: whole numbers between any bounds, and no others") {
+  const Feeder feeder;
+  const std::vector<int> bounds = {-101, -100, -99, -10, -9,  -1,  0,   1,   9,   10,
+                                   11,   19,   20,  99,  100, 109, 110, 199, 1000};
+  for (std::size_t i = 0; i < bounds.size(); ++i) {
+    for (std::size_t k = i; k < bounds.size(); k += 3) {
+      const int low = bounds[i], high = bounds[k];
+      CAPTURE(low);
+      CAPTURE(high);
+      Taker takes(feeder, R"({"type":"integer","minimum":)" + std::to_string(low) +
+                              R"(,"maximum":)" + std::to_string(high) + "}");
+      int n_wrong = 0;
+      for (int n = -130; n < 1110; n += n < 220 || n > 980 ? 1 : 7) {
+        if (takes(std::to_string(n)) != (n >= low && n <= high)) ++n_wrong;
+      }
+      CHECK(n_wrong == 0);
+      CHECK(!takes("-0"));
+      CHECK(!takes("00"));
+      CHECK(!takes("01"));
+      CHECK(!takes("1.0"));
+    }
+  }
+}
+
+TEST_CASE("json_schema: numbers with digits after the point between any bounds, and no others") {
+  const Feeder feeder;
+  struct Bounds {
+    const char *low, *high;
+    int low_thousandths, high_thousandths;
+  };
+  for (const Bounds& b : {Bounds{"0", "1", 0, 1000}, Bounds{"0.25", "1.5", 250, 1500},
+                          Bounds{"-0.5", "0.125", -500, 125}, Bounds{"-1.999", "-0.001", -1999, -1},
+                          Bounds{"0.1", "0.1", 100, 100}, Bounds{"-1.0", "-1", -1000, -1000},
+                          Bounds{"0.999", "1.001", 999, 1001}}) {
+    for (const bool is_open : {false, true}) {
+      if (is_open && b.low_thousandths == b.high_thousandths) continue;
+      CAPTURE(b.low);
+      CAPTURE(b.high);
+      CAPTURE(is_open);
+      const std::string open = is_open ? "exclusiveM" : "m";
+      Taker takes(feeder,
+                  "{\"" + open + "inimum\":" + b.low + ",\"" + open + "aximum\":" + b.high + "}");
+      int n_wrong = 0;
+      for (int n = -2100; n <= 2100; ++n) {
+        const int size = std::abs(n);
+        const std::string digits = std::to_string(1000 + size % 1000).substr(1);
+        const std::string text =
+            std::string(n < 0 ? "-" : "") + std::to_string(size / 1000) + "." + digits;
+        const bool expected = is_open ? n > b.low_thousandths && n < b.high_thousandths
+                                      : n >= b.low_thousandths && n <= b.high_thousandths;
+        if (takes(text) != expected) ++n_wrong;
+        // As many digits as it takes are enough.
+        if (size % 1000 == 0 && n != 0 && takes(text.substr(0, text.size() - 4)) != expected)
+          ++n_wrong;
+        if (size % 100 == 0 && n != 0 && takes(text.substr(0, text.size() - 2)) != expected)
+          ++n_wrong;
+      }
+      CHECK(n_wrong == 0);
+      CHECK(!takes("1."));
+      CHECK(!takes("0."));
+      CHECK(!takes(".5"));
+    }
+  }
+}
+
+TEST_CASE("json_schema: bounds of numbers at their own limits") {
+  const Feeder feeder;
+  const auto refused = [](const std::string& schema, const char* part,
+                          ErrorCode code = ErrorCode::unsupported) {
+    CAPTURE(schema);
+    check_refused(mixtral::json_schema_grammar(schema), part, code);
+  };
+  Taker large(feeder, R"({"type":"integer","minimum":-1000000000000,"maximum":1000000000000})");
+  CHECK(large("1000000000000"));
+  CHECK(large("-1000000000000"));
+  CHECK(!large("1000000000001"));
+  CHECK(!large("-1000000000001"));
+  Taker half(feeder, R"({"type":"integer","minimum":5})");  // up to 10^12 where nothing bounds it
+  CHECK(half("1000000000000"));
+  CHECK(!half("1000000000001"));
+  CHECK(!half("4"));
+  refused(R"({"minimum":1000000000001})", "beyond 10^12");
+  refused(R"({"maximum":-1000000000001})", "beyond 10^12");
+  Taker fine(feeder, R"({"minimum":0.123456,"maximum":0.123457})");
+  CHECK(fine("0.123456"));
+  CHECK(fine("0.123457"));
+  CHECK(!fine("0.123455"));
+  CHECK(!fine("0.123458"));
+  CHECK(!fine("0.1234565"));
+  refused(R"({"minimum":0.1234567})", "more than 6 digits");
+  Taker open(feeder, R"({"type":"integer","exclusiveMinimum":1,"exclusiveMaximum":3})");
+  CHECK(open("2"));
+  CHECK(!open("1"));
+  CHECK(!open("3"));
+  // Fractions bound whole numbers, below zero, too.
+  Taker fractions(feeder, R"({"type":"integer","minimum":-2.5,"maximum":2.5})");
+  CHECK(fractions("-2"));
+  CHECK(fractions("2"));
+  CHECK(!fractions("-3"));
+  CHECK(!fractions("3"));
+  Taker open_fractions(feeder,
+                       R"({"type":"integer","exclusiveMinimum":-2.5,"exclusiveMaximum":2.5})");
+  CHECK(open_fractions("-2"));
+  CHECK(open_fractions("2"));
+  CHECK(!open_fractions("-3"));
+  CHECK(!open_fractions("3"));
+  refused(R"({"type":"integer","exclusiveMinimum":1,"exclusiveMaximum":2})", "no number is between",
+          ErrorCode::bad_format);
+  refused(R"({"type":"integer","minimum":0.1,"maximum":0.9})", "no number is between",
+          ErrorCode::bad_format);
+  CHECK(mixtral::json_schema_grammar(R"({"minimum":0.1,"maximum":0.9})"));
+  // Of several bounds on one side the tighter one counts.
+  Taker both(
+      feeder,
+      R"({"type":"integer","minimum":3,"exclusiveMinimum":3,"maximum":9,"exclusiveMaximum":8})");
+  CHECK(!both("3"));
+  CHECK(both("4"));
+  CHECK(both("7"));
+  CHECK(!both("8"));
+}
+
+TEST_CASE("json_schema: numbers and strings without bounds are JSON's, with an end") {
+  const Feeder feeder;
+  Taker number(feeder, R"({"type":"number"})"), integer(feeder, R"({"type":"integer"})");
+  for (const char* text : {"0", "-0", "9", "10", "-12", "1234567890123456", "-1234567890123456"}) {
+    CAPTURE(text);
+    CHECK(integer(text));
+    CHECK(number(text));
+  }
+  for (const char* text :
+       {"1.5", "0.0", "-0.25", "1e5", "1E+05", "1e-99", "1.123456789012345", "1.5e10"}) {
+    CAPTURE(text);
+    CHECK(!integer(text));
+    CHECK(number(text));
+  }
+  for (const char* text :
+       {"", "-", "00", "01", "+1", "1.", ".1", "1e", "1e+", "1e100", "1.1234567890123456",
+        "12345678901234567", "0x1", "1 ", "Infinity", "1.e1"}) {
+    CAPTURE(text);
+    CHECK(!integer(text));
+    CHECK(!number(text));
+  }
+  Taker string(feeder, R"({"type":"string"})");
+  for (const char* text :
+       {"\"\"", "\"a\"", "\" \"", "\"\x7F\"", "\"\u00E9\U0001F600\"", R"("\"\\\/\b\f\n\r\t")",
+        R"("\u0000\u001F\uFFFF")", R"("\uaBcD")", R"("\uD7FF\uE000")",
+        R"("\uD800\uDC00\udbff\udfff")", R"("\uCFFF\uD000\uEFFF\uF000")"}) {
+    CAPTURE(text);
+    CHECK(string(text));
+  }
+  for (const char* text : {"\"",
+                           "a",
+                           "\"\n\"",
+                           "\"\x1F\"",
+                           "\"\t\"",
+                           "\"\"\"",
+                           R"("\a")",
+                           R"("\x41")",
+                           R"("\v")",
+                           R"("\0")",
+                           R"("\'")",
+                           R"("\u123")",
+                           R"("\u123g")",
+                           R"("\U1234")",
+                           R"("\uD800")",
+                           R"("\uDC00")",
+                           R"("\uDFFF")",
+                           R"("\uDBFFx")",
+                           R"("\uD800\u0041")",
+                           R"("\uD800\uD800")",
+                           R"("\uD800\uE000")",
+                           R"("\uDC00\uD800")",
+                           R"("\uD800\DC00")"}) {
+    CAPTURE(text);
+    CHECK(!string(text));
+  }
+  Taker boolean(feeder, R"({"type":"boolean"})"), null(feeder, R"({"type":"null"})");
+  for (const char* text : {"true", "false", "null"}) {
+    CHECK(boolean(text) == (std::string(text) != "null"));
+    CHECK(null(text) == (std::string(text) == "null"));
+  }
+}
+
+TEST_CASE("json_schema: in a string every character of a pattern is spelled in one way") {
+  const Feeder feeder;
+  for (unsigned c = 0; c < 0x80; ++c) {
+    char pattern[40], escape[8];
+    std::snprintf(pattern, sizeof pattern, R"({"pattern":"^\\u%04x$"})", c);
+    std::snprintf(escape, sizeof escape, "\\u%04x", c);
+    CAPTURE(c);
+    Taker takes(feeder, pattern);
+    const std::string letters = "btn?fr";  // from U+0008 on; U+000B has none
+    const bool has_letter = c >= 8 && c <= 13 && c != 11;
+    const bool is_special = c == '"' || c == '\\';
+    CHECK(takes("\"" + std::string(1, static_cast<char>(c)) + "\"") == (c >= 0x20 && !is_special));
+    CHECK(takes("\"" + std::string(escape) + "\"") == (c < 0x20 && !has_letter));
+    if (has_letter) CHECK(takes(std::string("\"\\") + letters[c - 8] + "\""));
+    if (is_special) CHECK(takes(std::string("\"\\") + static_cast<char>(c) + "\""));
+    CHECK(!takes("\"\\/\""));
+  }
+  Taker vertical(feeder, R"({"pattern":"^\\v$"})");
+  CHECK(vertical(R"("\u000b")"));
+  // Sets that contain some of those, at their ends and within.
+  Taker set(feeder, R"({"pattern":"^[\\u0007-#]$"})");
+  for (const char* text :
+       {R"("\u0007")", R"("\b")", R"("\t")", R"("\n")", R"("\u000b")", R"("\f")", R"("\r")",
+        R"("\u000e")", R"("\u001f")", "\" \"", "\"!\"", R"("\"")", "\"#\""}) {
+    CAPTURE(text);
+    CHECK(set(text));
+  }
+  for (const char* text : {R"("\u0006")", "\"$\"", "\"\"\"", R"("\u0008")", R"("\u0020")"})
+    CHECK(!set(text));
+  Taker backslash(feeder, R"({"pattern":"^[\\[-\\]]$"})");
+  for (const char* text : {"\"[\"", R"("\\")", "\"]\""}) CHECK(backslash(text));
+  for (const char* text : {"\"Z\"", "\"\\\"", "\"^\""}) CHECK(!backslash(text));
+}
+
+TEST_CASE("json_schema: a pattern is searched for, unless it is anchored") {
+  const Feeder feeder;
+  struct Case {
+    const char* pattern;
+    std::vector<const char*> takes, refuses;
+  };
+  for (const Case& one : std::vector<Case>{{"a", {"a", "xa", "ax", "x\\na\\\"x"}, {"", "x"}},
+                                           {"^a", {"a", "ax"}, {"xa", ""}},
+                                           {"a$", {"a", "xa"}, {"ax", ""}},
+                                           {"^a$", {"a"}, {"ax", "xa", "aa"}},
+                                           {"^a|b$", {"a", "ax", "b", "xb", "axb"}, {"xa", "bx"}},
+                                           {"^a$|b", {"a", "b", "xbx"}, {"aa", "ax"}},
+                                           {"^(a|b)$", {"a", "b"}, {"ab", "xa"}},
+                                           {"", {"", "anything"}, {"\n"}},
+                                           {"^$", {""}, {"a"}},
+                                           {"^", {"", "a"}, {}},
+                                           {"$", {"", "a"}, {}}}) {
+    CAPTURE(one.pattern);
+    Taker takes(feeder, std::string(R"({"pattern":")") + one.pattern + "\"}");
+    for (const char* text : one.takes) CHECK(takes("\"" + std::string(text) + "\""));
+    for (const char* text : one.refuses) CHECK(!takes("\"" + std::string(text) + "\""));
+  }
+}
+
+TEST_CASE("json_schema: const and enum together, and with types, leave what is in all of them") {
+  const Feeder feeder;
+  const auto left = [&](const std::string& schema) {
+    Taker takes(feeder, schema);
+    std::string all;
+    for (const char* text : {"1", "2", "1.0", "1.5", "\"a\"", "null", "true", "[]", "{}"}) {
+      if (takes(text)) all += std::string(text) + " ";
+    }
+    return all;
+  };
+  const std::string values = R"("enum":[1,2,1.5,"a",null,true,[],{}])";
+  CHECK(left("{" + values + "}") == "1 2 1.5 \"a\" null true [] {} ");
+  CHECK(left("{" + values + R"(,"const":2})") == "2 ");
+  CHECK(left("{" + values + R"(,"const":null})") == "null ");
+  CHECK(left("{" + values + R"(,"const":[]})") == "[] ");
+  CHECK(left(R"({"const":2})") == "2 ");
+  CHECK(left(R"({"const":"a","enum":["a","b"]})") == "\"a\" ");
+  CHECK(left("{" + values + R"(,"type":"integer"})") == "1 2 ");
+  CHECK(left("{" + values + R"(,"type":"number"})") == "1 2 1.5 ");
+  CHECK(left(R"({"enum":[1.0,1.5],"type":"integer"})") == "1.0 ");
+  CHECK(left("{" + values + R"(,"type":"string"})") == "\"a\" ");
+  CHECK(left("{" + values + R"(,"type":["null","boolean"]})") == "null true ");
+  CHECK(left("{" + values + R"(,"type":["array","object"]})") == "[] {} ");
+  CHECK(left("{" + values + R"(,"type":["integer","string"],"const":1})") == "1 ");
+  for (const char* schema :
+       {R"({"enum":[1,2],"const":3})", R"({"enum":[1],"type":"string"})",
+        R"({"const":1.5,"type":"integer"})", R"({"enum":[1,2],"const":1,"type":"null"})",
+        R"({"enum":["1"],"const":1})"}) {
+    check_refused(mixtral::json_schema_grammar(schema), "leaves no value");
+  }
+  // A quote that is escaped ends no string: what follows it is not nested.
+  const std::string brackets(150, '[');
+  Taker quoted(feeder, R"({"const":"\")" + brackets + "\"}");
+  CHECK(quoted(R"("\")" + brackets + "\""));
+  check_refused(
+      mixtral::json_schema_grammar(R"({"const":["\"",)" + brackets + std::string(150, ']') + "]}"),
+      "nested more than 100 deep", ErrorCode::unsupported);
+}
+
+TEST_CASE("json_schema: formats take the dates, times and names that there are, to each limit") {
+  const Feeder feeder;
+  const auto quoted = [](const std::string& text) { return "\"" + text + "\""; };
+  Taker date(feeder, R"({"format":"date"})"), time(feeder, R"({"format":"time"})"),
+      both(feeder, R"({"format":"date-time"})");
+  const int days[] = {31, 28, 31, 30, 31, 30,
+                      31, 31, 30, 31, 30, 31};  // the 29th of February may not be there
+  for (int month = 0; month <= 13; ++month) {
+    for (int day = 0; day <= 32; ++day) {
+      const bool is_one = month >= 1 && month <= 12 && day >= 1 && day <= days[month - 1];
+      const std::string text = "2025-" + two_digits(month) + "-" + two_digits(day);
+      CAPTURE(text);
+      CHECK(date(quoted(text)) == is_one);
+      CHECK(both(quoted(text + "T00:00:00Z")) == is_one);
+    }
+  }
+  for (const char* text :
+       {"2025-1-01", "2025-01-1", "25-01-01", "12025-01-01", "2025/01/01", "2025-01-01 "}) {
+    CHECK(!date(quoted(text)));
+  }
+  for (int n = 0; n <= 61; ++n) {
+    CAPTURE(n);
+    const std::string d = two_digits(n);
+    CHECK(time(quoted(d + ":00:00Z")) == (n < 24));
+    CHECK(time(quoted("00:" + d + ":00Z")) == (n < 60));
+    CHECK(time(quoted("00:00:" + d + "Z")) == (n < 60));
+    CHECK(time(quoted("00:00:00+" + d + ":00")) == (n < 24));
+    CHECK(time(quoted("00:00:00-00:" + d)) == (n < 60));
+  }
+  CHECK(time(quoted("23:59:59.1Z")));
+  CHECK(time(quoted("23:59:59.123456789-23:59")));
+  for (const char* text : {"23:59:59.Z", "23:59:59.1234567890Z", "23:59:59", "23:59Z", "23:59:59z",
+                           "23:59:59+1:00", "23:59:59+0100", "1:00:00Z"}) {
+    CHECK(!time(quoted(text)));
+  }
+  CHECK(!both(quoted("2025-01-01 00:00:00Z")));
+  CHECK(!both(quoted("2025-01-01")));
+
+  Taker ipv4(feeder, R"({"format":"ipv4"})");
+  for (int n = 0; n <= 300; ++n) {
+    CAPTURE(n);
+    CHECK(ipv4(quoted(std::to_string(n) + ".1.2.3")) == (n < 256));
+    CHECK(ipv4(quoted("1.2.3." + std::to_string(n))) == (n < 256));
+  }
+  for (const char* text : {"1.2.3", "1.2.3.4.5", "01.2.3.4", "1.2.3.00", "1.2.3.", "1..2.3"})
+    CHECK(!ipv4(quoted(text)));
+
+  Taker uuid(feeder, R"({"format":"uuid"})");
+  CHECK(uuid(quoted("01234567-89ab-cdef-ABCD-EF0123456789")));
+  for (const char* text :
+       {"0123456-89ab-cdef-ABCD-EF0123456789", "01234567-89ab-cdef-ABCD-EF012345678",
+        "01234567-89ab-cdef-ABCD-EF01234567890", "01234567-89ab-cdef-ABCG-EF0123456789",
+        "01234567-89ab-cdef-EF0123456789"}) {
+    CHECK(!uuid(quoted(text)));
+  }
+  Taker hostname(feeder, R"({"format":"hostname"})");
+  const std::string label(63, 'a');
+  for (const std::string& text :
+       std::vector<std::string>{"a", "a.b", "a.b.c", "a-b.c", "9z", label, label + "." + label}) {
+    CHECK(hostname(quoted(text)));
+  }
+  for (const std::string& text : std::vector<std::string>{"", ".", "a.", ".a", "-a", "a-", "a-.b",
+                                                          "a.b.c.d", "a_b", label + "a"}) {
+    CHECK(!hostname(quoted(text)));
+  }
+  Taker email(feeder, R"({"format":"email"})");
+  const std::string name(30, 'n');
+  for (const std::string& text :
+       std::vector<std::string>{"a@b.c", "A_9+-@b.c", "a.b@c.d", name + "." + name + "@a.b",
+                                "a@b.c.d.e", "a@" + label + ".b"}) {
+    CHECK(email(quoted(text)));
+  }
+  for (const std::string& text :
+       std::vector<std::string>{"@b.c", "a@b", "a@.b", "a@b.", "a.@b.c", ".a@b.c", "a.b.c@d.e",
+                                "a@b.c.d.e.f", name + "n@a.b", "a@" + label + "a.b", "a@-b.c"}) {
+    CHECK(!email(quoted(text)));
+  }
+}
+
+TEST_CASE("json_schema: arrays of as many elements as all keywords together allow") {
+  const Feeder feeder;
+  // Elements that tell by their value which schema they are of.
+  const auto array = [](std::size_t n_first, std::size_t n_rest) {
+    std::string text = "[";
+    for (std::size_t i = 0; i < n_first + n_rest; ++i)
+      text += (i == 0 ? "" : ",") + std::string(i < n_first ? "1" : "2");
+    return text + "]";
+  };
+  for (std::size_t n_prefix = 0; n_prefix <= 2; ++n_prefix) {
+    for (int least = -1; least <= 3; ++least) {
+      for (int most = -1; most <= 4; ++most) {
+        for (const char* rest : {"", "true", "false", R"({"const":2})"}) {
+          const bool has_rest = rest[0] != '\0';
+          const bool none_more = std::string(rest) == "false";
+          std::string schema = R"({"type":"array")";
+          if (n_prefix > 0) {
+            schema += R"(,"prefixItems":[{"const":1})" +
+                      std::string(n_prefix == 2 ? R"(,{"const":1}])" : "]");
+          }
+          if (has_rest) schema += std::string(R"(,"items":)") + rest;
+          if (least >= 0) schema += R"(,"minItems":)" + std::to_string(least);
+          if (most >= 0) schema += R"(,"maxItems":)" + std::to_string(most);
+          schema += "}";
+          CAPTURE(schema);
+          // Without "items", nothing follows a prefix here; without that, anything does.
+          const bool ends = none_more || (n_prefix > 0 && !has_rest);
+          const int limit = ends ? static_cast<int>(n_prefix) : 100;
+          const int last = most < 0 ? limit : std::min(most, limit);
+          const auto grammar = mixtral::json_schema_grammar(schema);
+          if (last < std::max(least, 0)) {
+            check_refused(grammar, "minItems");
+            continue;
+          }
+          GrammarMatcher matcher = feeder.matcher(value(grammar));
+          for (std::size_t n = 0; n < 6; ++n) {
+            const std::size_t n_first = std::min(n, n_prefix);
+            const bool expected = static_cast<int>(n) >= least && static_cast<int>(n) <= last;
+            CAPTURE(n);
+            CHECK((Feeder::match(matcher, array(n_first, n - n_first)) == Match::whole) ==
+                  expected);
+          }
+          if (n_prefix > 0) CHECK(Feeder::match(matcher, "[2]") == Match::dead);
+        }
+      }
+    }
+  }
+  // The older spelling of the same.
+  Taker older(feeder, R"({"items":[{"const":1}],"additionalItems":{"const":2}})");
+  CHECK(older("[]"));
+  CHECK(older("[1]"));
+  CHECK(older("[1,2,2]"));
+  CHECK(!older("[2]"));
+  CHECK(!older("[1,1]"));
+  CHECK(mixtral::json_schema_grammar(R"({"type":"array","uniqueItems":false})"));
+  check_refused(mixtral::json_schema_grammar(R"({"prefixItems":{}})"),
+                "\"prefixItems\" must be a list");
+}
+
+TEST_CASE("json_schema: counts are whole numbers up to 10000") {
+  const Feeder feeder;
+  for (const char* keyword : {"minLength", "maxLength", "minItems", "maxItems"}) {
+    CAPTURE(keyword);
+    const auto with = [&](const std::string& n) {
+      return mixtral::json_schema_grammar("{\"" + std::string(keyword) + "\":" + n + "}");
+    };
+    CHECK(with("0"));
+    CHECK(with("10000"));
+    check_refused(with("10001"), "above 10000", ErrorCode::unsupported);
+    check_refused(with("-1"), "must be a whole number");
+    check_refused(with("1.0"), "must be a whole number");
+    check_refused(with("\"1\""), "must be a whole number");
+    check_refused(with("null"), "must be a whole number");
+  }
+  for (int least = 0; least <= 3; ++least) {
+    for (int most = 0; most <= 4; ++most) {
+      const std::string schema = R"({"minLength":)" + std::to_string(least) + R"(,"maxLength":)" +
+                                 std::to_string(most) + "}";
+      CAPTURE(schema);
+      if (most < least) {
+        check_refused(mixtral::json_schema_grammar(schema),
+                      "\"maxLength\" is less than \"minLength\"");
+        continue;
+      }
+      Taker takes(feeder, schema);
+      std::string characters, escapes;
+      for (int n = 0; n <= 5; ++n) {
+        CHECK(takes("\"" + characters + "\"") == (n >= least && n <= most));
+        CHECK(takes("\"" + escapes + "\"") == (n >= least && n <= most));
+        characters += "\u00E9";
+        escapes += "\\u00e9";
+      }
+    }
+  }
+}
+
+TEST_CASE("json_schema: members that must be there, that may be, and others") {
+  const Feeder feeder;
+  // Members a, b and c in this order, each of which may have to be there.
+  for (unsigned must = 0; must < 8; ++must) {
+    for (const char* more : {"", "true", "false", R"({"const":9})"}) {
+      const bool has_more = more[0] != '\0' && std::string(more) != "false";
+      std::string
+          schema =
+              R"({"properties":{"a":{"const":1},"b":{"const":2},"c":{"const":3}},"required":[)",
+          names;
+      for (unsigned i = 0; i < 3; ++i) {
+        if ((must >> i & 1) != 0)
+          names += std::string(names.empty() ? "\"" : ",\"") + "abc"[i] + "\"";
+      }
+      schema += names + "]";
+      if (more[0] != '\0') schema += std::string(R"(,"additionalProperties":)") + more;
+      schema += "}";
+      CAPTURE(schema);
+      Taker takes(feeder, schema);
+      for (unsigned there = 0; there < 8; ++there) {
+        std::string members;
+        for (unsigned i = 0; i < 3; ++i) {
+          if ((there >> i & 1) == 0) continue;
+          members += std::string(members.empty() ? "\"" : ",\"") + "abc"[i] + "\":" + "123"[i];
+        }
+        CAPTURE(members);
+        CHECK(takes("{" + members + "}") == ((there & must) == must));
+        const std::string comma = members.empty() ? "" : ",";
+        CHECK(takes("{" + members + comma + "\"d\":9}") == ((there & must) == must && has_more));
+        CHECK(takes("{" + members + comma + "\"d\":9,\"ab\":9}") ==
+              ((there & must) == must && has_more));
+        CHECK(!takes("{" + members + comma + "\"a\":9}"));
+        CHECK(!takes("{" + members + ",}"));
+      }
+      CHECK(!takes(R"({"b":2,"a":1})"));
+    }
+  }
+  // Keys that are not named: not beginnings of names either, whatever these are.
+  Taker others(feeder,
+               R"({"properties":{"":{},"ab":{},"abc":{},"a\"b":{},"\u00e9":{},"\ud83d\ude00":{}},
+      "required":[],"additionalProperties":{"const":9}})");
+  for (const char* key : {"a", "abcd", "b", "x", "ac", "abd", "e", "\u00E8", "\u00E9x",
+                          "\U0001F601", "]", "^", "a-"}) {
+    CAPTURE(key);
+    CHECK(others("{\"" + std::string(key) + "\":9}"));
+  }
+  for (const char* key :
+       {"", "ab", "abc", "\u00E9", "\U0001F600", "a\\\"b", "\\u0061", "\\n", "\t"}) {
+    CAPTURE(key);
+    CHECK(!others("{\"x\":9,\"" + std::string(key) + "\":9}"));
+  }
+  // What is required and not among the properties has the schema of the others.
+  Taker required(feeder, R"({"required":["z"],"additionalProperties":{"const":9}})");
+  CHECK(required(R"({"z":9})"));
+  CHECK(required(R"({"z":9,"y":9})"));
+  CHECK(!required("{}"));
+  CHECK(!required(R"({"z":8})"));
+  CHECK(!required(R"({"y":9})"));
+  Taker anything(feeder, R"({"properties":{"a":{"const":1}},"required":["z"]})");
+  CHECK(anything(R"({"a":1,"z":[null]})"));
+  CHECK(!anything(R"({"a":1})"));
+  CHECK(!anything(R"({"z":1,"y":1})"));
+  CHECK(mixtral::json_schema_grammar(R"({"required":["a","b"],"minProperties":2})"));
+  check_refused(mixtral::json_schema_grammar(R"({"required":["a","b"],"minProperties":3})"),
+                "minProperties", ErrorCode::unsupported);
+  check_refused(mixtral::json_schema_grammar(R"({"required":"a"})"), "\"required\" must be a list");
+}
+
+TEST_CASE("json_schema: the type that keywords are about, if none is named") {
+  const Feeder feeder;
+  const auto types = [&](const std::string& schema) {
+    Taker takes(feeder, schema);
+    std::string all;
+    for (const char* text : {"null", "true", "1", "1.5", "\"ab\"", "[]", "{}"})
+      all += takes(text) ? text : "-";
+    return all;
+  };
+  for (const char* keyword : {R"("properties":{})", R"("required":[])",
+                              R"("additionalProperties":true)", R"("minProperties":0)"}) {
+    CHECK(types("{" + std::string(keyword) + "}") == "------{}");
+  }
+  for (const char* keyword : {R"("items":true)", R"("prefixItems":[])", R"("additionalItems":true)",
+                              R"("minItems":0)", R"("maxItems":1)", R"("uniqueItems":false)"}) {
+    CHECK(types("{" + std::string(keyword) + "}") == "-----[]-");
+  }
+  for (const char* keyword : {R"("minLength":0)", R"("maxLength":2)", R"("pattern":"a")"}) {
+    CHECK(types("{" + std::string(keyword) + "}") == "----\"ab\"--");
+  }
+  for (const char* keyword :
+       {R"("minimum":0)", R"("maximum":2)", R"("exclusiveMinimum":0)", R"("exclusiveMaximum":2)"}) {
+    CHECK(types("{" + std::string(keyword) + "}") == "--11.5---");
+  }
+  CHECK(types(R"({"minimum":0,"minLength":0})") == "--11.5\"ab\"--");
+  CHECK(types(R"({"minItems":0,"required":[]})") == "-----[]{}");
+  CHECK(types("{}") == "nulltrue11.5\"ab\"[]{}");
+  CHECK(types(R"({"type":["string","null","string"],"minimum":5})") == "null---\"ab\"--");
+  for (const char* keyword :
+       {"$schema", "$id", "$comment", "$defs", "definitions", "title", "description", "default",
+        "examples", "deprecated", "readOnly", "writeOnly"}) {
+    CHECK(types("{\"" + std::string(keyword) + "\":{},\"type\":\"null\"}") == "null------");
+  }
+}
+
+TEST_CASE("json_schema: references are paths in the schema itself (RFC 6901)") {
+  const Feeder feeder;
+  const auto named = [&](const std::string& path) {
+    Taker takes(
+        feeder,
+        R"({"$ref":")" + path +
+            R"(","$defs":{"a/b":{"const":1},"c~d":{"const":2},"":{"const":3},"~1":{"const":4},
+        "list":[{"const":5},{"const":6}],"in":{"anyOf":[true,{"const":7}]},"%41":{"const":8}}})");
+    std::string all;
+    for (int n = 1; n <= 8; ++n) {
+      if (takes(std::to_string(n))) all += std::to_string(n);
+    }
+    return all;
+  };
+  CHECK(named("#/$defs/a~1b") == "1");
+  CHECK(named("#/$defs/c~0d") == "2");
+  CHECK(named("#/$defs/") == "3");
+  CHECK(named("#/$defs/~01") == "4");
+  CHECK(named("#/$defs/list/0") == "5");
+  CHECK(named("#/$defs/list/1") == "6");
+  CHECK(named("#/$defs/in/anyOf/1") == "7");
+  CHECK(named("#/$defs/%41") == "8");
+  const auto refused = [](const std::string& path, const char* part, ErrorCode code) {
+    CAPTURE(path);
+    check_refused(mixtral::json_schema_grammar(R"({"$ref":")" + path +
+                                               R"(","$defs":{"list":[true,true],"x":true}})"),
+                  part, code);
+  };
+  for (const char* path :
+       {"#/$defs/y", "#/$defs/list/2", "#/$defs/list/-1", "#/$defs/list/", "#/$defs/list/a",
+        "#/$defs/list/100000", "#/$defs/x/y", "#/", "#/$defs/x/", "#//"}) {
+    refused(path, "leads nowhere", ErrorCode::bad_format);
+  }
+  for (const char* path : {"", "x", "/$defs/x", "#x", "#$defs/x", "other.json#/x"}) {
+    refused(path, "no path in the schema itself", ErrorCode::unsupported);
+  }
+  CHECK(
+      mixtral::json_schema_grammar(R"({"$ref":"#/$defs/x","description":"d","$defs":{"x":true}})"));
+}
+
+TEST_CASE("json_schema: parts of oneOf exclude each other, as far as is looked") {
+  const auto excludes = [](const std::string& one, const std::string& other) {
+    const bool result =
+        bool(mixtral::json_schema_grammar("{\"oneOf\":[" + one + "," + other + "]}"));
+    CHECK(bool(mixtral::json_schema_grammar("{\"oneOf\":[" + other + "," + one + "]}")) == result);
+    CAPTURE(one);
+    CAPTURE(other);
+    return result;
+  };
+  const auto type = [](const char* name) { return R"({"type":)" + std::string(name) + "}"; };
+  const char* types[] = {"\"null\"",   "\"boolean\"", "\"integer\"", "\"number\"",
+                         "\"string\"", "\"array\"",   "\"object\""};
+  for (std::size_t i = 0; i < 7; ++i) {
+    for (std::size_t k = 0; k < 7; ++k) {
+      const bool are_numbers = (i == 2 || i == 3) && (k == 2 || k == 3);
+      CHECK(excludes(type(types[i]), type(types[k])) == (i != k && !are_numbers));
+    }
+  }
+  CHECK(!excludes(type(R"(["null","string"])"), type(R"(["string","array"])")));
+  CHECK(excludes(type(R"(["null","string"])"), type(R"(["integer","array"])")));
+  CHECK(excludes(R"({"enum":[1,2]})", R"({"enum":[3,"1"]})"));
+  CHECK(!excludes(R"({"enum":[1,2]})", R"({"enum":[3,2.0]})"));
+  CHECK(!excludes(R"({"const":{"a":1,"b":[2]}})", R"({"const":{"b":[2],"a":1}})"));
+  CHECK(excludes(R"({"const":[1,[2]]})", R"({"const":[[1],2]})"));
+  CHECK(excludes(R"({"const":[1]})", R"({"const":[[1]]})"));
+  CHECK(excludes(R"({"const":{"a":1}})", R"({"const":{"a":2}})"));
+  CHECK(excludes(R"({"const":{"a":1}})", R"({"const":{"b":1}})"));
+  CHECK(!excludes(R"({"const":0})", R"({"const":-0.0})"));
+  CHECK(excludes(R"({"const":1})", R"({"type":"string"})"));
+  CHECK(!excludes(R"({"const":1})", R"({"type":"number"})"));
+  CHECK(!excludes(R"({"const":1.0})", R"({"type":"integer"})"));
+  CHECK(excludes(R"({"const":1.5})", R"({"type":"integer"})"));
+  CHECK(!excludes(R"({"const":1})", "true"));
+  CHECK(!excludes("{}", R"({"const":1})"));
+  // Objects by a member that both must have.
+  const auto object = [](const char* key, const std::string& schema, bool required = true) {
+    return R"({"type":"object","properties":{")" + std::string(key) + "\":" + schema +
+           (required ? R"(},"required":[")" + std::string(key) + "\"]}" : "}}");
+  };
+  CHECK(excludes(object("k", R"({"const":1})"), object("k", R"({"const":2})")));
+  CHECK(!excludes(object("k", R"({"const":1})"), object("k", R"({"const":1})")));
+  CHECK(!excludes(object("k", R"({"const":1})"), object("l", R"({"const":2})")));
+  CHECK(!excludes(object("k", R"({"const":1})", false), object("k", R"({"const":2})")));
+  CHECK(!excludes(object("k", R"({"const":1})"), object("k", R"({"const":2})", false)));
+  // Through five objects in one another, and no more.
+  std::string one = R"({"const":1})", other = R"({"const":2})";
+  for (int depth = 1; depth <= 6; ++depth) {
+    one = object("k", one);
+    other = object("k", other);
+    CAPTURE(depth);
+    CHECK(excludes(one, other) == (depth <= 4));
+  }
+}

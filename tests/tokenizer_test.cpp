@@ -2,6 +2,8 @@
 #include "small_stack.hpp"
 
 #include <chrono>
+#include <cstdlib>
+#include <memory>
 
 using namespace support;
 using mixtral::Token;
@@ -369,4 +371,243 @@ TEST_CASE("tokenizer: a mutated or truncated tokenizer.model never crashes") {
     }
   }
   CHECK(n_errors > 20);
+}
+
+TEST_CASE("tokenizer: a byte piece is '<0x', two capital hexadecimal digits and '>', each once") {
+  const auto message = [](const char* text, bool bytes_too) -> std::string {
+    const auto result = Pieces{{{text, mixtral::PieceType::byte}}, bytes_too}.create();
+    REQUIRE(!result);
+    CHECK(result.error().code() == mixtral::ErrorCode::bad_format);
+    return result.error().message();
+  };
+  for (const char* text : {"<0x41", "<0x41)", "<0x41>>", "0x41>", "<0X41>", "<0x4>", "<0x4a>",
+                           "<0x4:>", "<0x4@>", "<0x4G>", "<0x/0>", "A", ">0x41<"}) {
+    CAPTURE(text);
+    CHECK(message(text, false).find("<0x00> to <0xFF>") != std::string::npos);
+  }
+  CHECK(message("<0x41>", true).find("<0x00> to <0xFF> once each") != std::string::npos);
+  // The value is that of the digits, and the piece is found by its text.
+  const Tokenizer t = value(Pieces{{}, true}.create());
+  for (Token b = 0; b < 128; ++b) {
+    if (b == ' ') continue;  // becomes U+2581
+    CHECK(encode(t, std::string(1, static_cast<char>(b)), {false, false}) == std::vector<Token>{b});
+    CHECK(decode(t, {b}, false) == std::string(1, static_cast<char>(b)));
+  }
+  CHECK(encode(t, "\u00E9", {false, false}) == std::vector<Token>{0xC3, 0xA9});
+  CHECK(t.find("<0xAF>") == 0xAF);
+}
+
+TEST_CASE("tokenizer: byte pieces are all 256 or none") {
+  Pieces pieces{{{"<unk>", kUnknown}}, false};
+  std::vector<std::string> texts;
+  for (unsigned b = 0; b < 256; ++b) {
+    char text[8];
+    std::snprintf(text, sizeof text, "<0x%02X>", b);
+    pieces.list.push_back({text, mixtral::PieceType::byte});
+    CHECK(bool(pieces.create()) == (b == 255));
+  }
+  pieces.list.resize(1);
+  CHECK(pieces.create());
+  // Without byte pieces there is one for what is unknown.
+  const auto neither = Pieces{{{"a", kNormal}}, false}.create();
+  CHECK(neither);  // token 0 stands for it
+  mixtral::Vocabulary vocabulary(std::pmr::get_default_resource());
+  vocabulary.pieces.push_back({"a", 0.0f, kNormal});
+  for (const Token none : {-1, 1}) {
+    vocabulary.unknown = none;
+    const auto refused = Tokenizer::create(vocabulary, std::pmr::get_default_resource());
+    REQUIRE(!refused);
+    CHECK(std::string(refused.error().message()).find("neither an unknown piece nor byte pieces") !=
+          std::string::npos);
+  }
+}
+
+TEST_CASE("tokenizer: ids of special tokens outside the vocabulary stand for none") {
+  mixtral::Vocabulary vocabulary(std::pmr::get_default_resource());
+  vocabulary.pieces.push_back({"<unk>", 0.0f, kUnknown});
+  vocabulary.pieces.push_back({"<s>", 0.0f, kControl});
+  vocabulary.pieces.push_back({"a", 0.0f, kNormal});
+  vocabulary.add_dummy_prefix = false;
+  const auto made = [&] {
+    return value(Tokenizer::create(vocabulary, std::pmr::get_default_resource()));
+  };
+  vocabulary.bos = 2;
+  vocabulary.eos = 2;
+  CHECK(made().bos() == 2);
+  CHECK(made().eos() == 2);
+  CHECK(made().add_bos());
+  CHECK(encode(made(), "a", {true, true}) == std::vector<Token>{2, 2});
+  vocabulary.add_bos = false;
+  CHECK(!made().add_bos());
+  CHECK(made().bos() == 2);
+  vocabulary.add_bos = true;
+  for (const Token none : {-1, 3}) {
+    vocabulary.bos = vocabulary.eos = none;
+    CHECK(made().bos() == mixtral::kNoToken);
+    CHECK(made().eos() == mixtral::kNoToken);
+    CHECK(!made().add_bos());
+    CHECK(encode(made(), "a", {true, true}) == std::vector<Token>{2});
+  }
+  CHECK(made().contains(0));
+  CHECK(made().contains(2));
+  CHECK(!made().contains(3));
+  CHECK(!made().contains(-1));
+  CHECK(made().piece(3).text.empty());
+  CHECK(made().piece(-1).type == mixtral::PieceType::unused);
+  CHECK(made().piece(2).type == kNormal);
+}
+
+TEST_CASE("tokenizer: scores are numbers, infinite ones too") {
+  mixtral::Vocabulary vocabulary(std::pmr::get_default_resource());
+  const float infinity = std::numeric_limits<float>::infinity();
+  for (const char* text : {"<unk>", "a", "b", "c"})
+    vocabulary.pieces.push_back({text, 0.0f, kNormal});
+  vocabulary.pieces.push_back({"ab", -infinity, kNormal});
+  vocabulary.pieces.push_back({"bc", infinity, kNormal});
+  vocabulary.add_dummy_prefix = false;
+  CHECK(encode(value(Tokenizer::create(vocabulary, std::pmr::get_default_resource())), "abcab") ==
+        std::vector<Token>{1, 5, 4});
+  vocabulary.pieces[3].score = std::numeric_limits<float>::quiet_NaN();
+  const auto refused = Tokenizer::create(vocabulary, std::pmr::get_default_resource());
+  REQUIRE(!refused);
+  CHECK(std::string(refused.error().message()).find("score of piece 3") != std::string::npos);
+}
+
+TEST_CASE(
+    "tokenizer: texts of reserved pieces may be texts of ordinary ones, of their own kind never") {
+  const Pieces both{{{"<unk>", kUnknown},
+                     {"<s>", kControl},
+                     {"<s>", kNormal},
+                     {"<", kNormal},
+                     {"s", kNormal},
+                     {">", kNormal},
+                     {"<s", kNormal}},
+                    false};
+  const Tokenizer t = value(both.create());
+  CHECK(t.find("<s>") == 1);
+  CHECK(t.find("<s") == 6);
+  CHECK(t.find("s>") == mixtral::kNoToken);
+  CHECK(encode(t, "<s>", {false, false}) == std::vector<Token>{2});
+  CHECK(decode(t, {1, 2}, false) == "<s>");
+  for (const auto type : {kUnknown, kControl, kNormal, mixtral::PieceType::user_defined,
+                          mixtral::PieceType::unused}) {
+    const auto refused = Pieces{{{"<unk>", kUnknown}, {"x", type}, {"x", type}}, true}.create();
+    REQUIRE(!refused);
+    CHECK(std::string(refused.error().message()).find("piece 2, 'x', is in the vocabulary twice") !=
+          std::string::npos);
+  }
+  CHECK(!Pieces{{{"x", kUnknown}, {"x", kControl}}, true}.create());
+  CHECK(!Pieces{{{"x", kNormal}, {"x", mixtral::PieceType::unused}}, true}.create());
+}
+
+TEST_CASE("tokenizer: of merges that are listed the first goes first, others are not done") {
+  mixtral::Vocabulary vocabulary(std::pmr::get_default_resource());
+  for (const char* text : {"<unk>", "a", "b", "c", "ab", "bc", "abc", "ca"}) {
+    vocabulary.pieces.push_back({text, 0.0f, kNormal});
+  }
+  vocabulary.pieces[0].type = kUnknown;
+  vocabulary.add_dummy_prefix = false;
+  const auto ids = [&](const char* text) {
+    return encode(value(Tokenizer::create(vocabulary, std::pmr::get_default_resource())), text);
+  };
+  vocabulary.merges.assign({{2, 3}, {1, 2}});
+  CHECK(ids("abc") == std::vector<Token>{1, 5});
+  CHECK(ids("ab") == std::vector<Token>{4});
+  CHECK(ids("ca") == std::vector<Token>{3, 1});  // a piece, but no merge
+  vocabulary.merges.assign({{1, 2}, {2, 3}});
+  CHECK(ids("abc") == std::vector<Token>{4, 3});
+  // One that is listed twice has its first place.
+  vocabulary.merges.assign({{1, 2}, {2, 3}, {1, 2}});
+  CHECK(ids("abc") == std::vector<Token>{4, 3});
+  vocabulary.merges.assign({{1, 2}, {4, 3}});
+  CHECK(ids("abc") == std::vector<Token>{6});
+  vocabulary.merges.assign({{1, 5}, {2, 3}});
+  CHECK(ids("abc") == std::vector<Token>{6});
+  const auto refused = [&](mixtral::Merge merge) {
+    vocabulary.merges.assign({{1, 2}, merge});
+    const auto result = Tokenizer::create(vocabulary, std::pmr::get_default_resource());
+    REQUIRE(!result);
+    CHECK(std::string(result.error().message()).find("merge 1") != std::string::npos);
+  };
+  refused({2, 1});  // "ba" is no piece
+  refused({static_cast<Token>(vocabulary.pieces.size()), 2});
+  refused({1, static_cast<Token>(vocabulary.pieces.size())});
+  refused({-1, 2});
+  vocabulary.pieces[5].type = kControl;
+  refused({2, 3});  // text never becomes a control token
+}
+
+TEST_CASE("tokenizer: user-defined pieces are matched longest first and merged with nothing") {
+  const Pieces pieces{{{"<unk>", kUnknown},
+                       {"<a", mixtral::PieceType::user_defined},
+                       {"<a>", mixtral::PieceType::user_defined},
+                       {"<a>b", kNormal},
+                       {"x<a", kNormal},
+                       {"x", kNormal},
+                       {"b", kNormal},
+                       {">", kNormal},
+                       {">b", kNormal}},
+                      false};
+  const Tokenizer t = value(pieces.create());
+  const auto ids = [&](const char* text) { return encode(t, text, {false, false}); };
+  CHECK(ids("<a>b") == std::vector<Token>{2, 6});
+  CHECK(ids("x<ab") == std::vector<Token>{5, 1, 6});
+  CHECK(ids("x<a<a>>b") == std::vector<Token>{5, 1, 2, 8});
+  CHECK(ids("<a") == std::vector<Token>{1});
+  CHECK(ids("<") == std::vector<Token>{0});
+}
+
+TEST_CASE("tokenizer: runs of unknown characters are one token each, however they lie") {
+  const Pieces pieces{{{"<unk>", kUnknown}, {"a", kNormal}, {"ab", kNormal}, {"b", kNormal}},
+                      false};
+  const Tokenizer t = value(pieces.create());
+  const auto ids = [&](const char* text) { return encode(t, text, {false, false}); };
+  CHECK(ids("xaxx") == std::vector<Token>{0, 1, 0});
+  CHECK(ids("xxabxayy") == std::vector<Token>{0, 2, 0, 1, 0});
+  CHECK(ids("\u4F60\u597Db\u4F60") == std::vector<Token>{0, 3, 0});
+  CHECK(ids("a") == std::vector<Token>{1});
+}
+
+TEST_CASE("tokenizer: a detokenizer takes memory once, for what longest_text() says") {
+  const Pieces pieces{{{"<unk>", kUnknown}, {std::string(100, 'x'), kNormal}, {"\u2581a", kNormal}},
+                      true};
+  const Tokenizer t = value(pieces.create());
+  mixtral::Detokenizer d(t, true, std::pmr::get_default_resource());
+  CHECK(d.longest_text() >= 109);
+  const std::size_t before = heap_allocations();
+  std::size_t longest = 0;
+  for (const Token token : {3 + 0xF0, 3 + 0x9F, 3 + 0x99, 1, 0, 2, 3 + 0xE2, 1, 3 + 'a'}) {
+    longest = std::max(longest, d.push(token).size());
+  }
+  CHECK(heap_allocations() == before);
+  CHECK(longest == 109);  // three broken bytes, then the piece
+  CHECK(longest <= d.longest_text());
+  // What is no token gives nothing and changes nothing.
+  CHECK(d.push(3 + 0xC3).empty());
+  CHECK(d.push(-1).empty());
+  CHECK(d.push(static_cast<Token>(t.size())).empty());
+  CHECK(d.push(3 + 0xA9) == "\u00E9");
+}
+
+TEST_CASE("tokenizer: texts that are too long are refused before anything is done") {
+  const std::size_t size = (std::size_t{1} << 30) + 1;
+  // Memory that nothing writes to, and that no one reads.
+  const std::unique_ptr<void, void (*)(void*)> room(std::calloc(size, 1), std::free);
+  if (room == nullptr) {
+    MESSAGE("skipped: there is no gigabyte of memory to refer to");
+    return;
+  }
+  const std::string_view text(static_cast<const char*>(room.get()), size);
+  const Tokenizer t = value(Pieces{{{"<unk>", kUnknown}}, true}.create());
+  std::pmr::vector<Token> out = {7};
+  const auto status = t.encode(text, {true, true}, out);
+  REQUIRE(!status);
+  CHECK(status.error().code() == mixtral::ErrorCode::invalid_argument);
+  CHECK(out.size() == 1);
+  // Four of it are more than the texts of a vocabulary may have.
+  mixtral::Vocabulary vocabulary(std::pmr::get_default_resource());
+  for (int i = 0; i < 4; ++i) vocabulary.pieces.push_back({text, 0.0f, kNormal});
+  const auto refused = Tokenizer::create(vocabulary, std::pmr::get_default_resource());
+  REQUIRE(!refused);
+  CHECK(std::string(refused.error().message()).find("texts have 4294967") != std::string::npos);
 }

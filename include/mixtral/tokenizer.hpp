@@ -135,6 +135,11 @@ class Tokenizer {
     return std::string_view(texts_.data() + piece.begin, piece.length);
   }
 
+  std::string_view unknown_surface() const noexcept {
+    return std::string_view(texts_.data() + texts_.size() - unknown_surface_length_,
+                            unknown_surface_length_);
+  }
+
   // Vectors rather than strings: moving them keeps the characters in place, which ids_ points to.
   std::pmr::vector<char> texts_;
   std::pmr::vector<StoredPiece> pieces_;
@@ -142,8 +147,7 @@ class Tokenizer {
   Ids reserved_ids_;  // unknown, control and byte pieces
   std::pmr::unordered_map<std::uint64_t, std::uint32_t> merge_ranks_;  // if not by score
   std::array<Token, 256> byte_ids_{};
-  std::array<char, 32> unknown_surface_{};
-  std::size_t unknown_surface_length_ = 0;
+  std::size_t unknown_surface_length_ = 0;  // at the end of texts_
   std::size_t longest_piece_ = 0;
   std::size_t longest_user_defined_ = 0;
   bool byte_fallback_ = false;

@@ -37,7 +37,7 @@ Result<Tokenizer> Tokenizer::create(const Vocabulary& vocabulary,
       return Error(ErrorCode::bad_format, "a vocabulary of %zu pieces", pieces.size());
     }
     Tokenizer result(resource);
-    std::size_t n_bytes = 0;
+    std::size_t n_bytes = vocabulary.unknown_surface.size();
     for (const Piece& piece : pieces) n_bytes += piece.text.size();
     if (n_bytes > std::numeric_limits<std::uint32_t>::max()) {
       return Error(ErrorCode::bad_format, "the vocabulary's texts have %zu bytes", n_bytes);
@@ -117,10 +117,9 @@ Result<Tokenizer> Tokenizer::create(const Vocabulary& vocabulary,
     result.add_bos_ = vocabulary.add_bos && result.bos_ != kNoToken;
     result.add_dummy_prefix_ = vocabulary.add_dummy_prefix;
     result.remove_extra_whitespaces_ = vocabulary.remove_extra_whitespaces;
-    result.unknown_surface_length_ =
-        std::min(vocabulary.unknown_surface.size(), result.unknown_surface_.size());
-    std::memcpy(result.unknown_surface_.data(), vocabulary.unknown_surface.data(),
-                result.unknown_surface_length_);
+    result.texts_.insert(result.texts_.end(), vocabulary.unknown_surface.begin(),
+                         vocabulary.unknown_surface.end());
+    result.unknown_surface_length_ = vocabulary.unknown_surface.size();
     return result;
   });
 }
@@ -425,7 +424,7 @@ std::string_view Detokenizer::push(Token token) {
   if (took_space_ || produced_text_ || !text_.empty()) at_begin_ = false;
   took_space_ = false;
   if (piece.type == PieceType::unknown) {
-    text_.append(tokenizer_->unknown_surface_.data(), tokenizer_->unknown_surface_length_);
+    text_.append(tokenizer_->unknown_surface());
   } else if (piece.type != PieceType::control) {
     std::string_view rest = tokenizer_->text_of(piece);
     const std::string_view space(utf8::kSpaceSymbol);

@@ -90,6 +90,10 @@ class TokenizerJsonReader {
       if (const Json* split = find(*splitter, "split"); split == nullptr || *split != false) {
         return unsupported("the pre_tokenizer splits at spaces");
       }
+      const Json* replacement = find(*splitter, "replacement");
+      if (replacement == nullptr || *replacement != utf8::kSpaceSymbol) {
+        return unsupported("spaces do not become U+2581");
+      }
       const Json* scheme = find(*splitter, "prepend_scheme");
       vocabulary_.add_dummy_prefix = scheme == nullptr || *scheme != "never";
       replaces_spaces = true;
