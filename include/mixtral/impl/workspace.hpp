@@ -147,10 +147,7 @@ class Workspace {
     if (n == branch.n_tokens && n != 0) return;
     branch.n_tokens = n;
     branch.has_logits = false;
-    branch.n_evaluated = std::min(branch.n_evaluated, n);
-    branch.past.drop_from(branch.n_evaluated);
-    if (branch.past.is_empty()) branch.n_evaluated = 0;
-    if (branch.n_evaluated == 0) branch.rotary_offset = 0;
+    drop_past_from(branch, std::min(branch.n_evaluated, n));
     branch.work_begin = std::min(branch.work_begin, branch.n_evaluated);
   }
 
@@ -171,8 +168,7 @@ class Workspace {
       branch.rotary_offset += n;
       branch.n_evaluated -= n;
     } else if (branch.n_evaluated > begin) {
-      branch.n_evaluated = begin;
-      branch.past.drop_from(begin);
+      drop_past_from(branch, begin);
     }
     std::copy(branch.history + end, branch.history + branch.n_tokens, branch.history + begin);
     std::copy(branch.turns + end, branch.turns + branch.n_tokens, branch.turns + begin);
@@ -275,6 +271,15 @@ class Workspace {
       branch.logits = slab.take<float>(config.vocab_size);
       branch.past.take(slab, pages_, sizes_.context);
     }
+  }
+
+  // Forgets what was computed for the tokens from the n-th on, and all of it if a window has moved over what
+  // came before them.
+  static void drop_past_from(Branch& branch, std::uint32_t n) noexcept {
+    branch.n_evaluated = n;
+    branch.past.drop_from(n);
+    if (branch.past.is_empty()) branch.n_evaluated = 0;
+    if (branch.n_evaluated == 0) branch.rotary_offset = 0;
   }
 
   // The first n keys of all heads move by `distance` positions.
