@@ -248,8 +248,8 @@ struct Session::Impl {
                    static_cast<unsigned>(header.version), static_cast<unsigned>(header.kVersion));
     }
     if (header.checksum != header.sum() || header.n_evaluated > header.n_tokens ||
-        std::uint64_t{header.first_page} * simd::kPagePositions > header.n_evaluated ||
-        header.has_logits > 1 ||
+        header.first_page > detail::KvPages::n_needed(header.n_evaluated) ||
+        header.rotary_offset > header.kMaxRotaryOffset || header.has_logits > 1 ||
         (header.has_logits != 0 &&
          (header.n_evaluated != header.n_tokens || header.n_tokens == 0))) {
       return Error(ErrorCode::bad_format,
