@@ -422,6 +422,79 @@ TEST_CASE("snapshot: tokens and turns that cannot be are refused, and the sessio
   }
 }
 
+TEST_CASE("snapshot: what was cancelled before a session was loaded is no longer wanted") {
+  const mixtral::Model model = open(small_synthetic().writer().finish());
+  Session s = open_session(model, 200, mixtral::BlockFormat::f32);
+  REQUIRE(s.append(span(small_tokens(50, 10))));
+  REQUIRE(s.evaluate());
+  REQUIRE(s.append(span(small_tokens(30, 11))));
+  const Blob saved = save(s);  // 30 tokens are to be computed
+  Session other = open_session(model, 200, mixtral::BlockFormat::f32);
+  REQUIRE(other.append(Token{1}));
+  other.cancel();
+  REQUIRE(load(other, saved));
+  const mixtral::Progress progress = value(other.advance(std::chrono::nanoseconds(0)));
+  CHECK(progress.n_total == 30 * (model.config().n_layers + 1));
+  for (Session* one : {&s, &other}) REQUIRE(one->evaluate());
+  CHECK(logits_of(other) == logits_of(s));
+  // A load that the header forbids takes nothing back.
+  REQUIRE(other.append(Token{1}));
+  other.cancel();
+  Blob bad = saved;
+  bad[0] ^= 1;
+  CHECK(!load(other, bad));
+  const auto cancelled = other.evaluate();
+  REQUIRE(!cancelled);
+  CHECK(cancelled.error().code() == ErrorCode::cancelled);
+}
+
+TEST_CASE(
+    "snapshot: a model that differs in one number of its configuration or one matrix is another") {
+  const Synthetic synthetic = small_synthetic();
+  const Blob file = synthetic.writer().finish();
+  Blob saved;
+  {
+    const mixtral::Model model = open(file);
+    Session s = open_session(model, 20, mixtral::BlockFormat::f32);
+    REQUIRE(s.append(Token{5}));
+    saved = save(s);
+  }
+  const auto is_taken = [&](const Blob& of_model) {
+    const mixtral::Model model = open(of_model);
+    Session s = open_session(model, 20, mixtral::BlockFormat::f32);
+    const auto status = load(s, saved);
+    if (!status) CHECK(status.error().code() == ErrorCode::invalid_argument);
+    return static_cast<bool>(status);
+  };
+  CHECK(is_taken(file));
+  const auto with = [&](auto change) {
+    Synthetic other = synthetic;
+    change(other);
+    return other.writer().finish();
+  };
+  CHECK(!is_taken(with([](Synthetic& s) { s.rope_theta = 20000.0f; })));
+  CHECK(!is_taken(with([](Synthetic& s) { s.rope_linear_factor = 2.0f; })));
+  CHECK(!is_taken(with([](Synthetic& s) { s.norm_epsilon = 2e-5f; })));
+  CHECK(!is_taken(with([](Synthetic& s) { s.sliding_window = 30; })));
+  CHECK(!is_taken(with([](Synthetic& s) { s.n_experts_used = 3; })));
+  CHECK(is_taken(with([](Synthetic& s) { s.context_length = 500; })));  // only a limit
+  // The first and the last numbers of each tensor; of experts, each has its own matrix.
+  GgufWriter writer = synthetic.writer();
+  for (auto& tensor : writer.tensors) {
+    const std::size_t n_parts = tensor.shape.size() == 3 ? synthetic.n_experts : 1;
+    const std::size_t part_bytes = tensor.data.size() / n_parts;
+    for (std::size_t begin = 0; begin < tensor.data.size(); begin += part_bytes) {
+      CAPTURE(tensor.name);
+      CAPTURE(begin);
+      for (const std::size_t at : {begin, begin + part_bytes - 4}) {
+        tensor.data[at] ^= 1;
+        CHECK(!is_taken(writer.finish()));
+        tensor.data[at] ^= 1;
+      }
+    }
+  }
+}
+
 TEST_CASE(
     "snapshot: loading needs as many free pages as what is loaded takes, and gives them back if it "
     "fails") {

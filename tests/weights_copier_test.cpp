@@ -83,14 +83,14 @@ TEST_CASE(
       {256, 96, {kQ4, kF32, kIq4}},
       {256, 64, {kBf16, kBf16, kBf16}},
   };
-  std::vector<Token> tokens = some_tokens(90, 5);
+  std::vector<Token> tokens = some_tokens(70, 5);
   for (Token& token : tokens) token %= 300;
   for (const Case& c : cases) {
     for (const std::uint32_t n_experts : {1u, 3u}) {
       Synthetic synthetic;
       synthetic.dim = c.dim;
       synthetic.hidden_dim = c.hidden_dim;
-      synthetic.n_layers = 1;
+      synthetic.n_layers = 2;  // in the last one only the last token goes on
       synthetic.n_experts = n_experts;
       synthetic.n_experts_used = std::min(n_experts, 2u);
       synthetic.context_length = 128;
@@ -100,11 +100,10 @@ TEST_CASE(
       CAPTURE(n_experts);
       const Blob blob = quantized(synthetic, c.formats);
       const mixtral::Model mapped = open_model(blob, false), copied = open_model(blob, true);
-      const std::vector<float> expected = logits_in_batches(mapped, tokens, 1);
+      const std::vector<float> expected = logits_in_batches(mapped, tokens, 3);
       CHECK(logits_in_batches(mapped, tokens, 128) == expected);
-      CHECK(logits_in_batches(copied, tokens, 1) == expected);
+      CHECK(logits_in_batches(copied, tokens, 3) == expected);
       CHECK(logits_in_batches(copied, tokens, 128) == expected);
-      CHECK(logits_in_batches(copied, tokens, 37) == expected);
     }
   }
 }
