@@ -1,4 +1,4 @@
-// Weights in the host's memory, in an order of their own: whatever the shapes, with the results of a mapped file.
+// Weights in the host's memory, in an order of their own: whatever the shapes, the results of a mapped file.
 #include "sessions.hpp"
 
 #include <mixtral/quantize.hpp>

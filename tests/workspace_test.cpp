@@ -742,6 +742,9 @@ TEST_CASE("workspace: what is forgotten before it was computed is as if it had n
         Session s = value(Session::open(model, options_for(512, 2)));
         append_and_evaluate(s, 300, 13);
         REQUIRE(s.append(span(small_tokens(n_pending, 14))));
+        if (n_pending == 150) {  // in the middle of a pass, which is given up
+          for (int k = 0; k < 20; ++k) REQUIRE(s.advance(0ns));
+        }
         std::vector<Token> tokens = tokens_of(s);
         const std::uint32_t gone = value(s.forget_oldest(keep, 300 - keep));
         CHECK(gone >= 300 - keep);
@@ -755,6 +758,18 @@ TEST_CASE("workspace: what is forgotten before it was computed is as if it had n
         check_as_plain(fork);
       }
     }
+  }
+}
+
+TEST_CASE("workspace: a fork of a session that has forgotten goes on as that does") {
+  const mixtral::Model model = small_model();
+  for (const std::uint32_t keep : {0u, 10u}) {
+    Session s = value(Session::open(model, options_for(512, 2)));
+    append_and_evaluate(s, 200, 40);
+    REQUIRE(s.forget_oldest(keep, 64));
+    Session fork = value(s.fork());
+    for (Session* one : {&s, &fork}) append_and_evaluate(*one, 5, 41);
+    CHECK(logits_of(fork) == logits_of(s));
   }
 }
 
