@@ -601,6 +601,13 @@ TEST_CASE("session: numbers that are infinite or none are an error that names th
   REQUIRE(s.rewind(3));
   mixtral::Session other = value(s.fork());
   REQUIRE(other.append(Token{7}));
+  // The pass in progress of another is finished first; what is wrong with that its own call tells.
+  for (int i = 0; i < 3; ++i) REQUIRE(other.advance(std::chrono::nanoseconds(0)));
+  CHECK(s.evaluate());
+  CHECK(s.has_logits());
+  const auto of_other = other.evaluate();
+  REQUIRE(!of_other);
+  CHECK(of_other.error().code() == ErrorCode::bad_format);
   mixtral::Generation one = s.generate(exactly(2, model)), two = other.generate();
   mixtral::Generation* both[] = {&two, &one};
   CHECK(value(mixtral::Generation::next_all({both, 2})));

@@ -734,7 +734,7 @@ TEST_CASE(
 TEST_CASE("workspace: what is forgotten before it was computed is as if it had never been there") {
   for (const std::uint32_t window : {0u, 1u, 70u}) {
     const mixtral::Model model = small_model(window);
-    for (const std::uint32_t keep : {0u, 5u, 64u, 250u}) {
+    for (const std::uint32_t keep : {0u, 5u, 44u, 64u, 250u}) {
       for (const std::uint32_t n_pending : {50u, 150u}) {
         CAPTURE(window);
         CAPTURE(keep);
@@ -770,7 +770,17 @@ TEST_CASE("workspace: a fork of a session that has forgotten goes on as that doe
     Session fork = value(s.fork());
     for (Session* one : {&s, &fork}) append_and_evaluate(*one, 5, 41);
     CHECK(logits_of(fork) == logits_of(s));
+    // What begins anew begins at the first position.
+    s.clear();
+    append_and_evaluate(s, 50, 42);
+    check_as_plain(s);
   }
+  // So does what is computed again since a window has moved over what came before it.
+  Session s = value(Session::open(small_model(70), options_for(512)));
+  append_and_evaluate(s, 300, 43);
+  REQUIRE(s.forget_oldest(0, 64));
+  REQUIRE(s.rewind(130));
+  check_as_plain(s);
 }
 
 TEST_CASE(
