@@ -783,6 +783,21 @@ TEST_CASE("workspace: a fork of a session that has forgotten goes on as that doe
   check_as_plain(s);
 }
 
+TEST_CASE("workspace: a chat goes on as it was after it has forgotten its beginning") {
+  const mixtral::Model model = small_model();
+  std::vector<Token> asked[2];
+  for (const bool forgets : {false, true}) {
+    Session s = value(Session::open(model, options_for(512)));
+    REQUIRE(s.append_chat({{"user", std::string(150, 'a')}}));
+    if (forgets) CHECK(value(s.forget_oldest(3, 64)) == 64);
+    const std::size_t before = s.tokens().size();
+    REQUIRE(s.append_chat({{"user", "Why?"}}));  // the answer before it is ended first
+    asked[forgets ? 1 : 0].assign(s.tokens().begin() + before, s.tokens().end());
+  }
+  CHECK(asked[0] == asked[1]);
+  CHECK(asked[0][0] == model.tokenizer().eos());
+}
+
 TEST_CASE(
     "workspace: a context that is full forgets half of what may go, or as much as is lacking") {
   const mixtral::Model model = small_model();
