@@ -798,6 +798,13 @@ TEST_CASE("workspace: a chat goes on as it was after it has forgotten its beginn
   CHECK(asked[0][0] == model.tokenizer().eos());
 }
 
+TEST_CASE("workspace: a page that lies wholly before a window is free for what comes") {
+  const mixtral::Model model = small_model(1);
+  Session s = open_root(model, 1, 64);  // one page
+  append_and_evaluate(s, 256, 44);
+  check_as_plain(s);
+}
+
 TEST_CASE(
     "workspace: a context that is full forgets half of what may go, or as much as is lacking") {
   const mixtral::Model model = small_model();
