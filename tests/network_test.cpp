@@ -215,6 +215,19 @@ TEST_CASE("network: in one piece, in random pieces and token by token") {
   }
 }
 
+TEST_CASE("network: more tokens at once than a kernel takes give the same bits as few at a time") {
+  const mixtral::Model model = open(bundled_model());
+  std::vector<Token> tokens(300);
+  for (std::size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<Token>(i * 37 % 4000);
+  const auto logits_with = [&](std::uint32_t batch) {
+    mixtral::Session s = session(model, 300, batch);
+    REQUIRE(s.append(span(tokens)));
+    REQUIRE(s.evaluate());
+    return std::vector<float>(s.logits().begin(), s.logits().end());
+  };
+  CHECK(logits_with(300) == logits_with(20));
+}
+
 TEST_CASE("network: any number of threads gives identical logits and tokens") {
   const mixtral::Model model = open(bundled_model());
   const auto ids = ids_of(golden()[2]);

@@ -805,6 +805,22 @@ TEST_CASE("workspace: a page that lies wholly before a window is free for what c
   check_as_plain(s);
 }
 
+TEST_CASE("workspace: in one large pass, each of several sessions attends to its own past") {
+  const mixtral::Model model = small_model();
+  mixtral::SessionOptions options = options_for(512, 4);
+  options.batch = 400;  // enough for several tokens to share a piece of attention's work
+  std::vector<Session> sessions;
+  sessions.push_back(value(Session::open(model, options)));
+  while (sessions.size() < 4) sessions.push_back(value(sessions[0].fork()));
+  Session* all[4];
+  for (std::uint32_t i = 0; i < 4; ++i) {
+    all[i] = &sessions[i];
+    REQUIRE(sessions[i].append(span(small_tokens(70 + 9 * i, 45 + i))));
+  }
+  REQUIRE(Session::evaluate_all({all, 4}));
+  for (Session& s : sessions) check_as_plain(s);
+}
+
 TEST_CASE(
     "workspace: a context that is full forgets half of what may go, or as much as is lacking") {
   const mixtral::Model model = small_model();
