@@ -1,6 +1,11 @@
 // Attention over keys and values in every format, on every SIMD target that this machine runs.
 #include "support.hpp"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
 using namespace support;
 using mixtral::BlockFormat;
 using mixtral::simd::Kernels;
@@ -54,6 +59,46 @@ struct RandomPast {
     fill(past.keys, key);
     fill(past.values, value);
   }
+};
+
+// Memory of exactly `size` bytes, of which the next one cannot be read: under Linux it lies in a page that no
+// one may touch, elsewhere the address sanitizer guards the end.
+class ExactMemory {
+ public:
+  explicit ExactMemory(std::size_t size) {
+#if defined(__linux__)
+    const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+    const std::size_t usable = (size + page - 1) / page * page;
+    mapped_ = usable + page;
+    void* begin =
+        mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    REQUIRE(begin != MAP_FAILED);
+    begin_ = static_cast<std::uint8_t*>(begin);
+    REQUIRE(mprotect(begin_ + usable, page, PROT_NONE) == 0);
+    data_ = begin_ + usable - size;
+#else
+    blob_.resize(size);
+    data_ = blob_.data();
+#endif
+  }
+  ExactMemory(const ExactMemory&) = delete;
+  ExactMemory& operator=(const ExactMemory&) = delete;
+  ~ExactMemory() {
+#if defined(__linux__)
+    munmap(begin_, mapped_);
+#endif
+  }
+  std::uint8_t* data() const { return data_; }
+  float* floats() const { return reinterpret_cast<float*>(data_); }
+
+ private:
+  std::uint8_t* data_ = nullptr;
+#if defined(__linux__)
+  std::uint8_t* begin_ = nullptr;
+  std::size_t mapped_ = 0;
+#else
+  Blob blob_;
+#endif
 };
 
 constexpr BlockFormat kKvFormats[] = {BlockFormat::f32, BlockFormat::f16, BlockFormat::bf16,
@@ -161,5 +206,117 @@ TEST_CASE("attention: one head equals softmax in double, also for large scores")
         }
       }
     }
+  }
+}
+
+TEST_CASE("attention: only the rows of a query's positions are read, and nothing past a page") {
+  // The keys are the last thing in memory, then the values; what is past a query's end is NaN.
+  constexpr std::size_t kPage = mixtral::simd::kPagePositions;
+  struct Range {
+    std::size_t first, end;
+  };
+  const Range ranges[] = {{kPage - 1, kPage},
+                          {kPage - 2, kPage},
+                          {kPage - 3, kPage},
+                          {kPage - 5, kPage},
+                          {kPage - 17, kPage},
+                          {kPage - 33, kPage},
+                          {0, kPage},
+                          {0, 1},
+                          {3, 33},
+                          {31, 33},
+                          {20, 61}};
+  for (const Kernels* kernels : all_kernels()) {
+    CAPTURE(std::string(kernels->target));
+    for (const BlockFormat format : kKvFormats) {
+      CAPTURE(std::string(mixtral::block_format_info(format)->name));
+      const auto& info = *mixtral::block_format_info(format);
+      for (const std::size_t size : {8u, 18u, 32u, 128u}) {
+        if (size % info.block_size != 0) continue;
+        const std::size_t stride = size / info.block_size * info.block_bytes;
+        std::mt19937 random(17);
+        std::normal_distribution<float> normal;
+        Blob keys(kPage * stride), values(kPage * stride);
+        std::vector<float> row(size);
+        for (std::size_t p = 0; p < kPage; ++p) {
+          for (Blob* rows : {&keys, &values}) {
+            for (float& x : row) x = normal(random);
+            kernels->store_kv(format, row.data(), size, rows->data() + p * stride);
+          }
+        }
+        for (const bool keys_last : {true, false}) {
+          for (const std::size_t n_heads : {1u, 3u, 4u}) {
+            for (const Range& range : ranges) {
+              CAPTURE(range.first);
+              CAPTURE(range.end);
+              const auto attend = [&](bool spoiled) {
+                const ExactMemory page(2 * kPage * stride);
+                const ExactMemory q(n_heads * size * sizeof(float));
+                const ExactMemory out(n_heads * size * sizeof(float));
+                const std::size_t at_keys = keys_last ? kPage * stride : 0;
+                const std::size_t at_values = kPage * stride - at_keys;
+                std::memcpy(page.data() + at_keys, keys.data(), keys.size());
+                std::memcpy(page.data() + at_values, values.data(), values.size());
+                for (std::size_t p = 0; spoiled && p < kPage; ++p) {
+                  if (p >= range.first && p < range.end) continue;
+                  std::memset(page.data() + at_keys + p * stride, 0xFF, stride);
+                  std::memset(page.data() + at_values + p * stride, 0xFF, stride);
+                }
+                std::mt19937 queries(18);
+                for (std::size_t i = 0; i < n_heads * size; ++i) q.floats()[i] = normal(queries);
+                normal.reset();
+                const std::uint32_t page_of[] = {0};
+                const mixtral::simd::KeysAndValues past{
+                    page.data(), 2 * kPage * stride, page_of, at_keys, at_values, stride, format};
+                const Query query{q.floats(), out.floats(), range.first, range.end};
+                kernels->attend(&query, 1, n_heads, past, size, 0.25f);
+                return std::vector<float>(out.floats(), out.floats() + n_heads * size);
+              };
+              const std::vector<float> result = attend(true);
+              CHECK(result == attend(false));
+              for (const float x : result) CHECK(std::isfinite(x));
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE(
+    "attention: numbers that are too large for a half are stored as the largest, with their sign") {
+  for (const Kernels* kernels : all_kernels()) {
+    CAPTURE(std::string(kernels->target));
+    const auto stored = [&](BlockFormat format, const std::vector<float>& x) {
+      const auto& info = *mixtral::block_format_info(format);
+      const std::size_t bytes = x.size() / info.block_size * info.block_bytes;
+      const ExactMemory from(x.size() * sizeof(float)), row(bytes);
+      std::memcpy(from.data(), x.data(), x.size() * sizeof(float));
+      kernels->store_kv(format, from.floats(), x.size(), row.data());
+      const Matrix matrix{row.data(), bytes, 1, x.size(), format};
+      std::vector<float> out(x.size());
+      kernels->decode_rows(matrix, 0, 1, out.data());
+      return out;
+    };
+    const float infinite = std::numeric_limits<float>::infinity();
+    CHECK(stored(BlockFormat::f16, {1e6f, -1e6f, 65504.0f, -65504.0f, 65503.0f, -65535.0f, infinite,
+                                    -infinite, 3e38f, -3e38f, -0.0f, 1.5f}) ==
+          std::vector<float>{65504.0f, -65504.0f, 65504.0f, -65504.0f, 65504.0f, -65504.0f,
+                             65504.0f, -65504.0f, 65504.0f, -65504.0f, -0.0f, 1.5f});
+    const std::vector<float> large = {1e6f, -1e6f, 65504.0f, 1e-30f};
+    CHECK(stored(BlockFormat::f32, large) == large);
+    CHECK(stored(BlockFormat::bf16, large)[1] == doctest::Approx(-1e6).epsilon(0.004));
+    // Of a block of 8-bit numbers the scale is a half.
+    std::vector<float> block(64, 0.0f);
+    block[0] = 127.0f * 65504.0f;
+    block[1] = -block[0];
+    block[33] = -1e30f;
+    block[34] = 1e29f;
+    const std::vector<float> got = stored(BlockFormat::q8_0, block);
+    CHECK(got[0] == 127.0f * 65504.0f);
+    CHECK(got[1] == -127.0f * 65504.0f);
+    CHECK(got[33] == -127.0f * 65504.0f);
+    CHECK(got[34] > 0.0f);
+    CHECK(got[63] == 0.0f);
   }
 }

@@ -89,7 +89,11 @@ TEST_CASE("executor: who is done takes over chunks of a thread that is held up")
 }
 
 TEST_CASE("executor: bad sizes are refused, 0 means the hardware's") {
-  CHECK(!mixtral::ThreadPool::create(5000));
+  for (const std::size_t n : {std::size_t{1025}, std::size_t{5000}}) {
+    const auto pool = mixtral::ThreadPool::create(n);
+    REQUIRE(!pool);
+    CHECK(pool.error().code() == mixtral::ErrorCode::invalid_argument);
+  }
   CHECK(value(mixtral::ThreadPool::create(0)).concurrency() >= 1);
 }
 

@@ -215,6 +215,19 @@ TEST_CASE("network: in one piece, in random pieces and token by token") {
   }
 }
 
+TEST_CASE("network: more tokens at once than a kernel takes give the same bits as few at a time") {
+  const mixtral::Model model = open(bundled_model());
+  std::vector<Token> tokens(300);
+  for (std::size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<Token>(i * 37 % 4000);
+  const auto logits_with = [&](std::uint32_t batch) {
+    mixtral::Session s = session(model, 300, batch);
+    REQUIRE(s.append(span(tokens)));
+    REQUIRE(s.evaluate());
+    return std::vector<float>(s.logits().begin(), s.logits().end());
+  };
+  CHECK(logits_with(300) == logits_with(20));
+}
+
 TEST_CASE("network: any number of threads gives identical logits and tokens") {
   const mixtral::Model model = open(bundled_model());
   const auto ids = ids_of(golden()[2]);
@@ -357,6 +370,54 @@ TEST_CASE(
   const auto full = value(mixtral::Model::from_bytes(mixtral::Bytes::view(bytes(blob)), without));
   CHECK(max_difference(evaluate(full, tokens).logits[40], expected[40]) <= 5e-5);
   CHECK(max_difference(evaluate(full, tokens).logits[150], expected[150]) > 1e-2);
+}
+
+TEST_CASE("network: a window sees as many tokens as it says, wherever batches and pages end") {
+  Synthetic synthetic;
+  synthetic.n_layers = 1;
+  synthetic.n_experts = synthetic.n_experts_used = 1;
+  synthetic.context_length = 300;
+  synthetic.randomize(23);
+  std::vector<Token> tokens;
+  for (Token t = 0; t < 200; ++t) tokens.push_back((t * 41 + 7) % 300);
+  for (const std::uint32_t window : {1u, 2u, 63u, 64u, 65u, 66u, 128u, 130u, 199u, 200u, 201u}) {
+    CAPTURE(window);
+    synthetic.sliding_window = window;
+    const mixtral::Model model = open(synthetic.writer().finish());
+    const auto expected = synthetic.reference(tokens);
+    for (const std::uint32_t batch : {1u, 31u, 63u, 64u, 65u, 200u}) {
+      CAPTURE(batch);
+      mixtral::Session s = session(model, 300, batch);
+      Recorder recorder;
+      REQUIRE(s.append(span(tokens)));
+      REQUIRE(s.evaluate(&recorder));
+      double worst = 0.0;
+      for (std::size_t i = 0; i < tokens.size(); ++i) {
+        worst = std::max(worst, max_difference(recorder.logits[i], expected[i]));
+      }
+      CHECK(worst <= 5e-5);
+    }
+  }
+}
+
+TEST_CASE("network: of experts that a router likes equally, those with the lower numbers work") {
+  Synthetic synthetic;
+  synthetic.n_experts = 5;
+  synthetic.n_experts_used = 3;
+  synthetic.randomize(24);
+  for (auto& layer : synthetic.layers) {
+    for (auto& row : layer.router) std::fill(row.begin(), row.end(), 0.0f);
+  }
+  const std::vector<Token> tokens = {5, 100, 42};
+  const Recorder recorder = evaluate(open(synthetic.writer().finish()), tokens);
+  const auto expected = synthetic.reference(tokens);
+  for (std::uint32_t i = 0; i < tokens.size(); ++i) {
+    for (std::uint32_t layer = 0; layer < synthetic.n_layers; ++layer) {
+      CHECK(recorder.experts.at({layer, i}) == std::vector<std::uint32_t>{0, 1, 2});
+      for (const float weight : recorder.weights.at({layer, i})) CHECK(weight == 1.0f / 3.0f);
+    }
+    CHECK(max_difference(recorder.logits[i], expected[i]) <= 5e-5);
+  }
 }
 
 TEST_CASE("network: keys and values in fewer bits change logits a little, memory much") {

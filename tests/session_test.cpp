@@ -3,6 +3,7 @@
 
 #include <Eigen/Core>
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <fstream>
 #include <iterator>
@@ -325,6 +326,182 @@ TEST_CASE("session: bad options and tokens are refused") {
   CHECK(!good.has_logits());
 }
 
+TEST_CASE("session: each option is allowed up to its limit and refused beyond it") {
+  const auto model_of = [](std::uint32_t context_length, std::uint32_t head_size) {
+    Synthetic synthetic;
+    synthetic.n_layers = 1;
+    synthetic.context_length = context_length;
+    synthetic.head_size = head_size;
+    synthetic.randomize(5);
+    return open(synthetic.writer().finish());
+  };
+  const mixtral::Model model = model_of(5000, 10);
+  mixtral::SessionOptions options;
+  options.batch = 1;
+  const auto needed = [&] { return value(mixtral::Session::memory_needed(model, options)); };
+  const auto check_refused = [&](const std::string& part) {
+    const auto s = mixtral::Session::open(model, options);
+    REQUIRE(!s);
+    CHECK(s.error().code() == ErrorCode::invalid_argument);
+    CAPTURE(s.error().message());
+    CHECK(std::string(s.error().message()).find(part) != std::string::npos);
+    const auto memory = mixtral::Session::memory_needed(model, options);
+    REQUIRE(!memory);
+    CHECK(memory.error().code() == ErrorCode::invalid_argument);
+  };
+  SUBCASE("a context as long as the model's") {
+    options.context = 5000;
+    CHECK(value(mixtral::Session::open(model, options)).context() == 5000);
+    options.context = 5001;
+    check_refused("5001");
+  }
+  SUBCASE("without a context, the model's, 4096 at most") {
+    CHECK(value(mixtral::Session::open(model, options)).context() == 4096);
+    CHECK(value(mixtral::Session::open(model_of(4095, 10), options)).context() == 4095);
+    CHECK(value(mixtral::Session::open(model_of(4097, 10), options)).context() == 4096);
+  }
+  SUBCASE("a batch of a million, which takes no more than all tokens do") {
+    options.context = 50;
+    options.batch = 100;
+    const auto all = needed();
+    options.batch = 1u << 20;
+    CHECK(needed() == all);
+    options.batch = 50;
+    CHECK(needed() == all);
+    options.batch = 49;
+    CHECK(needed() < all);
+    options.batch = (1u << 20) + 1;
+    check_refused("1048577");
+    options.batch = 0;
+    check_refused("a batch of 0");
+    // The tokens of one pass come from all branches.
+    options.branches = 2;
+    options.batch = 100;
+    const auto both = needed();
+    options.batch = 101;
+    CHECK(needed() == both);
+    options.batch = 99;
+    CHECK(needed() < both);
+  }
+  SUBCASE("as many branches as 16 bits count") {
+    options.context = 1;
+    options.branches = 1u << 16;
+    CHECK(needed() > (1u << 16));
+    ++options.branches;
+    check_refused("65537");
+    options.branches = 0;
+    check_refused("0 branches");
+  }
+  SUBCASE("all but one token that are never forgotten") {
+    options.context = 50;
+    options.when_full = mixtral::WhenFull::forget_oldest;
+    options.keep_first = 49;
+    CHECK(mixtral::Session::open(model, options));
+    options.keep_first = 50;
+    check_refused("keep_first");
+    options.when_full = mixtral::WhenFull::stop;  // where nothing is forgotten it does not matter
+    CHECK(mixtral::Session::open(model, options));
+  }
+  SUBCASE("keys and values in 8 bits, if heads have whole blocks") {
+    options.kv_format = mixtral::BlockFormat::q8_0;
+    options.context = 10;
+    check_refused("multiple of 32");
+    CHECK(mixtral::Session::open(model_of(64, 32), options));
+    CHECK(mixtral::Session::open(model_of(64, 64), options));
+    CHECK(!mixtral::Session::open(model_of(64, 48), options));
+  }
+  SUBCASE("keys and values in pages of 64 tokens") {
+    options.context = 500;
+    options.kv_tokens = 64;
+    const auto one = needed();
+    options.kv_tokens = 1;
+    CHECK(needed() == one);
+    options.kv_tokens = 65;
+    const auto two = needed();
+    const std::uint64_t page = 64 * 2 * 2 * 10 * 2;  // keys and values of two heads, in halves
+    CHECK(two > one + page - 1);
+    CHECK(two < one + page + 128);
+  }
+}
+
+TEST_CASE("session: room is counted to the last token") {
+  const mixtral::Model model = open(bundled_model());
+  mixtral::Session s = session(model, 10);
+  const std::vector<Token> ten(10, 7), eleven(11, 7);
+  const auto refused = s.append(span(eleven));
+  REQUIRE(!refused);
+  CHECK(refused.error().code() == ErrorCode::context_full);
+  CHECK(s.tokens().empty());
+  REQUIRE(s.append(span(ten)));
+  CHECK(s.remaining() == 0);
+  CHECK(s.append(mixtral::Span<const Token>()));
+  CHECK(!s.append(Token{7}));
+  CHECK(value(s.replace(span(ten))) == 10);
+  CHECK(!s.replace(span(eleven)));
+  REQUIRE(s.evaluate());
+  CHECK(!s.rewind(11));
+  REQUIRE(s.rewind(9));
+  REQUIRE(s.append(Token{8}));
+  REQUIRE(s.evaluate());
+  CHECK(!s.forget_oldest(0, 11));
+  CHECK(!s.forget_oldest(10, 1));
+  CHECK(!s.forget_oldest(11, 1));
+  CHECK(value(s.forget_oldest(11, 0)) == 0);
+  CHECK(value(s.forget_oldest(10, 0)) == 0);
+  CHECK(s.has_logits());
+  CHECK(value(s.forget_oldest(9, 1)) == 1);
+  CHECK(s.tokens().size() == 9);
+  CHECK(!s.has_logits());
+  // Of tokens none is put if one is none.
+  const auto size = static_cast<Token>(model.tokenizer().size());
+  for (const Token bad : {Token{-1}, size, std::numeric_limits<Token>::max()}) {
+    const auto status = s.append(span({bad}));
+    REQUIRE(!status);
+    CHECK(status.error().code() == ErrorCode::invalid_argument);
+    CHECK(!s.replace(span({1, 2, bad})));
+  }
+  CHECK(s.append(span({size - 1})));
+  CHECK(value(s.replace(span({0, size - 1}))) == 0);
+  CHECK(s.evaluate());
+}
+
+TEST_CASE("session: a moved-from session refuses by name, and shows nothing") {
+  const mixtral::Model model = open(bundled_model());
+  mixtral::Session s = session(model, 64);
+  REQUIRE(s.append("Once"));
+  const mixtral::Session moved = std::move(s);
+  const auto check = [](const auto& result, const char* name) {
+    REQUIRE(!result);
+    CHECK(result.error().code() == ErrorCode::invalid_argument);
+    CHECK(std::string(result.error().message())
+              .find(std::string(name) + "() of a session that was moved") == 0);
+  };
+  const std::vector<Token> one = {1};
+  check(s.append("a"), "append");
+  check(s.append(Token{1}), "append");
+  check(s.append_chat({{"user", "a"}}), "append_chat");
+  check(s.evaluate(), "evaluate");
+  check(s.advance(std::chrono::nanoseconds(0)), "advance");
+  mixtral::Session* const list[] = {&s};
+  check(mixtral::Session::evaluate_all({list, 1}), "evaluate_all");
+  check(mixtral::Session::advance_all({list, 1}, std::chrono::nanoseconds(0)), "advance_all");
+  check(s.fork(), "fork");
+  check(s.rewind(0), "rewind");
+  check(s.forget_oldest(0, 0), "forget_oldest");
+  check(s.replace("a"), "replace");
+  check(s.replace(span(one)), "replace");
+  check(s.save([](const void*, std::size_t) { return true; }), "save");
+  check(s.load([](void*, std::size_t) { return true; }), "load");
+  CHECK(!s.has_logits());
+  CHECK(s.context() == 0);
+  CHECK(s.remaining() == 0);
+  CHECK(s.tokens().empty());
+  CHECK(moved.tokens().size() > 1);
+  const auto null = mixtral::Session::evaluate_all({std::vector<mixtral::Session*>(1).data(), 1});
+  REQUIRE(!null);
+  CHECK(null.error().code() == ErrorCode::invalid_argument);
+}
+
 TEST_CASE("session: logits are an Eigen map if one wants, and log-probabilities its log-softmax") {
   const mixtral::Model model = open(bundled_model());
   mixtral::Session s = session(model, 64);
@@ -424,6 +601,13 @@ TEST_CASE("session: numbers that are infinite or none are an error that names th
   REQUIRE(s.rewind(3));
   mixtral::Session other = value(s.fork());
   REQUIRE(other.append(Token{7}));
+  // The pass in progress of another is finished first; what is wrong with that its own call tells.
+  for (int i = 0; i < 3; ++i) REQUIRE(other.advance(std::chrono::nanoseconds(0)));
+  CHECK(s.evaluate());
+  CHECK(s.has_logits());
+  const auto of_other = other.evaluate();
+  REQUIRE(!of_other);
+  CHECK(of_other.error().code() == ErrorCode::bad_format);
   mixtral::Generation one = s.generate(exactly(2, model)), two = other.generate();
   mixtral::Generation* both[] = {&two, &one};
   CHECK(value(mixtral::Generation::next_all({both, 2})));
@@ -494,6 +678,64 @@ TEST_CASE("session: text in parts is one text") {
         std::vector<Token>(whole.tokens().begin(), whole.tokens().end()));
 }
 
+TEST_CASE(
+    "session: an evaluation that another thread cancels at any moment is done or cancelled, "
+    "nothing between") {
+  const mixtral::Model model = open(bundled_model());
+  const auto prompt = golden().back()["ids"].get<std::vector<Token>>();
+  const std::vector<Token> reversed(prompt.rbegin(), prompt.rend());
+  const std::vector<Token>* const texts[] = {&prompt, &reversed};
+  std::vector<float> expected[2];
+  const auto start = std::chrono::steady_clock::now();
+  for (std::size_t i = 0; i < 2; ++i) {
+    mixtral::Session plain = session(model, 512, 16);
+    REQUIRE(plain.append(span(*texts[i])));
+    REQUIRE(plain.evaluate());
+    expected[i].assign(plain.logits().begin(), plain.logits().end());
+  }
+  const auto evaluation = (std::chrono::steady_clock::now() - start) / 2;
+
+  auto pool = value(mixtral::ThreadPool::create(2));
+  for (const bool with_pool : {false, true}) {
+    mixtral::Session s =
+        session(model, 512, 16, with_pool ? mixtral::Executor(pool) : mixtral::Executor());
+    // Cancels from time to time, seldom enough for some evaluations to get done between two.
+    std::atomic<bool> stops{false};
+    std::thread other([&] {
+      for (unsigned k = 0; !stops; ++k) {
+        s.cancel();
+        std::this_thread::sleep_for(evaluation / 8 * (k * 7 % 32));
+      }
+    });
+    int n_done = 0, n_cancelled = 0, n_wrong = 0;
+    std::size_t which = 0;
+    for (int round = 0; round < 100000 && (n_done < 4 || n_cancelled < 4); ++round) {
+      if (s.has_logits() || round == 0) {  // something else to do
+        s.clear();
+        which = 1 - which;
+        if (!s.append(span(*texts[which]))) ++n_wrong;
+      }
+      const mixtral::Status status = s.evaluate();
+      if (status) {
+        ++n_done;
+        const bool is_same =
+            s.has_logits() && std::equal(expected[which].begin(), expected[which].end(),
+                                         s.logits().begin(), s.logits().end());
+        if (!is_same) ++n_wrong;
+      } else {
+        ++n_cancelled;
+        if (status.error().code() != ErrorCode::cancelled || s.has_logits()) ++n_wrong;
+      }
+      if (s.tokens().size() != prompt.size()) ++n_wrong;
+    }
+    stops = true;
+    other.join();
+    CHECK(n_wrong == 0);
+    CHECK(n_done >= 4);
+    CHECK(n_cancelled >= 4);
+  }
+}
+
 TEST_CASE("session: cancelling leaves the session usable, and the result the same") {
   const mixtral::Model model = open(bundled_model());
   const auto prompt = golden().back()["ids"].get<std::vector<Token>>();
@@ -514,21 +756,6 @@ TEST_CASE("session: cancelling leaves the session usable, and the result the sam
   s.cancel();
   REQUIRE(s.evaluate());
   CHECK(s.has_logits());
-
-  // From another thread, at any moment.
-  std::atomic<bool> done{false};
-  std::thread other([&] {
-    while (!done) {
-      s.cancel();
-      std::this_thread::sleep_for(std::chrono::milliseconds(2));
-    }
-  });
-  for (int i = 0; i < 50; ++i) static_cast<void>(s.evaluate());
-  done = true;
-  other.join();
-  while (!s.evaluate()) {
-  }
-  CHECK(greedy_tokens(s, 20) == expected);
 
   // Within a generation.
   s.clear();

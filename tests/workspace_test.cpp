@@ -65,6 +65,47 @@ struct History {
   }
 };
 
+// A model whose numbers are small, for many short evaluations.
+mixtral::Model small_model(std::uint32_t sliding_window = 0) {
+  Synthetic synthetic;
+  synthetic.context_length = 1000;
+  synthetic.sliding_window = sliding_window;
+  synthetic.randomize(51);
+  return open(synthetic.writer().finish());
+}
+
+std::vector<Token> small_tokens(std::size_t n, std::uint32_t seed) {
+  std::vector<Token> tokens = some_tokens(n, seed);
+  for (Token& t : tokens) t %= 300;
+  return tokens;
+}
+
+// A session that has room for `kv_tokens`, and for one page more for each of its forks.
+Session open_root(const mixtral::Model& model, std::uint32_t branches, std::uint32_t kv_tokens) {
+  mixtral::SessionOptions options = options_for(512, branches);
+  options.kv_tokens = kv_tokens;
+  return value(Session::open(model, options));
+}
+
+// Empty sessions of one open().
+std::vector<Session> open_sessions(const mixtral::Model& model, std::uint32_t n,
+                                   std::uint32_t kv_tokens) {
+  std::vector<Session> sessions;
+  sessions.push_back(open_root(model, n, kv_tokens));
+  while (sessions.size() < n) sessions.push_back(value(sessions[0].fork()));
+  return sessions;
+}
+
+void append_and_evaluate(Session& s, std::size_t n, std::uint32_t seed) {
+  REQUIRE(s.append(span(small_tokens(n, seed))));
+  REQUIRE(s.evaluate());
+}
+
+void check_full(const mixtral::Status& status) {
+  REQUIRE(!status);
+  CHECK(status.error().code() == ErrorCode::context_full);
+}
+
 }  // namespace
 
 TEST_CASE("workspace: a fork goes its own way") {
@@ -399,15 +440,21 @@ TEST_CASE("workspace: a full context goes on without its oldest tokens, if the h
 }
 
 TEST_CASE("workspace: any order of operations gives what a plain session gives") {
-  const mixtral::Model model = open(bundled_model());
+  const mixtral::Model bundled = open(bundled_model()), windowed = small_model(70);
   std::size_t n_gone = 0;
-  for (std::uint32_t seed = 0; seed < 4; ++seed) {
+  for (std::uint32_t seed = 0; seed < 6; ++seed) {
+    const bool has_window = seed >= 4;
+    const mixtral::Model& model = has_window ? windowed : bundled;
+    const auto any_tokens = [&](std::size_t n, std::uint32_t of) {
+      return has_window ? small_tokens(n, of) : some_tokens(n, of);
+    };
     CAPTURE(seed);
     std::mt19937 random(seed);
     const auto any = [&](std::size_t n) { return static_cast<std::size_t>(random()) % n; };
     mixtral::SessionOptions options = options_for(200, 5);
     options.batch = seed % 2 == 0 ? 16 : 64;
-    options.kv_format = seed < 2 ? mixtral::BlockFormat::f32 : mixtral::BlockFormat::f16;
+    options.kv_format =
+        seed != 2 && seed != 3 ? mixtral::BlockFormat::f32 : mixtral::BlockFormat::f16;
     std::vector<Session> sessions;
     std::vector<History> expected;
     sessions.push_back(value(Session::open(model, options)));
@@ -421,7 +468,7 @@ TEST_CASE("workspace: any order of operations gives what a plain session gives")
         case 0:
         case 1:
         case 2: {
-          const auto more = some_tokens(any(25), static_cast<std::uint32_t>(random()));
+          const auto more = any_tokens(any(25), static_cast<std::uint32_t>(random()));
           const bool fits = tokens.size() + more.size() <= 200;
           CHECK(static_cast<bool>(s.append(span(more))) == fits);
           if (fits) history.append(more);
@@ -434,7 +481,7 @@ TEST_CASE("workspace: any order of operations gives what a plain session gives")
         case 4: {
           const std::size_t keep = any(tokens.size() + 1);
           std::vector<Token> others(tokens.begin(), tokens.begin() + static_cast<long>(keep));
-          others.resize(std::min<std::size_t>(200, keep + any(20)), static_cast<Token>(any(4000)));
+          others.resize(std::min<std::size_t>(200, keep + any(20)), static_cast<Token>(any(300)));
           std::size_t same = 0;
           while (same < std::min(tokens.size(), others.size()) && tokens[same] == others[same])
             ++same;
@@ -481,7 +528,8 @@ TEST_CASE("workspace: any order of operations gives what a plain session gives")
           break;
         }
         case 11: {
-          if (tokens.empty()) break;
+          // Where a window has moved, what remains of the past hangs on where passes ended.
+          if (tokens.empty() || has_window) break;
           REQUIRE(s.evaluate());
           const auto keep =
               static_cast<std::uint32_t>(any(std::min<std::size_t>(tokens.size(), 80)));
@@ -570,4 +618,362 @@ TEST_CASE("workspace: forks and their memory are stated and given back") {
     CHECK(!Session::open(model, bad));
   }
   CHECK(resource.bytes == 0);
+}
+
+TEST_CASE("workspace: there is room for whole pages of 64, and one page more for each fork") {
+  const mixtral::Model model = small_model();
+  for (const std::uint32_t n_branches : {1u, 2u}) {
+    for (const std::uint32_t kv_tokens : {1u, 64u, 65u, 128u}) {
+      CAPTURE(n_branches);
+      CAPTURE(kv_tokens);
+      std::vector<Session> sessions = open_sessions(model, n_branches, kv_tokens);
+      Session& s = sessions[0];
+      const std::uint32_t room = ((kv_tokens + 63) / 64 + n_branches - 1) * 64;
+      append_and_evaluate(s, room, 1);
+      REQUIRE(s.append(Token{5}));
+      check_full(s.evaluate());
+      CHECK(s.tokens().size() == room + 1);  // the token stays, to be computed when there is room
+      CHECK(!s.has_logits());
+      check_full(s.evaluate());
+      REQUIRE(s.rewind(room));
+      check_as_plain(s);
+    }
+  }
+  // With 0, all of them can be full.
+  mixtral::SessionOptions options = options_for(100, 3);
+  Session one = value(Session::open(model, options));
+  Session two = value(one.fork()), three = value(one.fork());
+  for (Session* s : {&one, &two, &three}) append_and_evaluate(*s, 100, 2);
+  for (Session* s : {&one, &two, &three}) check_as_plain(*s);
+}
+
+TEST_CASE(
+    "workspace: a page that is shared needs a free one to go on from its middle, its last user "
+    "does not") {
+  const mixtral::Model model = small_model();
+  {
+    Session root = open_root(model, 3, 64);  // three pages
+    append_and_evaluate(root, 100, 3);       // two of them
+    Session fork = value(root.fork());
+    append_and_evaluate(fork, 10, 4);  // a copy of the second page is the third
+    check_as_plain(fork);
+    {
+      Session other = value(root.fork());
+      for (Session* s : {&other, &root}) {
+        REQUIRE(s->append(Token{7}));
+        check_full(s->evaluate());
+      }
+    }
+    check_as_plain(root);
+    check_as_plain(fork);
+  }
+  // At the end of a page nothing is copied.
+  Session root = open_root(model, 2, 64);  // two pages
+  append_and_evaluate(root, 64, 5);
+  {
+    Session fork = value(root.fork());
+    append_and_evaluate(fork, 64, 6);
+    check_as_plain(fork);
+    REQUIRE(root.append(Token{8}));
+    check_full(root.evaluate());
+  }
+  check_as_plain(root);
+}
+
+TEST_CASE(
+    "workspace: forgetting takes a free page for each shared one that stays, or changes nothing") {
+  const mixtral::Model model = small_model();
+  struct Case {
+    std::uint32_t keep, n_needed;
+  };
+  // Whole pages that stay are copied, and so is the one whose first positions stay.
+  for (const Case& c :
+       {Case{0, 0}, Case{1, 1}, Case{64, 1}, Case{65, 2}, Case{100, 2}, Case{128, 2}}) {
+    for (const bool is_enough : {false, true}) {
+      if (c.n_needed == 0 && !is_enough) continue;
+      const std::uint32_t n_free = is_enough ? c.n_needed : c.n_needed - 1;
+      CAPTURE(c.keep);
+      CAPTURE(n_free);
+      Session root = open_root(model, 3, 512);  // ten pages
+      Session other = value(root.fork());
+      append_and_evaluate(root, 300, 7);  // five of them
+      append_and_evaluate(other, (5 - n_free) * 64, 8);
+      Session fork = value(root.fork());
+      const std::vector<Token> before = tokens_of(root);
+      const auto gone = root.forget_oldest(c.keep, 64);
+      CHECK(static_cast<bool>(gone) == is_enough);
+      History history;
+      history.append(before);
+      if (gone) {
+        CHECK(*gone == 64);
+        history.forget(c.keep, 64, 64);
+      } else {
+        CHECK(gone.error().code() == ErrorCode::context_full);
+      }
+      CHECK(tokens_of(root) == history.tokens);
+      CHECK(tokens_of(fork) == before);
+      other.clear();
+      history.append({9});
+      REQUIRE(root.append(Token{9}));
+      REQUIRE(root.evaluate());
+      CHECK(logits_of(root) == history.logits(model, mixtral::BlockFormat::f32));
+      REQUIRE(fork.append(Token{10}));
+      check_as_plain(fork);
+      if (!is_enough) continue;
+      // All pages come back.
+      root.clear();
+      fork.clear();
+      append_and_evaluate(root, 512, 11);
+      append_and_evaluate(fork, 128, 12);
+      REQUIRE(other.append(Token{1}));
+      check_full(other.evaluate());
+    }
+  }
+}
+
+TEST_CASE("workspace: what is forgotten before it was computed is as if it had never been there") {
+  for (const std::uint32_t window : {0u, 1u, 70u}) {
+    const mixtral::Model model = small_model(window);
+    for (const std::uint32_t keep : {0u, 5u, 44u, 64u, 250u}) {
+      for (const std::uint32_t n_pending : {50u, 150u}) {
+        CAPTURE(window);
+        CAPTURE(keep);
+        CAPTURE(n_pending);
+        Session s = value(Session::open(model, options_for(512, 2)));
+        append_and_evaluate(s, 300, 13);
+        REQUIRE(s.append(span(small_tokens(n_pending, 14))));
+        if (n_pending == 150) {  // in the middle of a pass, which is given up
+          for (int k = 0; k < 20; ++k) REQUIRE(s.advance(0ns));
+        }
+        std::vector<Token> tokens = tokens_of(s);
+        const std::uint32_t gone = value(s.forget_oldest(keep, 300 - keep));
+        CHECK(gone >= 300 - keep);
+        CHECK(gone == std::min((300 - keep + 63) / 64 * 64, 300 + n_pending - keep));
+        tokens.erase(tokens.begin() + keep, tokens.begin() + keep + gone);
+        CHECK(tokens_of(s) == tokens);
+        if (tokens.empty()) continue;
+        check_as_plain(s);
+        Session fork = value(s.fork());
+        REQUIRE(fork.append(span(small_tokens(40, 15))));
+        check_as_plain(fork);
+      }
+    }
+  }
+}
+
+TEST_CASE("workspace: a fork of a session that has forgotten goes on as that does") {
+  const mixtral::Model model = small_model();
+  for (const std::uint32_t keep : {0u, 10u}) {
+    Session s = value(Session::open(model, options_for(512, 2)));
+    append_and_evaluate(s, 200, 40);
+    REQUIRE(s.forget_oldest(keep, 64));
+    Session fork = value(s.fork());
+    for (Session* one : {&s, &fork}) append_and_evaluate(*one, 5, 41);
+    CHECK(logits_of(fork) == logits_of(s));
+    // What begins anew begins at the first position.
+    s.clear();
+    append_and_evaluate(s, 50, 42);
+    check_as_plain(s);
+  }
+  // So does what is computed again since a window has moved over what came before it.
+  Session s = value(Session::open(small_model(70), options_for(512)));
+  append_and_evaluate(s, 300, 43);
+  REQUIRE(s.forget_oldest(0, 64));
+  REQUIRE(s.rewind(130));
+  check_as_plain(s);
+}
+
+TEST_CASE("workspace: a chat goes on as it was after it has forgotten its beginning") {
+  const mixtral::Model model = small_model();
+  std::vector<Token> asked[2];
+  for (const bool forgets : {false, true}) {
+    Session s = value(Session::open(model, options_for(512)));
+    REQUIRE(s.append_chat({{"user", std::string(150, 'a')}}));
+    if (forgets) CHECK(value(s.forget_oldest(3, 64)) == 64);
+    const std::size_t before = s.tokens().size();
+    REQUIRE(s.append_chat({{"user", "Why?"}}));  // the answer before it is ended first
+    asked[forgets ? 1 : 0].assign(s.tokens().begin() + before, s.tokens().end());
+  }
+  CHECK(asked[0] == asked[1]);
+  CHECK(asked[0][0] == model.tokenizer().eos());
+}
+
+TEST_CASE("workspace: a page that lies wholly before a window is free for what comes") {
+  const mixtral::Model model = small_model(1);
+  Session s = open_root(model, 1, 64);  // one page
+  append_and_evaluate(s, 256, 44);
+  check_as_plain(s);
+}
+
+TEST_CASE("workspace: in one large pass, each of several sessions attends to its own past") {
+  const mixtral::Model model = small_model();
+  mixtral::SessionOptions options = options_for(512, 4);
+  options.batch = 400;  // enough for several tokens to share a piece of attention's work
+  std::vector<Session> sessions;
+  sessions.push_back(value(Session::open(model, options)));
+  while (sessions.size() < 4) sessions.push_back(value(sessions[0].fork()));
+  Session* all[4];
+  for (std::uint32_t i = 0; i < 4; ++i) {
+    all[i] = &sessions[i];
+    REQUIRE(sessions[i].append(span(small_tokens(70 + 9 * i, 45 + i))));
+  }
+  REQUIRE(Session::evaluate_all({all, 4}));
+  for (Session& s : sessions) check_as_plain(s);
+}
+
+TEST_CASE(
+    "workspace: a context that is full forgets half of what may go, or as much as is lacking") {
+  const mixtral::Model model = small_model();
+  struct Case {
+    std::uint32_t keep, n_new, n_left;  // n_left: of 256 before the new ones come
+  };
+  for (const Case& c : {Case{0, 1, 128}, Case{0, 128, 128}, Case{0, 129, 64}, Case{0, 193, 0},
+                        Case{0, 256, 0}, Case{10, 1, 128}, Case{128, 1, 192}, Case{130, 64, 192},
+                        Case{130, 65, 130}, Case{130, 126, 130}, Case{255, 1, 255}}) {
+    CAPTURE(c.keep);
+    CAPTURE(c.n_new);
+    mixtral::SessionOptions options = options_for(256);
+    options.when_full = mixtral::WhenFull::forget_oldest;
+    options.keep_first = c.keep;
+    Session s = value(Session::open(model, options));
+    append_and_evaluate(s, 256, 17);
+    const std::vector<Token> before = tokens_of(s), more = small_tokens(c.n_new, 18);
+    CHECK(!s.append(span(small_tokens(256 - c.keep + 1, 19))));
+    CHECK(tokens_of(s) == before);
+    CHECK(s.has_logits());
+    REQUIRE(s.append(span(more)));
+    std::vector<Token> expected(before.begin(), before.begin() + std::min(c.keep, c.n_left));
+    expected.insert(expected.end(),
+                    before.end() - (c.n_left - static_cast<std::uint32_t>(expected.size())),
+                    before.end());
+    expected.insert(expected.end(), more.begin(), more.end());
+    CHECK(tokens_of(s) == expected);
+    REQUIRE(s.evaluate());
+  }
+  // What fits makes nothing go.
+  mixtral::SessionOptions options = options_for(256);
+  options.when_full = mixtral::WhenFull::forget_oldest;
+  Session s = value(Session::open(model, options));
+  REQUIRE(s.append(span(small_tokens(200, 20))));
+  REQUIRE(s.append(span(small_tokens(56, 21))));
+  CHECK(s.tokens().size() == 256);
+  CHECK(s.remaining() == 0);
+}
+
+TEST_CASE("workspace: a session that is given many times counts once") {
+  const mixtral::Model model = small_model();
+  std::vector<Session> sessions = open_sessions(model, 2, 0);
+  for (std::uint32_t i = 0; i < 2; ++i)
+    REQUIRE(sessions[i].append(span(small_tokens(20 + i, 22 + i))));
+  std::vector<Session*> many;
+  for (int i = 0; i < 1000; ++i) many.push_back(&sessions[i % 3 == 0 ? 1 : 0]);
+  const mixtral::Span<Session* const> all(many.data(), many.size());
+  const Progress progress = value(Session::advance_all(all, 0ns));
+  CHECK(progress == Progress::working);
+  CHECK(progress.n_total == 41 * (model.config().n_layers + 1));
+  REQUIRE(Session::evaluate_all(all));
+  for (Session& s : sessions) check_as_plain(s);
+  // A list that is refused leaves nothing behind.
+  Session stranger = value(Session::open(model, options_for(64)));
+  REQUIRE(stranger.append(Token{1}));
+  for (Session& s : sessions) REQUIRE(s.append(Token{3}));
+  many[2] = &stranger;
+  CHECK(!Session::evaluate_all(all));
+  many[2] = nullptr;
+  CHECK(!Session::evaluate_all(all));
+  many[2] = &sessions[1];
+  REQUIRE(Session::evaluate_all(all));
+  for (Session& s : sessions) {
+    REQUIRE(s.has_logits());
+    check_as_plain(s);
+  }
+  // Generations of one session exclude each other, wherever they stand.
+  auto one = sessions[0].generate(exactly(3, model)), two = sessions[1].generate(exactly(3, model));
+  auto again = sessions[0].generate(exactly(3, model)), none = std::move(again);
+  mixtral::Generation* generations[] = {&again, &one, &two, &none};
+  const auto refused = mixtral::Generation::next_all({generations, 4});
+  REQUIRE(!refused);
+  CHECK(refused.error().code() == ErrorCode::invalid_argument);
+  CHECK(std::string(refused.error().message()).find("generations 1 and 3") == 0);
+  CHECK(value(mixtral::Generation::next_all({generations, 3})));
+  CHECK(one.token() != mixtral::kNoToken);
+  CHECK(two.token() != mixtral::kNoToken);
+}
+
+TEST_CASE("workspace: what forks have too little room for does not stop the others") {
+  const mixtral::Model model = small_model();
+  std::vector<Session> sessions = open_sessions(model, 3, 64);  // three pages
+  REQUIRE(sessions[0].append(span(small_tokens(30, 25))));
+  REQUIRE(sessions[1].append(span(small_tokens(120, 26))));
+  REQUIRE(sessions[2].append(span(small_tokens(70, 27))));
+  Session* all[] = {&sessions[0], &sessions[1], &sessions[2]};
+  check_full(Session::evaluate_all({all, 3}));
+  CHECK(sessions[0].has_logits());
+  CHECK(sessions[1].has_logits());
+  CHECK(!sessions[2].has_logits());
+  sessions[0].clear();
+  REQUIRE(sessions[0].append(Token{1}));
+  sessions[1].clear();
+  check_as_plain(sessions[2]);
+  check_as_plain(sessions[0]);
+}
+
+TEST_CASE("workspace: a cancel of several together is told once, and forks begin without it") {
+  const mixtral::Model model = small_model();
+  std::vector<Session> sessions = open_sessions(model, 3, 0);
+  for (std::uint32_t i = 0; i < 3; ++i)
+    REQUIRE(sessions[i].append(span(small_tokens(50 + i, 30 + i))));
+  Session* all[] = {&sessions[0], &sessions[1], &sessions[2]};
+  const auto check_cancelled = [](const mixtral::Status& status) {
+    REQUIRE(!status);
+    CHECK(status.error().code() == ErrorCode::cancelled);
+  };
+  SUBCASE("of two before an evaluation of all") {
+    sessions[1].cancel();
+    sessions[2].cancel();
+    check_cancelled(Session::evaluate_all({all, 3}));
+    REQUIRE(Session::evaluate_all({all, 3}));
+  }
+  SUBCASE("of one that takes no part: of the others' call nothing is told") {
+    sessions[2].cancel();
+    REQUIRE(Session::evaluate_all({all, 2}));
+    check_cancelled(sessions[2].evaluate());
+  }
+  SUBCASE("of one: the others are told nothing afterwards") {
+    sessions[0].cancel();
+    check_cancelled(Session::evaluate_all({all, 3}));
+    REQUIRE(sessions[1].evaluate());
+    REQUIRE(sessions[0].evaluate());
+  }
+  SUBCASE("in the middle of a pass of several") {
+    for (const std::size_t which : {0u, 1u, 2u}) {
+      struct Canceller : mixtral::Observer {
+        void on_progress(const Progress&) override {
+          if (++n == 2) session->cancel();
+        }
+        Session* session = nullptr;
+        int n = 0;
+      } canceller;
+      canceller.session = &sessions[which];
+      check_cancelled(Session::evaluate_all({all, 3}, &canceller));
+      CHECK(!sessions[which].has_logits());
+      for (Session& s : sessions) check_as_plain(s);
+      for (Session& s : sessions) REQUIRE(s.append(span(small_tokens(40, 33))));
+    }
+  }
+  SUBCASE("a fork of one whose tokens are cancelled") {
+    sessions.pop_back();
+    sessions[0].cancel();
+    Session fork = value(sessions[0].fork());
+    check_as_plain(fork);
+    check_cancelled(sessions[0].evaluate());
+    sessions.push_back(std::move(fork));
+  }
+  SUBCASE("a fork in the place of one that was cancelled and is gone") {
+    sessions[2].cancel();
+    sessions.pop_back();
+    sessions.push_back(value(sessions[0].fork()));  // with tokens that are still to be computed
+    check_as_plain(sessions[2]);
+  }
+  for (Session& s : sessions) check_as_plain(s);
 }

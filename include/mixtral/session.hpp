@@ -150,10 +150,10 @@ class Session {
   Status save(ByteWriter write) const;
 
   // Makes this session what the saved one was, or what the session of a saved generation was. Nothing
-  // changes on errors that the first bytes show: bad_format (no saved session, or of another version),
-  // invalid_argument (of another model or another kv_format), context_full (longer than the context). After
-  // others it is empty: bad_format (damaged), io (`read` fails), context_full (forks have taken all room
-  // for keys and values).
+  // changes on errors that the first bytes show: bad_format (no saved session, of another version, or with a
+  // damaged header), invalid_argument (of another model or another kv_format), context_full (longer than the
+  // context). After others it is empty: bad_format (damaged), io (`read` fails), context_full (forks have
+  // taken all room for keys and values).
   Status load(ByteReader read);
 
   // True if logits() may be called: something was evaluated and nothing appended since.

@@ -16,7 +16,8 @@ target_compile_options(fuzz_targets PRIVATE -fsanitize=fuzzer-no-link,address,un
 
 add_custom_target(fuzz_run)
 set_property(GLOBAL APPEND PROPERTY JOB_POOLS fuzzing=2)
-foreach(target gguf encode safetensors torch_file json_config sentencepiece tokenizer_json grammar tools)
+foreach(target gguf encode safetensors torch_file json_config sentencepiece tokenizer_json grammar tools
+       session)
   add_executable(fuzz_${target} EXCLUDE_FROM_ALL tests/fuzz/entry.cpp)
   target_compile_definitions(fuzz_${target} PRIVATE FUZZ_TARGET=${target})
   target_link_libraries(fuzz_${target} PRIVATE fuzz_targets)

@@ -132,7 +132,7 @@ int tokenizer_json(const std::uint8_t* data, std::size_t size) {
 namespace {
 
 // A model of zeros whose tokens are single bytes, for what needs a vocabulary.
-mixtral::Model model_of_bytes() {
+mixtral::Model model_of_bytes(std::uint32_t sliding_window = 0) {
   static char names[256][8];
   static const float zeros[259 * 2] = {};
   mixtral::Checkpoint checkpoint(std::pmr::get_default_resource());
@@ -149,6 +149,7 @@ mixtral::Model model_of_bytes() {
   config.n_layers = config.n_heads = config.n_kv_heads = 1;
   config.vocab_size = 259;
   config.context_length = 256;
+  config.sliding_window = sliding_window;
   using mixtral::Role;
   for (const Role role :
        {Role::token_embedding, Role::output, Role::output_norm, Role::attention_norm, Role::wq,
@@ -168,7 +169,114 @@ mixtral::Model model_of_bytes() {
   return *std::move(model);
 }
 
+// Gives the bytes of a saved session with checksums that are right: a header, of which the input has the part
+// that sessions differ in, then what the input has, then zeros.
+class SnapshotBytes {
+ public:
+  SnapshotBytes(const mixtral::detail::SnapshotHeader& good, const std::uint8_t* data,
+                std::size_t size, std::size_t n_streams)
+      : data_(data), size_(size), n_streams_(n_streams) {
+    take(&header_, sizeof header_);
+    std::memcpy(header_.magic, good.magic, sizeof header_.magic);
+    header_.version = good.version;
+    header_.kv_format = good.kv_format;
+    header_.model = good.model;
+    header_.checksum = header_.sum();
+  }
+
+  bool read(void* to, std::size_t size) {
+    ++n_reads_;
+    if (n_reads_ == 1) {
+      std::memcpy(to, &header_, size);
+    } else if (n_reads_ == n_reads()) {
+      const std::uint64_t sum = sum_.value();
+      std::memcpy(to, &sum, size);
+    } else {
+      take(to, size);
+      sum_.add(to, size);
+    }
+    return true;
+  }
+
+ private:
+  // The header, the tokens, the turns, the rows of each page, the logits and the checksum.
+  std::uint64_t n_reads() const {
+    const std::size_t end = mixtral::detail::KvPages::n_needed(header_.n_evaluated);
+    const std::size_t n_pages = end - std::min<std::size_t>(end, header_.first_page);
+    return 3 + n_pages * n_streams_ + (header_.has_logits != 0 ? 1 : 0) + 1;
+  }
+  void take(void* to, std::size_t size) {
+    const std::size_t n = std::min(size, size_);
+    std::memset(to, 0, size);
+    if (n != 0) std::memcpy(to, data_, n);
+    data_ += n;
+    size_ -= n;
+  }
+
+  const std::uint8_t* data_;
+  std::size_t size_, n_streams_;
+  mixtral::detail::SnapshotHeader header_;
+  mixtral::detail::Checksum sum_;
+  std::uint64_t n_reads_ = 0;
+};
+
 }  // namespace
+
+// One byte whose bits choose a window and a kv_format, then a saved session, whose checksums are put right.
+// What is loaded is saved again, the same, and used.
+int session(const std::uint8_t* data, std::size_t size) {
+  using mixtral::Session;
+  if (size == 0) return 0;
+  static const mixtral::Model models[] = {model_of_bytes(0), model_of_bytes(3)};
+  const mixtral::Model& model = models[data[0] & 1];
+  mixtral::SessionOptions options;
+  options.context = 200;
+  options.batch = 32;
+  options.kv_format = (data[0] & 2) == 0 ? mixtral::BlockFormat::f32 : mixtral::BlockFormat::bf16;
+  options.branches = 2;
+  options.kv_tokens = 192;
+  auto session = Session::open(model, options);
+  if (!session) std::abort();
+  std::vector<std::uint8_t> saved, again;
+  const auto write = [](std::vector<std::uint8_t>& to) {
+    return [&to](const void* from, std::size_t n) {
+      const auto* bytes = static_cast<const std::uint8_t*>(from);
+      to.insert(to.end(), bytes, bytes + n);
+      return true;
+    };
+  };
+  const auto write_saved = write(saved);
+  if (!session->save(write_saved)) std::abort();
+  mixtral::detail::SnapshotHeader good;
+  std::memcpy(&good, saved.data(), sizeof good);
+  SnapshotBytes bytes(good, data + 1, size - 1, 2);
+  saved.clear();
+  const auto read = [&](void* to, std::size_t n) {
+    if (!bytes.read(to, n)) return false;
+    return write_saved(to, n);
+  };
+  if (!session->load(read)) {
+    if (!session->tokens().empty()) std::abort();
+    return 0;
+  }
+  const auto write_again = write(again);
+  if (!session->save(write_again) || again != saved) std::abort();
+  const auto fork = session->fork();
+  if (!fork) std::abort();
+  static_cast<void>(session->evaluate());
+  mixtral::GenerateOptions generate;
+  generate.max_tokens = 2;
+  for (auto generation = session->generate(generate); generation.next();) continue;
+  const auto n = static_cast<std::uint32_t>(session->tokens().size());
+  static_cast<void>(session->forget_oldest(std::min(n, 5u), n / 3));
+  static_cast<void>(session->append(mixtral::Token{70}));
+  static_cast<void>(session->evaluate());
+  if (!session->rewind(static_cast<std::uint32_t>(session->tokens().size() / 4))) std::abort();
+  static_cast<void>(session->evaluate());
+  again.clear();
+  if (!fork->save(write_again) || again != saved) std::abort();
+  return 0;
+}
 
 // One byte that says in which language, the text of a grammar up to NUL, and bytes to go on with:
 // those that are allowed must be accepted, and no others.

@@ -1,6 +1,7 @@
 // Writes small valid files for each fuzz target into FOLDER/TARGET.
 #define DOCTEST_CONFIG_IMPLEMENT
 #include "../model_files.hpp"
+#include "../snapshots.hpp"
 
 namespace support {
 std::size_t heap_allocations() { return 0; }
@@ -150,4 +151,23 @@ int main(int argc, char** argv) {
         text(R"([{"type":"function","function":{"name":"f","parameters":{"a]":["\"}"]}}}])"));
   write(argv[1], "tools", "calls",
         text(R"([{"name": "f", "arguments": {"a": [1.5e3, null, {}]}, "id": "123456789"}])"));
+  // A byte of choices, a header that the target completes, the tokens, their turns; the rest is zeros.
+  const auto session = [&](const char* name, std::uint8_t choices, std::uint32_t n_tokens,
+                           std::uint32_t n_evaluated, std::uint32_t first_page, bool has_logits) {
+    support::SnapshotHead head{};
+    head.n_tokens = n_tokens;
+    head.n_evaluated = n_evaluated;
+    head.first_page = first_page;
+    head.has_logits = has_logits ? 1 : 0;
+    support::Blob bytes = {choices};
+    support::GgufWriter::put(head, bytes);
+    for (std::uint32_t i = 0; i < n_tokens; ++i) support::GgufWriter::put(std::int32_t{70}, bytes);
+    bytes.resize(bytes.size() + n_tokens);
+    write(argv[1], "session", name, bytes);
+  };
+  session("empty", 0, 0, 0, 0, false);
+  session("pending", 2, 20, 0, 0, false);
+  session("with_logits", 0, 150, 150, 0, true);
+  session("behind_window", 1, 190, 190, 2, true);
+  session("in_part", 3, 200, 130, 1, false);
 }

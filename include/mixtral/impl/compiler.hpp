@@ -53,6 +53,26 @@
 #define MIXTRAL_SANITIZED 1
 #endif
 
+// The address sanitizer: memory that is poisoned must not be touched until it is unpoisoned again. Where code
+// is not compiled for it, both macros do nothing, and MIXTRAL_ADDRESS_SANITIZED is 0.
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define MIXTRAL_ADDRESS_SANITIZED 1
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__) && !defined(MIXTRAL_ADDRESS_SANITIZED)
+#define MIXTRAL_ADDRESS_SANITIZED 1
+#endif
+#if defined(MIXTRAL_ADDRESS_SANITIZED)
+#include <sanitizer/asan_interface.h>
+#define MIXTRAL_POISON(memory, size) __asan_poison_memory_region(memory, size)
+#define MIXTRAL_UNPOISON(memory, size) __asan_unpoison_memory_region(memory, size)
+#else
+#define MIXTRAL_ADDRESS_SANITIZED 0
+#define MIXTRAL_POISON(memory, size) static_cast<void>(0)
+#define MIXTRAL_UNPOISON(memory, size) static_cast<void>(0)
+#endif
+
 // Behind the parameters of a lambda that has to be inlined, which compilers do not always see the worth of.
 #if MIXTRAL_GNU_EXTENSIONS && !defined(MIXTRAL_SANITIZED)
 #define MIXTRAL_INLINED __attribute__((always_inline))

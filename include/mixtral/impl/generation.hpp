@@ -315,6 +315,7 @@ Result<Progress> Generation::step(Span<Generation* const> generations,
   const auto deadline =
       detail::deadline_after(budget == nullptr ? std::chrono::nanoseconds(0) : *budget);
   detail::Workspace* work = nullptr;
+  std::optional<detail::WantedBranches> wanted;
   for (std::size_t i = 0; i < generations.size(); ++i) {
     if (generations[i] == nullptr) {
       return Error(ErrorCode::invalid_argument, "%s() of generation %zu, which is null", function,
@@ -323,21 +324,21 @@ Result<Progress> Generation::step(Span<Generation* const> generations,
     if (generations[i]->impl_ == nullptr) continue;
     Session::Impl& session = generations[i]->impl_->session;
     MIXTRAL_RETURN_IF_ERROR(Session::Impl::check_usable(&session, function));
-    if (work == nullptr) work = session.work;
+    if (work == nullptr) wanted.emplace(*(work = session.work));
     if (session.work != work) {
       return Error(ErrorCode::invalid_argument,
                    "the session of generation %zu has memory of its own: those that generate "
                    "together must be forks of one that was opened with enough branches",
                    i);
     }
-    for (std::size_t k = 0; k < i; ++k) {
-      const Generation& other = *generations[k];
-      if (other.impl_ != nullptr && &other.impl_->session == &session) {
-        return Error(ErrorCode::invalid_argument,
-                     "generations %zu and %zu are of the same session; fork it for each", k, i);
-      }
+    if (!wanted->add(*session.branch)) {
+      std::size_t k = 0;
+      while (generations[k]->impl_ == nullptr || &generations[k]->impl_->session != &session) ++k;
+      return Error(ErrorCode::invalid_argument,
+                   "generations %zu and %zu are of the same session; fork it for each", k, i);
     }
   }
+  wanted.reset();
   for (Generation* generation : generations) {
     const bool begun = generation->begin_step();
     if (generation->impl_ != nullptr) generation->impl_->in_step = begun;

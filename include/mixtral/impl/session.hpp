@@ -248,8 +248,8 @@ struct Session::Impl {
                    static_cast<unsigned>(header.version), static_cast<unsigned>(header.kVersion));
     }
     if (header.checksum != header.sum() || header.n_evaluated > header.n_tokens ||
-        std::uint64_t{header.first_page} * simd::kPagePositions > header.n_evaluated ||
-        header.has_logits > 1 ||
+        header.first_page > detail::KvPages::n_needed(header.n_evaluated) ||
+        header.rotary_offset > header.kMaxRotaryOffset || header.has_logits > 1 ||
         (header.has_logits != 0 &&
          (header.n_evaluated != header.n_tokens || header.n_tokens == 0))) {
       return Error(ErrorCode::bad_format,
@@ -309,7 +309,14 @@ struct Session::Impl {
       MIXTRAL_RETURN_IF_ERROR(check_usable(sessions[i]->impl_.get(), function));
     }
     detail::Workspace& work = *sessions[0]->impl_->work;
-    std::size_t n = 0;
+    const Result<std::size_t> n = collect(work, sessions);
+    MIXTRAL_RETURN_IF_ERROR(n);
+    return advance(work, *n, deadline, observer);
+  }
+
+  // Puts the branches of `sessions` into work.wanted(), each once, and returns how many they are.
+  static Result<std::size_t> collect(detail::Workspace& work, Span<Session* const> sessions) {
+    detail::WantedBranches wanted(work);
     for (std::size_t i = 0; i < sessions.size(); ++i) {
       Impl& session = *sessions[i]->impl_;
       if (session.work != &work) {
@@ -321,10 +328,9 @@ struct Session::Impl {
       if (session.branch->n_tokens == 0) {
         return sessions.size() == 1 ? nothing_to_evaluate() : nothing_to_evaluate(i);
       }
-      detail::Branch** const end = work.wanted() + n;
-      if (std::find(work.wanted(), end, session.branch) == end) *end = session.branch, ++n;
+      static_cast<void>(wanted.add(*session.branch));
     }
-    return advance(work, n, deadline, observer);
+    return wanted.n();
   }
 
   // The first n of work.wanted(). A session may be gone when this returns, if a callback destroyed it.

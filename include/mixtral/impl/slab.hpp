@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "mixtral/error.hpp"
+#include "mixtral/impl/compiler.hpp"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -48,6 +49,10 @@ inline void advise_large_pages([[maybe_unused]] void* memory, [[maybe_unused]] s
 
 // One block of memory handed out in pieces, in two passes over the same code:
 // first with no memory to learn the size, then for real.
+//
+// The address sanitizer sees any use of what lies between the pieces: the bytes that alignment leaves, and
+// kGapBytes more after each piece, which are there for it alone. Code that reads past the last number of a
+// row has to take room for that.
 class Slab {
  public:
   Slab() noexcept = default;
@@ -64,7 +69,14 @@ class Slab {
     return *this;
   }
   ~Slab() {
-    if (memory_ != nullptr) deallocate(resource_, memory_, size_);
+    if (memory_ == nullptr) return;
+    MIXTRAL_UNPOISON(memory_, size_);  // the host may use it for something else
+    deallocate(resource_, memory_, size_);
+  }
+
+  // The bytes that a piece of `bytes` bytes takes.
+  static constexpr std::uint64_t room_for(std::uint64_t bytes) noexcept {
+    return (bytes + kSlabAlignment - 1) / kSlabAlignment * kSlabAlignment + kGapBytes;
   }
 
   bool reserve(std::pmr::memory_resource* resource, std::size_t size) noexcept {
@@ -74,22 +86,24 @@ class Slab {
     resource_ = resource;
     size_ = size;
     used_ = 0;
+    MIXTRAL_POISON(memory_, size_);
     return true;
   }
 
   // The next `count` elements of type T; null in the measuring pass.
   template <class T>
   T* take(std::size_t count) noexcept {
-    const std::size_t bytes =
-        (count * sizeof(T) + kSlabAlignment - 1) / kSlabAlignment * kSlabAlignment;
     std::uint8_t* piece = memory_ == nullptr ? nullptr : memory_ + used_;
-    used_ += bytes;
+    used_ += static_cast<std::size_t>(room_for(count * sizeof(T)));
+    if (piece != nullptr) MIXTRAL_UNPOISON(piece, count * sizeof(T));
     return reinterpret_cast<T*>(piece);
   }
 
   std::size_t used() const noexcept { return used_; }
 
  private:
+  static constexpr std::size_t kGapBytes = MIXTRAL_ADDRESS_SANITIZED ? kSlabAlignment : 0;
+
   std::uint8_t* memory_ = nullptr;
   std::size_t size_ = 0;
   std::size_t used_ = 0;

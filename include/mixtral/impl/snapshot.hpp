@@ -4,7 +4,8 @@
 //   tokens           int32[n_tokens]
 //   turns            uint8[n_tokens]
 //   pages            for each page of 64 positions from first_page on: its first rows, as many as are
-//                    in use, [layer][keys, values][kv head][position][head_size] in kv_format
+//                    in use, [layer][keys, values][kv head][position][head_size] in kv_format; none if a
+//                    window has moved over all of them
 //   logits           float32[vocab_size], if has_logits
 //   checksum         uint64, of everything after the header: of the tokens, the turns, each run of rows
 //                    of one head and the logits, each filled up with zeros to whole 64-bit words
@@ -30,6 +31,8 @@ namespace mixtral::detail {
 struct SnapshotHeader {
   static constexpr char kMagic[8] = {'M', 'I', 'X', 'T', 'R', 'A', 'L', 'S'};
   static constexpr std::uint32_t kVersion = 1;
+  // More than any session comes to. Angles of positions are exact up to twice as many.
+  static constexpr std::uint64_t kMaxRotaryOffset = std::uint64_t{1} << 39;
 
   char magic[8];
   std::uint32_t version;

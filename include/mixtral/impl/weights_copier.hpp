@@ -36,8 +36,13 @@ class WeightsCopier {
   Result<Slab> copy() {
     std::uint64_t size = 0;
     for (const NamedTensor& tensor : checkpoint_.tensors) {
-      size +=
-          (copied(tensor.matrix).bytes() + kSlabAlignment - 1) / kSlabAlignment * kSlabAlignment;
+      const std::uint64_t bytes = copied(tensor.matrix).bytes();
+      size += Slab::room_for(bytes);
+      if (const NamedTensor* other = paired_with(tensor)) {
+        const std::uint64_t other_bytes = copied(other->matrix).bytes();
+        size += Slab::room_for(bytes + other_bytes) - Slab::room_for(bytes) -
+                Slab::room_for(other_bytes);
+      }
     }
     Slab slab;
     if (size > std::numeric_limits<std::size_t>::max() ||
@@ -50,10 +55,8 @@ class WeightsCopier {
     MIXTRAL_RETURN_IF_ERROR(tell_progress(slab, size));
     // Pairs first: all else does not belong to one or was not yet copied.
     for (NamedTensor& tensor : checkpoint_.tensors) {
-      if (tensor.role != Role::w1) continue;
-      NamedTensor& other = *w3_[expert_of(tensor)];
-      if (can_pair(copied(tensor.matrix), copied(other.matrix))) {
-        copy_pair(slab, tensor.matrix, other.matrix);
+      if (NamedTensor* other = paired_with(tensor)) {
+        copy_pair(slab, tensor.matrix, other->matrix);
         drop_pages();
         MIXTRAL_RETURN_IF_ERROR(tell_progress(slab, size));
       }
@@ -93,18 +96,25 @@ class WeightsCopier {
     return matrix;
   }
 
+  // The w3 that lies in turns with this tensor; null if it is no w1, or they cannot lie so.
+  NamedTensor* paired_with(const NamedTensor& tensor) const {
+    if (tensor.role != Role::w1) return nullptr;
+    NamedTensor* const other = w3_[expert_of(tensor)];
+    return can_pair(copied(tensor.matrix), copied(other->matrix)) ? other : nullptr;
+  }
+
   static bool can_pair(const simd::Matrix& a, const simd::Matrix& b) noexcept {
     return a.interleaved != 0 && b.interleaved != 0 && a.rows == b.rows &&
            a.rows % simd::kMaxMatmulRows == 0;
   }
 
-  static std::uint8_t* take(Slab& slab, const simd::Matrix& matrix) noexcept {
-    return slab.take<std::uint8_t>(static_cast<std::size_t>(matrix.bytes()));
+  static std::uint8_t* take(Slab& slab, std::uint64_t bytes) noexcept {
+    return slab.take<std::uint8_t>(static_cast<std::size_t>(bytes));
   }
 
   void copy_one(Slab& slab, simd::Matrix& matrix) const {
     simd::Matrix copy = copied(matrix);
-    std::uint8_t* data = take(slab, copy);
+    std::uint8_t* data = take(slab, copy.bytes());
     if (copy.interleaved != 0) {
       kernels_.interleave(matrix, data);
     } else {
@@ -118,8 +128,7 @@ class WeightsCopier {
     simd::Matrix copy_a = copied(a), copy_b = copied(b);
     const std::size_t bytes_a = simd::kMaxMatmulRows * copy_a.row_bytes;
     const std::size_t bytes_b = simd::kMaxMatmulRows * copy_b.row_bytes;
-    std::uint8_t* data = take(slab, copy_a);
-    take(slab, copy_b);  // right after it: both are multiples of the alignment
+    std::uint8_t* data = take(slab, copy_a.bytes() + copy_b.bytes());
     copy_a.data = data;
     copy_b.data = data + bytes_a;
     copy_a.gap_bytes = bytes_b;

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdio>
+#include <utility>
 
 #include "mixtral/executor.hpp"
 #include "mixtral/impl/model.hpp"
@@ -31,6 +32,7 @@ struct Branch {
   bool has_logits = false;
   bool in_use = false;
   bool session_is_gone = false;  // it was destroyed during a call
+  bool is_wanted = false;        // while a WantedBranches that has it is there
   std::uint32_t work_begin = 0;  // n_evaluated when the history was last changed from outside
 
   // How often Session::cancel() was called, and how many of these calls the pending work need not obey: they
@@ -106,7 +108,6 @@ class Workspace {
     for (std::size_t i = 0; i < sizes_.branches; ++i) {
       if (branches_[i].in_use) continue;
       branches_[i].in_use = true;
-      branches_[i].begin_work();
       ++n_in_use_;
       return &branches_[i];
     }
@@ -146,10 +147,7 @@ class Workspace {
     if (n == branch.n_tokens && n != 0) return;
     branch.n_tokens = n;
     branch.has_logits = false;
-    branch.n_evaluated = std::min(branch.n_evaluated, n);
-    branch.past.drop_from(branch.n_evaluated);
-    if (branch.past.is_empty()) branch.n_evaluated = 0;
-    if (branch.n_evaluated == 0) branch.rotary_offset = 0;
+    drop_past_from(branch, std::min(branch.n_evaluated, n));
     branch.work_begin = std::min(branch.work_begin, branch.n_evaluated);
   }
 
@@ -170,8 +168,7 @@ class Workspace {
       branch.rotary_offset += n;
       branch.n_evaluated -= n;
     } else if (branch.n_evaluated > begin) {
-      branch.n_evaluated = begin;
-      branch.past.drop_from(begin);
+      drop_past_from(branch, begin);
     }
     std::copy(branch.history + end, branch.history + branch.n_tokens, branch.history + begin);
     std::copy(branch.turns + end, branch.turns + branch.n_tokens, branch.turns + begin);
@@ -274,6 +271,15 @@ class Workspace {
       branch.logits = slab.take<float>(config.vocab_size);
       branch.past.take(slab, pages_, sizes_.context);
     }
+  }
+
+  // Forgets what was computed for the tokens from the n-th on, and all of it if a window has moved over what
+  // came before them.
+  static void drop_past_from(Branch& branch, std::uint32_t n) noexcept {
+    branch.n_evaluated = n;
+    branch.past.drop_from(n);
+    if (branch.past.is_empty()) branch.n_evaluated = 0;
+    if (branch.n_evaluated == 0) branch.rotary_offset = 0;
   }
 
   // The first n keys of all heads move by `distance` positions.
@@ -493,6 +499,29 @@ class Workspace {
   double stage_seconds_ = 0.0;              // which took so long
   std::atomic<std::int64_t> chunk_time_[ForwardPass::kStageKinds] =
       {};  // nanoseconds, by stage kind
+};
+
+// Collects the branches of one call in Workspace::wanted(), each once.
+class WantedBranches {
+ public:
+  explicit WantedBranches(Workspace& work) noexcept : work_(work) {}
+  WantedBranches(const WantedBranches&) = delete;
+  WantedBranches& operator=(const WantedBranches&) = delete;
+  ~WantedBranches() {
+    for (std::size_t i = 0; i < n_; ++i) work_.wanted()[i]->is_wanted = false;
+  }
+
+  // False if the branch is there already.
+  bool add(Branch& branch) noexcept {
+    if (std::exchange(branch.is_wanted, true)) return false;
+    work_.wanted()[n_++] = &branch;
+    return true;
+  }
+  std::size_t n() const noexcept { return n_; }
+
+ private:
+  Workspace& work_;
+  std::size_t n_ = 0;
 };
 
 }  // namespace mixtral::detail
