@@ -462,3 +462,214 @@ TEST_CASE("gguf: arrays may be nested 4 deep, and are refused beyond on a small 
   CHECK(has(parsed(5), "nested more than 4 deep"));
   CHECK(has(parsed(100000), "nested more than 4 deep"));
 }
+
+namespace {
+
+// The bytes of a file with one metadata entry of this type at its very end.
+Blob with_entry(std::uint32_t type, const Blob& value, const std::string& key = "key") {
+  GgufWriter writer;
+  GgufWriter::put_string(key, writer.metadata);
+  GgufWriter::put(type, writer.metadata);
+  writer.n_keys = 1;
+  Blob file = writer.finish();
+  file.resize(24 + writer.metadata.size());
+  file.insert(file.end(), value.begin(), value.end());
+  return file;
+}
+
+// What the parser says of a file, in a buffer of its own size; empty if it is read.
+std::string parse_error(const Blob& file) {
+  const Blob exact(file);
+  const auto parsed = gguf::File::parse(bytes(exact), std::pmr::get_default_resource());
+  return parsed ? "" : parsed.error().message();
+}
+
+GgufWriter::Tensor float_tensor(const std::string& name, std::vector<std::uint64_t> shape) {
+  std::size_t n = 1;
+  for (const std::uint64_t d : shape) n *= d;
+  return {name, std::move(shape), 0, Blob(4 * n)};
+}
+
+// The offset that the entry of a tensor with one dimension has in the file.
+void set_offset(Blob& file, const std::string& name, std::uint64_t offset) {
+  const auto at = std::search(file.begin(), file.end(), name.begin(), name.end());
+  REQUIRE(at != file.end());
+  std::memcpy(&*at + name.size() + 4 + 8 + 4, &offset, 8);
+}
+
+}  // namespace
+
+TEST_CASE("gguf: an array of numbers ends with the file, or before it") {
+  const std::size_t sizes[] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
+  for (std::uint32_t type = 0; type < 13; ++type) {
+    if (sizes[type] == 0) continue;
+    for (const std::uint64_t n : {std::uint64_t{0}, std::uint64_t{1}, std::uint64_t{3}}) {
+      CAPTURE(type);
+      const auto array = [&](std::uint64_t count) {
+        Blob value;
+        GgufWriter::put(type, value);
+        GgufWriter::put(count, value);
+        value.resize(value.size() + n * sizes[type]);
+        return parse_error(with_entry(9, value));
+      };
+      CHECK(array(n) == "");
+      for (const std::uint64_t more :
+           {n + 1, n * sizes[type] + 1, (~std::uint64_t{0} / sizes[type]) + 1,
+            std::uint64_t{1} << 61, ~std::uint64_t{0}}) {
+        if (more <= n) continue;
+        CHECK(has(array(more), "an array of " + std::to_string(more) +
+                                   " elements runs past the end of the file"));
+      }
+    }
+    // A number alone.
+    CHECK(parse_error(with_entry(type, Blob(sizes[type]))) == "");
+    CHECK(has(parse_error(with_entry(type, Blob(sizes[type] - 1))),
+              "metadata key 'key': GGUF, at byte 39: the file ends inside a value"));
+  }
+  for (const std::uint32_t type : {13u, 255u, ~0u}) {
+    CHECK(
+        has(parse_error(with_entry(type, Blob(8))), "unknown value type " + std::to_string(type)));
+    Blob array;
+    GgufWriter::put(type, array);
+    GgufWriter::put(std::uint64_t{1}, array);
+    array.resize(array.size() + 8);
+    CHECK(has(parse_error(with_entry(9, array)), "unknown value type"));
+  }
+}
+
+TEST_CASE("gguf: a string ends with the file, or before it") {
+  for (const std::uint64_t length : {std::uint64_t{3}, std::uint64_t{4}, ~std::uint64_t{0}}) {
+    Blob value;
+    GgufWriter::put(length, value);
+    value.resize(value.size() + 3);
+    const std::string expected = "a string value has a length of " + std::to_string(length) +
+                                 " bytes, past the end of the file";
+    CHECK((length == 3 ? parse_error(with_entry(8, value)) == ""
+                       : has(parse_error(with_entry(8, value)), expected)));
+  }
+}
+
+TEST_CASE("gguf: every beginning of a file is refused") {
+  GgufWriter writer;
+  writer.uint32("number", 1);
+  writer.strings("texts", {"a", "bc"});
+  writer.tensors = {float_tensor("one", {8}), float_tensor("two", {2, 4})};
+  Blob file = writer.finish();
+  CHECK(parse_error(file) == "");
+  while (!file.empty()) {
+    file.pop_back();
+    CHECK(parse_error(file) != "");
+  }
+}
+
+TEST_CASE("gguf: names have 1 to 65535 bytes") {
+  for (const std::size_t size : {1u, 65535u}) {
+    CHECK(parse_error(with_entry(0, {7}, std::string(size, 'k'))) == "");
+    GgufWriter writer;
+    writer.tensors = {float_tensor(std::string(size, 't'), {8})};
+    CHECK(parse_error(writer.finish()) == "");
+  }
+  for (const std::size_t size : {0u, 65536u}) {
+    CHECK(has(parse_error(with_entry(0, {7}, std::string(size, 'k'))),
+              "a metadata key of " + std::to_string(size) + " bytes"));
+    GgufWriter writer;
+    writer.tensors = {float_tensor(std::string(size, 't'), {8})};
+    CHECK(has(parse_error(writer.finish()), "a tensor name of " + std::to_string(size) + " bytes"));
+  }
+}
+
+TEST_CASE("gguf: a tensor begins where the one before it ends, or later") {
+  GgufWriter writer;
+  writer.scalar("general.alignment", 4, std::uint32_t{8});
+  writer.tensors = {float_tensor("one", {16}), float_tensor("two", {16})};
+  for (std::uint64_t offset = 0; offset < 64; offset += 8) {
+    Blob file = writer.finish();
+    set_offset(file, "two", offset);
+    CHECK(has(parse_error(file), "overlap"));
+    file = writer.finish();
+    set_offset(file, "one", 64);
+    set_offset(file, "two", 64 - offset);
+    CHECK(has(parse_error(file), "overlap"));
+  }
+  Blob file = writer.finish();
+  set_offset(file, "two", 64);
+  CHECK(parse_error(file) == "");
+  set_offset(file, "one", 64);
+  set_offset(file, "two", 0);  // in another order than in the directory
+  CHECK(parse_error(file) == "");
+  set_offset(file, "two", 4);
+  CHECK(
+      has(parse_error(file), "tensor 'two' begins at offset 4, not a multiple of the alignment 8"));
+}
+
+TEST_CASE("gguf: a tensor ends with the file, or before it") {
+  GgufWriter writer;
+  writer.tensors = {float_tensor("one", {8})};
+  const Blob file = writer.finish();
+  CHECK(parse_error(file) == "");
+  CHECK(has(parse_error(Blob(file.begin(), file.end() - 1)),
+            "tensor 'one' of 32 bytes at offset 0 runs past the end of the file"));
+  for (const std::uint64_t offset :
+       {std::uint64_t{32}, std::uint64_t{1} << 63, ~std::uint64_t{31}}) {
+    Blob moved = file;
+    set_offset(moved, "one", offset);
+    CHECK(has(parse_error(moved),
+              "at offset " + std::to_string(offset) + " runs past the end of the file"));
+  }
+}
+
+TEST_CASE("gguf: the alignment is a multiple of 8 up to 65536") {
+  const auto with = [](std::uint32_t type, auto alignment) {
+    GgufWriter writer;
+    writer.scalar("general.alignment", type, alignment);
+    return parse_error(writer.finish());
+  };
+  for (const std::uint32_t good : {8u, 32u, 40u, 65536u}) CHECK(with(4, good) == "");
+  for (const std::uint32_t bad : {0u, 4u, 12u, 65544u}) {
+    CHECK(has(with(4, bad), "general.alignment must be a multiple of 8 up to 65536"));
+  }
+  CHECK(has(with(6, 32.0f), "general.alignment must be"));
+  CHECK(has(with(5, std::int32_t{-8}), "general.alignment must be"));
+}
+
+TEST_CASE(
+    "gguf: a tensor has 1 to 4 dimensions, none of them 0, and a number of elements that fits") {
+  const auto with = [](std::vector<std::uint64_t> shape) {
+    GgufWriter writer;
+    writer.tensors = {{"t", std::move(shape), 0, Blob(4)}};
+    return parse_error(writer.finish());
+  };
+  CHECK(with({1}) == "");
+  CHECK(with({1, 1, 1, 1}) == "");
+  CHECK(has(with({}), "tensor 't' has 0 dimensions; 1 to 4 are allowed"));
+  CHECK(has(with({1, 1, 1, 1, 1}), "tensor 't' has 5 dimensions; 1 to 4 are allowed"));
+  CHECK(has(with({0}), "tensor 't': dimension 0 is 0"));
+  CHECK(has(with({1, 1, 1, 0}), "tensor 't': dimension 3 is 0"));
+  constexpr std::uint64_t kMost = ~std::uint64_t{0} / 8;
+  CHECK(has(with({kMost}), "runs past the end of the file"));
+  CHECK(has(with({kMost + 1}), "tensor 't': dimension 0 is "));
+  CHECK(
+      has(with({std::uint64_t{1} << 31, std::uint64_t{1} << 29}), "runs past the end of the file"));
+  CHECK(has(with({std::uint64_t{1} << 32, std::uint64_t{1} << 29}),
+            "tensor 't': dimension 1 is 536870912"));
+}
+
+TEST_CASE(
+    "gguf: a tensor of all experts has three dimensions and 4096 experts at most, others have "
+    "two") {
+  const auto with = [](const std::string& name, std::vector<std::uint64_t> shape) {
+    GgufWriter writer = small().writer();
+    for (auto& tensor : writer.tensors) {
+      if (tensor.name == name) tensor = float_tensor(name, shape);
+    }
+    return error_of(writer.finish());
+  };
+  // As many are read, and found not to be of this model.
+  CHECK(has(with("blk.0.ffn_up_exps.weight", {1, 1, 4096}),
+            "expected 40 rows of 24, found 1 rows of 1"));
+  CHECK(has(with("blk.0.ffn_up_exps.weight", {1, 1, 4097}),
+            "tensor 'blk.0.ffn_up_exps.weight' holds 4097 experts; at most 4096"));
+  CHECK(has(with("blk.0.ffn_up_exps.weight", {24, 40}), "has 2 dimensions; expected 3"));
+  CHECK(has(with("blk.0.ffn_up_exps.weight", {24, 40, 4, 1}), "has 4 dimensions; expected 3"));
+  CHECK(has(with("blk.0.attn_q.weight", {24, 40, 1}), "has 3 dimensions; expected 2"));
+}
