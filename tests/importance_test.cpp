@@ -453,5 +453,15 @@ TEST_CASE("importance: broken files are refused by name") {
   writer.tensors[1] = tensor("blk.0.attn_q.weight.counts", {1}, {4});
   writer.tensors[0] = tensor("blk.0.attn_q.weight.in_sum2", {2}, {1, std::nanf("")});
   CHECK(error_of(writer).find("no such number") != std::string::npos);
+  // A mean square is a number of float32, and so is the sum of those of all experts.
+  writer.tensors[1] = tensor("blk.0.attn_q.weight.counts", {1}, {1e-20f});
+  writer.tensors[0] = tensor("blk.0.attn_q.weight.in_sum2", {2}, {1, 1e20f});
+  CHECK(error_of(writer).find("no such number") != std::string::npos);
+  writer.tensors[0] = tensor("blk.0.attn_q.weight.in_sum2", {2}, {1, 1e9f});
+  const Blob file = writer.finish();
+  const auto importance = value(mixtral::Importance::read(bytes(file), config));
+  float means[2];
+  REQUIRE(importance.find(mixtral::Role::wq, 0, 0, 2, means));
+  CHECK(means[1] == doctest::Approx(1e29f));
   CHECK(!mixtral::Importance::read({}, config));
 }

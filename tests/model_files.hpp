@@ -306,6 +306,31 @@ inline Blob torch_file(const std::vector<FloatTensor>& tensors, bool zip64 = fal
   return zip(entries, zip64);
 }
 
+// A tokenizer.model file (sentencepiece_model.proto) with three special pieces, bytes and some words; BPE.
+inline Blob sentencepiece() {
+  std::string out;
+  const auto piece = [&](const std::string& s, int type) {
+    std::string message = "\x0a" + std::string(1, static_cast<char>(s.size())) + s;
+    message += std::string("\x15\0\0\0\0", 5);  // score 0
+    message += "\x18" + std::string(1, static_cast<char>(type));
+    out += "\x0a" + std::string(1, static_cast<char>(message.size())) + message;
+  };
+  piece("<unk>", 2);
+  piece("<s>", 3);
+  piece("</s>", 3);
+  for (unsigned b = 0; b < 256; ++b) {
+    char name[8];
+    std::snprintf(name, sizeof name, "<0x%02X>", b);
+    piece(name, 6);
+  }
+  for (const char* s : {"\xE2\x96\x81", "a", "aa", "n", "ce", "\xE2\x96\x81upon"}) piece(s, 1);
+  piece("ti", 5);
+  piece("[INST]", 4);
+  out += std::string("\x12\x02\x18\x02", 4);                  // trainer_spec: model_type BPE
+  out += std::string("\x1a\x06\x18\x01\x20\x00\x28\x01", 8);  // normalizer_spec
+  return Blob(out.begin(), out.end());
+}
+
 // A tokenizer.json of the synthetic vocabulary.
 inline nlohmann::json tokenizer_json(const Synthetic& s) {
   nlohmann::json vocab = {{"<unk>", 0}, {"<s>", 1}, {"</s>", 2}};

@@ -19,31 +19,6 @@ void write(const std::filesystem::path& folder, const char* target, const char* 
 
 support::Blob text(const std::string& s) { return support::Blob(s.begin(), s.end()); }
 
-// sentencepiece_model.proto: three special pieces, bytes, some words; BPE.
-support::Blob sentencepiece() {
-  std::string out;
-  const auto piece = [&](const std::string& s, int type) {
-    std::string message = "\x0a" + std::string(1, static_cast<char>(s.size())) + s;
-    message += std::string("\x15\0\0\0\0", 5);  // score 0
-    message += "\x18" + std::string(1, static_cast<char>(type));
-    out += "\x0a" + std::string(1, static_cast<char>(message.size())) + message;
-  };
-  piece("<unk>", 2);
-  piece("<s>", 3);
-  piece("</s>", 3);
-  for (unsigned b = 0; b < 256; ++b) {
-    char name[8];
-    std::snprintf(name, sizeof name, "<0x%02X>", b);
-    piece(name, 6);
-  }
-  for (const char* s : {"\xE2\x96\x81", "a", "aa", "n", "ce", "\xE2\x96\x81upon"}) piece(s, 1);
-  piece("ti", 5);
-  piece("[INST]", 4);
-  out += std::string("\x12\x02\x18\x02", 4);                  // trainer_spec: model_type BPE
-  out += std::string("\x1a\x06\x18\x01\x20\x00\x28\x01", 8);  // normalizer_spec
-  return text(out);
-}
-
 // A dense model whose matrices with rows of 256 are random blocks of `format`.
 support::Blob gguf_of_blocks(mixtral::BlockFormat format) {
   support::Synthetic s;
@@ -114,7 +89,7 @@ int main(int argc, char** argv) {
   write(argv[1], "torch_file", "zip64", support::torch_file(tensors, true));
   write(argv[1], "json_config", "huggingface", text(support::huggingface_config(s).dump()));
   write(argv[1], "json_config", "original", text(support::params_json(s).dump()));
-  write(argv[1], "sentencepiece", "model", sentencepiece());
+  write(argv[1], "sentencepiece", "model", support::sentencepiece());
   auto json = support::tokenizer_json(s);
   json["model"]["merges"] = {"piece259 piece260"};
   json["model"]["vocab"]["piece259piece260"] = 262;

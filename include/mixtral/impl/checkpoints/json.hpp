@@ -4,6 +4,7 @@
 #define MIXTRAL_IMPL_CHECKPOINTS_JSON_HPP_
 
 #include <algorithm>
+#include <charconv>
 #include <cstdint>
 #include <limits>
 #include <nlohmann/json.hpp>

@@ -147,6 +147,8 @@ Result<Importance> Importance::read(Span<const std::uint8_t> bytes, const Config
     };
     constexpr std::string_view kSums = ".in_sum2";
     constexpr std::string_view kCounts = ".counts";
+    // What find() gives is finite in float32, also where it adds up the means of all experts.
+    constexpr double kMostMean = 1e30;
     Importance importance(config, resource);
     for (const gguf::Tensor& sums : file->tensors()) {
       if (sums.name.size() < kSums.size() ||
@@ -179,7 +181,8 @@ Result<Importance> Importance::read(Span<const std::uint8_t> bytes, const Config
         sum.count = count;
         for (std::uint64_t i = 0; i < n_cols; ++i) {
           const double square = number(sums, m * n_cols + i);
-          if (!(count >= 0.0 && count < 1e30 && square >= 0.0 && square < 1e38)) {
+          if (!(count >= 0.0 && count < 1e30 && square >= 0.0 && square < 1e38) ||
+              (count > 0.0 && square > kMostMean * count)) {
             return Error(ErrorCode::bad_format,
                          "importance of '%.*s': a sum of squares or a count is no such number",
                          length, of.data());
