@@ -444,53 +444,6 @@ TEST_CASE("model: figures") {
   CHECK(counted.n_active_parameters() == 300 * 24 + 3 * 24 + attention + 4 * 24 + 2 * expert);
 }
 
-TEST_CASE("model: thousands of mutated and truncated files: an error or success, nothing worse") {
-  const Blob original = read_file(bundled_model());
-  const auto directory =
-      value(gguf::File::parse(bytes(original), std::pmr::get_default_resource()));
-  std::size_t data_begin = original.size();
-  for (const auto& tensor : directory.tensors()) {
-    data_begin = std::min(data_begin, static_cast<std::size_t>(tensor.data - original.data()));
-  }
-  std::mt19937 random(99);
-  std::size_t n_errors = 0;
-  std::size_t n_runs = 0;
-  // The vocabulary is large and mutated like any other part; the rest of the directory, where the
-  // counts and offsets are, gets most of the attention.
-  const std::size_t tensor_infos = data_begin - 4000;
-  Blob blob = original;
-  for (int round = 0; round < 4000; ++round) {
-    std::vector<std::pair<std::size_t, std::uint8_t>> undo;
-    for (std::size_t n = 1 + random() % 3; n > 0; --n) {
-      std::size_t at = random() % data_begin;
-      if (round % 4 == 1) at = random() % 1200;
-      if (round % 4 == 2) at = tensor_infos + random() % 4000;
-      undo.push_back({at, blob[at]});
-      static constexpr std::uint8_t kExtreme[] = {0, 1, 0x7f, 0x80, 0xff};
-      blob[at] = random() % 2 == 0 ? kExtreme[random() % 5] : static_cast<std::uint8_t>(random());
-    }
-    const std::size_t size =
-        round % 8 == 7 ? random() % (round % 16 == 7 ? data_begin : blob.size()) : blob.size();
-    const auto model = mixtral::Model::from_bytes(mixtral::Bytes::view({blob.data(), size}));
-    if (!model) {
-      ++n_errors;
-      CHECK(std::strlen(model.error().message()) > 10);
-    } else if (round % 10 == 0) {
-      mixtral::SessionOptions options;
-      options.context = std::min(model->config().context_length, 8u);
-      options.batch = 4;
-      auto s = mixtral::Session::open(*model, options);
-      if (s && s->append(mixtral::Token{1})) {
-        n_runs += static_cast<bool>(s->evaluate());
-      }
-    }
-    for (std::size_t i = undo.size(); i-- > 0;) blob[undo[i].first] = undo[i].second;
-  }
-  CHECK(blob == original);
-  CHECK(n_errors > 1000);
-  CHECK(n_runs > 20);
-}
-
 TEST_CASE("gguf: arrays may be nested 4 deep, and are refused beyond on a small stack") {
   const auto parsed = [](std::size_t depth) {
     GgufWriter writer;
@@ -552,7 +505,7 @@ TEST_CASE("gguf: a file begins with the four letters and has version 2 or 3") {
   const Blob good = RawGguf{}.directory();
   for (std::size_t i = 0; i < 4; ++i) {
     Blob blob = good;
-    blob[i] ^= 0x20;
+    blob[i] = static_cast<std::uint8_t>(blob[i] ^ 0x20);
     CHECK(has(parse_error(blob), "not a GGUF file"));
     CHECK(!gguf::File::recognises(bytes(blob)));
   }
