@@ -512,7 +512,7 @@ TEST_CASE("gguf: a file begins with the four letters and has version 2 or 3") {
   CHECK(gguf::File::recognises({good.data(), 4}));
   CHECK(!gguf::File::recognises({good.data(), 3}));
   CHECK(!gguf::File::recognises({}));
-  for (const std::uint8_t version : {0, 1, 2, 3, 4}) {
+  for (std::uint8_t version = 0; version < 5; ++version) {
     CAPTURE(version);
     Blob blob = good;
     blob[4] = version;

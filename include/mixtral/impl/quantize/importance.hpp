@@ -170,7 +170,9 @@ Result<Importance> Importance::read(Span<const std::uint8_t> bytes, const Config
         sum.count = count;
         for (std::uint64_t i = 0; i < n_cols; ++i) {
           const double square = number(sums, m * n_cols + i);
-          if (!(count >= 0.0 && count < 1e30 && square >= 0.0 && square < 1e38)) {
+          // Their mean must be a float, too.
+          if (!(count >= 0.0 && count < 1e30 && square >= 0.0 && square < 1e38 &&
+                (count == 0.0 || square / count < 1e38))) {
             return Error(ErrorCode::bad_format,
                          "importance of '%.*s': a sum of squares or a count is no such number",
                          length, of.data());
