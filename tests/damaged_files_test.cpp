@@ -272,8 +272,8 @@ std::size_t data_begin(const Blob& file) {
   return begin;
 }
 
-// The metadata up to the vocabulary, and the tensor directory, all of them; of the vocabulary between, which is
-// long, and its bytes much alike, and of the tensors' numbers, of which some become infinite or NaN, a few.
+// The metadata up to the vocabulary, and the tensor directory, all of them; a few of the vocabulary between,
+// which is long, and its bytes much alike, and of the tensors' numbers, of which some become infinite or NaN.
 std::vector<std::size_t> places_of_gguf(const Blob& file, std::size_t n_directory) {
   std::vector<std::size_t> places = places_up_to(700);
   const std::size_t end = data_begin(file);

@@ -1,4 +1,4 @@
-// What a GGUF file's keys and tensors make of a model: each key's limits, each tensor's name, place and shape.
+// What a GGUF file's keys and tensors make of a model: each key's limits, each tensor's name and shape.
 #include <mixtral/checkpoint.hpp>
 
 #include "model_files.hpp"
