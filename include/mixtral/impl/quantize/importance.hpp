@@ -36,10 +36,13 @@ bool Importance::find(Role role, std::uint32_t layer, std::uint32_t expert, std:
     if (found == sums_.end() || found->second.squares.size() != n_cols) return nullptr;
     return found->second.count > 0.0 ? &found->second : nullptr;
   };
+  // A damaged file may give large squares and a count of nearly nothing; their mean, and the sum of those of
+  // all experts, must still be a float.
+  const auto mean = [](const Sum& sum, std::size_t i) {
+    return static_cast<float>(std::min(sum.squares[i] / sum.count, 1e30));
+  };
   if (const Sum* sum = of_expert(expert)) {
-    for (std::size_t i = 0; i < n_cols; ++i) {
-      out[i] = static_cast<float>(sum->squares[i] / sum->count);
-    }
+    for (std::size_t i = 0; i < n_cols; ++i) out[i] = mean(*sum, i);
     return true;
   }
   if (role != Role::w1 && role != Role::w2 && role != Role::w3) return false;
@@ -48,9 +51,7 @@ bool Importance::find(Role role, std::uint32_t layer, std::uint32_t expert, std:
     const Sum* sum = of_expert(e);
     if (sum == nullptr) continue;
     if (n++ == 0) std::fill(out, out + n_cols, 0.0f);
-    for (std::size_t i = 0; i < n_cols; ++i) {
-      out[i] += static_cast<float>(sum->squares[i] / sum->count);
-    }
+    for (std::size_t i = 0; i < n_cols; ++i) out[i] += mean(*sum, i);
   }
   for (std::size_t i = 0; n != 0 && i < n_cols; ++i) out[i] /= static_cast<float>(n);
   return n != 0;
@@ -170,9 +171,7 @@ Result<Importance> Importance::read(Span<const std::uint8_t> bytes, const Config
         sum.count = count;
         for (std::uint64_t i = 0; i < n_cols; ++i) {
           const double square = number(sums, m * n_cols + i);
-          // Their mean must be a float, too.
-          if (!(count >= 0.0 && count < 1e30 && square >= 0.0 && square < 1e38 &&
-                (count == 0.0 || square / count < 1e38))) {
+          if (!(count >= 0.0 && count < 1e30 && square >= 0.0 && square < 1e38)) {
             return Error(ErrorCode::bad_format,
                          "importance of '%.*s': a sum of squares or a count is no such number",
                          length, of.data());
