@@ -174,6 +174,12 @@ inline Status read_vocabulary(const gguf::File& file, Vocabulary& vocabulary) {
   const auto tokens = keys.find_array("tokenizer.ggml.tokens", true, 0);
   if (!tokens) return tokens.error();
   const std::uint64_t n = (*tokens)->size();
+  // Here, since find_array() takes 0 for any number: scores of no pieces would be written past the end.
+  if (n == 0 || n > (1u << 24)) {
+    return Error(ErrorCode::bad_format,
+                 "metadata key 'tokenizer.ggml.tokens' has %llu elements; expected 1 to %u",
+                 static_cast<unsigned long long>(n), 1u << 24);
+  }
   const auto scores = keys.find_array("tokenizer.ggml.scores", true, n);
   if (!scores) return scores.error();
   const auto types = keys.find_array("tokenizer.ggml.token_type", true, n);
@@ -223,10 +229,6 @@ inline Status read_vocabulary(const gguf::File& file, Vocabulary& vocabulary) {
     id = static_cast<Token>(value);
     return {};
   };
-  if (n == 0 || n > (1u << 24)) {
-    return Error(ErrorCode::bad_format, "tokenizer.ggml.tokens has %llu pieces",
-                 static_cast<unsigned long long>(n));
-  }
   MIXTRAL_RETURN_IF_ERROR(read_id("tokenizer.ggml.unknown_token_id", vocabulary.unknown));
   MIXTRAL_RETURN_IF_ERROR(read_id("tokenizer.ggml.bos_token_id", vocabulary.bos));
   MIXTRAL_RETURN_IF_ERROR(read_id("tokenizer.ggml.eos_token_id", vocabulary.eos));

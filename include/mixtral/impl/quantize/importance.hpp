@@ -40,10 +40,13 @@ bool Importance::find(Role role, std::uint32_t layer, std::uint32_t expert, std:
     if (found == sums_.end() || found->second.squares.size() != n_cols) return nullptr;
     return found->second.count > 0.0 ? &found->second : nullptr;
   };
+  // A damaged file may give large squares and a count of nearly nothing; their mean, and the sum of those of
+  // all experts, must still be a float.
+  const auto mean = [](const Sum& sum, std::size_t i) {
+    return static_cast<float>(std::min(sum.squares[i] / sum.count, 1e30));
+  };
   if (const Sum* sum = of_expert(expert)) {
-    for (std::size_t i = 0; i < n_cols; ++i) {
-      out[i] = static_cast<float>(sum->squares[i] / sum->count);
-    }
+    for (std::size_t i = 0; i < n_cols; ++i) out[i] = mean(*sum, i);
     return true;
   }
   if (role != Role::w1 && role != Role::w2 && role != Role::w3) return false;
@@ -52,9 +55,7 @@ bool Importance::find(Role role, std::uint32_t layer, std::uint32_t expert, std:
     const Sum* sum = of_expert(e);
     if (sum == nullptr) continue;
     if (n++ == 0) std::fill(out, out + n_cols, 0.0f);
-    for (std::size_t i = 0; i < n_cols; ++i) {
-      out[i] += static_cast<float>(sum->squares[i] / sum->count);
-    }
+    for (std::size_t i = 0; i < n_cols; ++i) out[i] += mean(*sum, i);
   }
   for (std::size_t i = 0; n != 0 && i < n_cols; ++i) out[i] /= static_cast<float>(n);
   return n != 0;
