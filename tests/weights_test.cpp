@@ -353,6 +353,17 @@ TEST_CASE("model: check_config() accepts every limit and refuses what is beyond,
     const auto status = mixtral::check_config(config, "file");
     return std::string(status ? "" : status.error().message());
   };
+  for (const std::uint32_t n : {1u, 65536u}) {
+    CHECK(error([&](C& c) {
+            c.n_heads = n;
+            c.n_kv_heads = 1;
+          }) == "");
+  }
+  CHECK(has(error([](C& c) {
+              c.n_heads = 65537;
+              c.n_kv_heads = 1;
+            }),
+            "the number of heads is 65537"));
   CHECK(has(error([](C& c) { c.n_experts = 0; }), "the number of experts is 0"));
   CHECK(has(error([](C& c) { c.n_kv_heads = 3; }), "the number of heads is 4, not a multiple"));
   CHECK(has(error([](C& c) { c.head_size = 7; }), "the head size is 7; expected an even one"));
@@ -492,6 +503,38 @@ TEST_CASE("gguf keys: parts are numbered from 0, below their number, which is 1 
   keys.uint("split.count", 65535);
   keys.uint("split.no", 65534);
   CHECK(has(keys.error(), "this is part 65535 of 65535 of a GGUF file, given as part 1 of 1"));
+}
+
+TEST_CASE("gguf keys: all parts of a file, in order, have as many tensors as the first one says") {
+  const Synthetic s = small();
+  const GgufWriter whole = s.writer();
+  const std::size_t n = whole.tensors.size();
+  const auto parts_error = [&](std::size_t n_told, std::size_t first, std::size_t second) {
+    mixtral::Bytes parts[2];
+    const std::size_t numbers[] = {first, second};
+    for (std::size_t i = 0; i < 2; ++i) {
+      GgufWriter part;
+      if (numbers[i] == 0) part = whole;
+      part.tensors.clear();
+      part.uint32("split.count", 2);
+      part.uint32("split.no", static_cast<std::uint32_t>(numbers[i]));
+      part.uint32("split.tensors.count", static_cast<std::uint32_t>(n_told));
+      for (std::size_t t = numbers[i]; t < n; t += 2) part.tensors.push_back(whole.tensors[t]);
+      parts[i] = owned(part.finish());
+    }
+    auto checkpoint = mixtral::read_gguf({parts, 2}, std::pmr::get_default_resource());
+    if (!checkpoint) return std::string(checkpoint.error().message());
+    CHECK(checkpoint->files.size() == 2);
+    CHECK(mixtral::Model::from_checkpoint(*std::move(checkpoint)));
+    return std::string();
+  };
+  CHECK(parts_error(n, 0, 1) == "");
+  CHECK(parts_error(0, 0, 1) == "");
+  const std::string found = "but the 2 parts have " + std::to_string(n) + " tensors";
+  CHECK(has(parts_error(n - 1, 0, 1), found));
+  CHECK(has(parts_error(n + 1, 0, 1), found));
+  CHECK(has(parts_error(n, 1, 0), "this is part 2 of 2 of a GGUF file, given as part 1 of 2"));
+  CHECK(has(parts_error(n, 0, 0), "this is part 1 of 2 of a GGUF file, given as part 2 of 2"));
 }
 
 TEST_CASE("gguf tensors: every name has its role, layer and expert") {
