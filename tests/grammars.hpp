@@ -64,7 +64,7 @@ inline void check_refused(const mixtral::Result<Grammar>& grammar, const std::st
 // A text that a grammar takes, of a model's tokens, drawn with the logits that shape(random, logits)
 // sets for each: with all as likely, texts would hardly end.
 template <class Shape>
-std::string draw(const Grammar& grammar, const mixtral::Model& model, std::uint32_t seed,
+std::string draw(GrammarMatcher& matcher, const mixtral::Model& model, std::uint32_t seed,
                  std::size_t most_tokens, const Shape& shape) {
   mixtral::SamplingOptions options;
   options.temperature = 1.0f;
@@ -72,7 +72,7 @@ std::string draw(const Grammar& grammar, const mixtral::Model& model, std::uint3
   const mixtral::Tokenizer& tokenizer = model.tokenizer();
   const std::size_t n = tokenizer.size();
   auto sampler = value(mixtral::Sampler::create(options, n, std::pmr::get_default_resource()));
-  GrammarMatcher matcher = value(GrammarMatcher::create(grammar, model, true));
+  matcher.restart(true);
   std::mt19937 random(seed);
   std::vector<float> logits(n);
   std::vector<Token> tokens;
