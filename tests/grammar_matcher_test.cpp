@@ -133,7 +133,7 @@ TEST_CASE("grammar: texts drawn with random logits match") {
   const char* patterns[] = {"[a-z]{3,8}( [a-z]{1,5}){0,4}[.!?]", "(\\d{1,3}\\.){3}\\d{1,3}",
                             "(red|green|blue)(, (red|green|blue))*", "[^a-m]{0,9}x"};
   const auto shape = [&](std::mt19937& random, std::vector<float>& logits) {
-    for (float& logit : logits) logit = static_cast<float>(random() % 1000) * 0.006f;
+    set_at_random(random, logits);
     if (random() % 4 == 0) logits[static_cast<std::size_t>(model.tokenizer().eos())] = 100.0f;
     for (const char* piece : {"\"", "}", "]", "e", "1"}) {
       const Token token = model.tokenizer().find(piece);

@@ -13,7 +13,7 @@ namespace {
 std::string draw_json(GrammarMatcher& matcher, const mixtral::Model& model, std::uint32_t seed) {
   const mixtral::Tokenizer& tokenizer = model.tokenizer();
   return draw(matcher, model, seed, 5000, [&](std::mt19937& random, std::vector<float>& logits) {
-    for (float& logit : logits) logit = static_cast<float>(random() % 1000) * 0.007f;
+    set_at_random(random, logits);
     for (const char* piece : {"\"", "}", "]", ".", "e", "1", "\\", "u", "<0x22>", "<0x7D>"}) {
       const Token token = tokenizer.find(piece);
       if (token != mixtral::kNoToken && random() % 2 == 0) {
@@ -278,7 +278,8 @@ TEST_CASE("json_schema: all that is drawn parses and is valid") {
     CAPTURE(one.schema);
     const Grammar grammar = value(mixtral::json_schema_grammar(one.schema));
     const Grammar with_blanks = value(mixtral::json_schema_grammar(one.schema, kBlanks));
-    GrammarMatcher by_bytes = feeder.matcher(grammar), by_bytes_spaced = feeder.matcher(with_blanks);
+    GrammarMatcher by_bytes = feeder.matcher(grammar),
+                   by_bytes_spaced = feeder.matcher(with_blanks);
     for (const char* text : one.takes) {
       CAPTURE(text);
       const std::string short_text = without_blanks(text);

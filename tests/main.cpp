@@ -14,6 +14,8 @@
 #include <thread>
 #include <vector>
 
+#include "sanitized.hpp"
+
 // Every allocation of the test program that is not from a memory resource of a test's own is counted.
 namespace {
 std::atomic<std::size_t> n_heap_allocations{0};
@@ -58,19 +60,9 @@ MIXTRAL_TESTS_NOINLINE void operator delete(void* memory, std::size_t, std::alig
 
 namespace {
 
-// A test case has the seconds of its doctest::timeout(), or these; a case takes a hundredth of them on one core.
-// With MIXTRAL_TESTS_SECONDS in the environment each case has that many; with 0, or in a debugger, any time.
-#ifdef __has_feature
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define MIXTRAL_TESTS_SANITIZED
-#endif
-#endif
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || \
-    defined(MIXTRAL_TESTS_SANITIZED)
-constexpr double kSecondsPerCase = 900.0;
-#else
-constexpr double kSecondsPerCase = 150.0;
-#endif
+// The seconds that a test case may take, many times what any takes, unless it has a doctest::timeout() of its
+// own. With MIXTRAL_TESTS_SECONDS in the environment each case has that many; with 0, or in a debugger, any time.
+constexpr double kSecondsPerCase = support::kSanitized ? 1800.0 : 300.0;
 
 // Ends the program with an error that names the test case when one takes longer than it may.
 class Watch {

@@ -99,8 +99,9 @@ TEST_CASE("network: logits, experts and greedy text equal the reference's on BF1
           const auto& router = entry["router"][layer];
           CHECK(recorder.experts.at({layer, i}) ==
                 router["experts"][i].get<std::vector<std::uint32_t>>());
-          keep_largest(worst_weight, max_difference(recorder.weights.at({layer, i}),
-                                             router["weights"][i].get<std::vector<float>>()));
+          keep_largest(worst_weight,
+                       max_difference(recorder.weights.at({layer, i}),
+                                      router["weights"][i].get<std::vector<float>>()));
         }
       }
       CHECK(worst_weight <= 1e-4);
@@ -148,8 +149,8 @@ TEST_CASE("network: quantised files keep the log-likelihood of the golden texts"
     const char* type;
     double weight_error;
   };
-  const Case cases[] = {{"Q6_K", 0.016},  {"Q5_K_M", 0.04}, {"Q5_1", 0.04}, {"Q5_0", 0.04},
-                        {"Q4_K_M", 0.08}, {"Q4_1", 0.08},   {"Q4_0", 0.08}, {"Q3_K_M", 0.13},
+  const Case cases[] = {{"Q6_K", 0.016},  {"Q5_K_M", 0.04}, {"Q5_1", 0.04},  {"Q5_0", 0.04},
+                        {"Q4_K_M", 0.08}, {"Q4_1", 0.08},   {"Q4_0", 0.08},  {"Q3_K_M", 0.13},
                         {"Q2_K", 0.34},   {"IQ4_NL", 0.08}, {"IQ4_XS", 0.08}};
   for (const Case& c : cases) {
     check_likelihood(

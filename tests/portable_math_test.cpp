@@ -30,7 +30,7 @@ TEST_CASE("portable_math: errors are below three units in the last place") {
     keep_largest(cosine, std::abs(c - std::cos(angle)));
     const double exponent = -any(random);
     keep_largest(power, ulps(portable::pow(1e6, exponent),
-                      std::pow(static_cast<long double>(1e6), exponent)));
+                             std::pow(static_cast<long double>(1e6), exponent)));
   }
   CHECK(exponential < 2.0);
   CHECK(logarithm < 3.0);

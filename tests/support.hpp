@@ -18,20 +18,9 @@
 #include <string>
 #include <vector>
 
-namespace support {
+#include "sanitized.hpp"
 
-// Tests that are made of very many small steps take fewer under a sanitizer.
-#ifdef __has_feature
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define MIXTRAL_TESTS_SANITIZED
-#endif
-#endif
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || \
-    defined(MIXTRAL_TESTS_SANITIZED)
-constexpr bool kSanitized = true;
-#else
-constexpr bool kSanitized = false;
-#endif
+namespace support {
 
 constexpr std::size_t kOutRows = mixtral::simd::kMaxMatmulRows;
 
