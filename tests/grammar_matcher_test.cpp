@@ -254,6 +254,15 @@ TEST_CASE("grammar: all memory comes from the host's resource, and running out i
   model_options.memory = &resource;
   const auto model = value(mixtral::Model::open(bundled_model().c_str(), model_options));
   const Grammar grammar = gbnf("root ::= (\" \" [a-z]+)+ \".\"");
+  {
+    // Every allocation there is passes through the resource.
+    const std::size_t taken = resource.n_taken, before = heap_allocations();
+    const auto matcher = GrammarMatcher::create(grammar, model);
+    const std::size_t after = heap_allocations();
+    CHECK(matcher);
+    CHECK(resource.n_taken > taken);
+    CHECK(after - before == resource.n_taken - taken);
+  }
   mixtral::Session s = session(model, 100);
   REQUIRE(s.append("Once"));
   REQUIRE(s.evaluate());
@@ -261,8 +270,10 @@ TEST_CASE("grammar: all memory comes from the host's resource, and running out i
   options.grammar = grammar;
   std::size_t n_short = 0;
   for (resource.n_left = 0; resource.n_left < 200;) {
-    const std::size_t allowed = resource.n_left;
+    const std::size_t allowed = resource.n_left, n_taken = resource.n_taken;
+    const std::size_t n_allocations = heap_allocations();
     auto generation = s.generate(options);
+    CHECK(heap_allocations() - n_allocations == resource.n_taken - n_taken);
     if (generation.stop_reason() == mixtral::StopReason::none) {
       const std::size_t taken = resource.n_taken, before = heap_allocations();
       while (generation.next()) {
