@@ -117,7 +117,11 @@ def amalgamate():
 
 
 def main():
-    for name, text in amalgamate().items():
+    files = amalgamate()
+    for path in OUTPUT.glob("*"):
+        if path.name not in files:
+            sys.exit(f"{path.relative_to(ROOT)} is not made by tests/amalgamate.py")
+    for name, text in files.items():
         path = OUTPUT / name
         if "--check" not in sys.argv[1:]:
             OUTPUT.mkdir(exist_ok=True)

@@ -19,7 +19,8 @@ float bf16_value(std::uint16_t upper) {
 
 // Intel's Software Developer's Manual, VDPBF16PS: of two columns the second is multiplied and added first,
 // rounding once each time. Here of a tile's pairs those 16 apart, from zero on; these sums are then added.
-TEST_CASE("bf16: products are added in the order of the instruction for them") {
+TEST_CASE("bf16: products are added in the order of the instruction for them" *
+          needs(any_target_fuses(), kFusing)) {
   constexpr std::size_t kRows = 19, kCols = 300;
   std::mt19937 random(4);
   // Of all magnitudes, down to those that count as zeros.

@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 def seconds(command):
     """Processor time of a command, which other programs lengthen less than time by the clock."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(command, check=True)
+    subprocess.run(command, check=True, timeout=3600)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -49,8 +49,8 @@ def main():
             min(compile_time(part) for _ in range((arguments.repeat + 2) // 3)) for part in parts)
         program = folder / "embed_minimal"
         subprocess.run([*compiler, folder / "embed_minimal.o", "-o", program, "-lhwy", "-pthread"],
-                       check=True)
-        subprocess.run(["strip", program], check=True)
+                       check=True, timeout=3600)
+        subprocess.run(["strip", program], check=True, timeout=3600)
         print(f"including mixtral.hpp            {including:6.2f} s over an empty file")
         print(f"compiling the kernels            {kernels:6.2f} s")
         print(f"compiling all else               {rest:6.2f} s")

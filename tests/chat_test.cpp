@@ -45,8 +45,8 @@ std::string pieces_of(const mixtral::Tokenizer& tokenizer, const std::vector<Tok
 
 }  // namespace
 
-TEST_CASE("chat: the v1 Instruct format of the real tokenizer") {
-  if (!has_shared("tokenizer/mixtral-8x7b-v1.chat.json")) return;
+TEST_CASE("chat: the v1 Instruct format of the real tokenizer" *
+          needs_shared("tokenizer/mixtral-8x7b-v1.chat.json")) {
   const auto tokenizer = value(mixtral::Tokenizer::from_sentencepiece(
       bytes(read_file(shared("tokenizer/mixtral-8x7b-v1.tokenizer.model")))));
   const Blob text = read_file(shared("tokenizer/mixtral-8x7b-v1.chat.json"));
@@ -141,10 +141,11 @@ TEST_CASE("chat: turn by turn in a session equals the whole conversation") {
   CHECK(!s.append_chat({{"system", "Be rude."}}));
 }
 
-TEST_CASE("chat: v2 and v3 with control tokens and tools") {
-  const std::string path = "tokenizer/mixtral-8x22b-v3.tokenizer.model";
-  if (!has_shared(path)) return;
-  const auto t = value(mixtral::Tokenizer::from_sentencepiece(bytes(read_file(shared(path)))));
+constexpr const char* kV3Tokenizer = "tokenizer/mixtral-8x22b-v3.tokenizer.model";
+
+TEST_CASE("chat: v2 and v3 with control tokens and tools" * needs_shared(kV3Tokenizer)) {
+  const auto t =
+      value(mixtral::Tokenizer::from_sentencepiece(bytes(read_file(shared(kV3Tokenizer)))));
   CHECK(mixtral::detect_chat_format(t, "") == ChatFormat::mistral_v3);
   CHECK(mixtral::detect_chat_format(t, "[TOOL_RESULTS] call_id") == ChatFormat::mistral_v3);
   CHECK(mixtral::detect_chat_format(t, "[TOOL_RESULTS] [{\"content\"") == ChatFormat::mistral_v2);

@@ -71,9 +71,9 @@ void write_shards(const TemporaryFolder& folder, const std::vector<FloatTensor>&
 
 }  // namespace
 
-TEST_CASE("checkpoints: the tiny model is the same bits in every format") {
+TEST_CASE("checkpoints: the tiny model is the same bits in every format" *
+          needs_shared("models/tiny-mixtral")) {
   const std::string base = "models/tiny-mixtral/";
-  if (!has_shared(base)) return;
   std::vector<Logits> all;
   for (const char* path : {"gguf/tiny-mixtral-bf16.gguf", "hf", "hf/model.safetensors.index.json",
                            "mistral", "mistral/consolidated.00.pth"}) {
@@ -665,7 +665,10 @@ TEST_CASE("checkpoints: the tokenizer alone, from every kind of file") {
     REQUIRE(!t);
     CHECK(has(t.error().message(), name));
   }
-  if (!has_shared("models/tiny-mixtral/hf")) return;
+}
+
+TEST_CASE("checkpoints: the tokenizer alone, of the tiny model's folder" *
+          needs_shared("models/tiny-mixtral/hf")) {
   const auto hf = value(mixtral::open_tokenizer(shared("models/tiny-mixtral/hf").c_str()));
   CHECK(hf.size() == 4096);
 }

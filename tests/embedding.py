@@ -24,6 +24,7 @@ FORBIDDEN = {
 class Embedding(unittest.TestCase):
     bin = library = compiler = None
     include = []
+    sanitized = False
 
     def host(self, *arguments, **options):
         command = [self.bin / "embedding_host", *arguments]
@@ -33,64 +34,103 @@ class Embedding(unittest.TestCase):
         result = self.host(MODEL, ROOT / "LICENSE")
         self.assertEqual((result.returncode, result.stdout, result.stderr), (0, b"", b""))
 
-    def test_environment_is_not_read(self):
+    def test_no_environment_is_needed(self):  # that none is read, test_no_forbidden_symbol_is_used tells
         result = self.host(MODEL, ROOT / "LICENSE", env={})
         self.assertEqual((result.returncode, result.stdout, result.stderr), (0, b"", b""))
 
-    def test_no_thread_is_started(self):
-        if not shutil.which("strace"):
-            self.skipTest("needs strace")
+    def traced(self, *command):
+        """The exit code of a command, and its calls that start a thread or a process or that print."""
         log = subprocess.run(
-            ["strace", "-f", "-qq", "-e", "trace=clone,clone3,fork,vfork,write",
-             self.bin / "embedding_host", MODEL, ROOT / "LICENSE"],
-            capture_output=True, text=True, timeout=300,
+            ["strace", "-f", "-qq", "-e", "trace=clone,clone3,fork,vfork,write", *command],
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=300,
             env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"})  # leaks are not looked for here
         if "Operation not permitted" in log.stderr:
             self.skipTest("strace is not allowed here")
         # The undefined-behaviour sanitizer writes to pipes of its own.
-        calls = [call for call in log.stderr.splitlines() if not re.match(r"write\((?![12],)", call)]
-        self.assertEqual((log.returncode, calls), (0, []))
+        return log.returncode, [call for call in log.stderr.splitlines()
+                                if not re.match(r"write\((?![12],)", call)]
 
-    def tool(self, name, *options):
-        """What a binary utility says of the library's object file."""
+    def test_no_thread_is_started(self):
+        if not shutil.which("strace"):
+            self.skipTest("needs strace")
+        # A shell that starts a process and prints shows that both would be seen.
+        code, calls = self.traced("sh", "-c", "(true) & wait; echo x")
+        self.assertEqual(code, 0)
+        self.assertRegex("\n".join(calls), r"clone|fork")
+        self.assertRegex("\n".join(calls), r"write\(1,")
+        self.assertEqual(self.traced(self.bin / "embedding_host", MODEL, ROOT / "LICENSE"), (0, []))
+
+    def tool(self, name, *options, file=None):
+        """What a binary utility says of a file: of the library's object file if of no other."""
         if not shutil.which(name):
             self.skipTest("needs " + name)
-        output = subprocess.run([name, *options, self.library], capture_output=True, text=True,
-                                check=True).stdout
+        output = subprocess.run([name, *options, file or self.library], capture_output=True, text=True,
+                                check=True, timeout=300).stdout
         if "__asan" in output or "__ubsan" in output:
             self.skipTest("a sanitizer adds symbols of its own")
         return output
 
+    def symbols_used(self, file=None):
+        """All, and those that are forbidden."""
+        used = {line.split(" U ")[-1].strip() for line in self.tool("nm", "-uC", file=file).splitlines()}
+        return used, {name for name in used if name.split("(")[0] in FORBIDDEN}
+
+    def mutable_state(self, file=None):
+        """What is in a section that is writable once the program runs, thread-local ones included."""
+        section = re.compile(r"\s\.(data|bss|tdata|tbss)(?!\.rel\.ro)\S*\s+[0-9a-f]+\s+(.+)")
+        found = []
+        for line in self.tool("objdump", "-tC", file=file).splitlines():
+            match = section.search(line)
+            if match and match[2][0] != "." and "DW.ref" not in line:
+                found.append(match[2])
+        return found
+
+    def test_what_is_forbidden_would_be_found(self):
+        with tempfile.TemporaryDirectory() as folder:
+            sample = pathlib.Path(folder) / "sample.o"
+            subprocess.run([self.compiler, "-std=c++17", "-x", "c++", "-c", "-", "-o", sample], input="""
+                #include <cstdio>
+                #include <cstdlib>
+                #include <iostream>
+                static int first, second = 2;
+                static thread_local int third;
+                int sample(const char* text) {
+                  static int fourth;
+                  if (text == nullptr) std::abort();
+                  std::cout << std::getenv(text);
+                  std::fputs(text, stderr);
+                  return first++ + second++ + third++ + fourth++;
+                }""", check=True, text=True, capture_output=True, timeout=300)
+            self.assertLessEqual({"abort", "getenv", "std::cout", "fputs", "stderr"},
+                                 self.symbols_used(sample)[1])
+            state = self.mutable_state(sample)
+            for name in ("first", "second", "third", "fourth"):
+                self.assertTrue([found for found in state if name in found], (name, state))
+
     def test_no_forbidden_symbol_is_used(self):
-        used = {line.split(" U ")[-1].strip() for line in self.tool("nm", "-uC").splitlines()}
+        used, forbidden = self.symbols_used()
         self.assertIn("memcpy", used)
-        self.assertEqual({name for name in used if name.split("(")[0] in FORBIDDEN}, set())
+        self.assertEqual(forbidden, set())
 
     def test_api_includes_only_the_standard_library(self):
         # Eigen and Highway are what takes long to compile; only the implementation needs them.
         output = subprocess.run(
             [self.compiler, "-std=c++17", "-M", "-x", "c++", f"-I{ROOT / 'include'}", "-"],
-            input="#include <mixtral/mixtral.hpp>", capture_output=True, text=True, check=True).stdout
+            input="#include <mixtral/mixtral.hpp>", capture_output=True, text=True, check=True,
+            timeout=300).stdout
         self.assertIn("mixtral/session.hpp", output)
         self.assertEqual(re.findall(r"\S*(?:Eigen|hwy)/\S*", output), [])
 
     def test_no_mutable_state(self):
-        # Nothing in a section that is writable once the program runs, thread-local ones included.
         # Eigen keeps one thread-local variable for the threads of its pool.
-        section = re.compile(r"\s\.(data|bss|tdata|tbss)(?!\.rel\.ro)\S*\s+[0-9a-f]+\s+(.+)")
-        mutable = []
-        for line in self.tool("objdump", "-tC").splitlines():
-            match = section.search(line)
-            if match and match[2][0] != "." and "DW.ref" not in line and "Eigen::" not in line:
-                mutable.append(match[2])
-        self.assertEqual(mutable, [])
+        self.assertEqual([name for name in self.mutable_state() if "Eigen::" not in name], [])
 
     def test_one_translation_unit(self):
         # A unity build of the host, and one of the single headers.
+        if self.sanitized:
+            self.skipTest("they are not built with sanitizers")
         for name, arguments in (("embedding_unity", [MODEL, ROOT / "LICENSE"]), ("embedding_single", [MODEL])):
             program = self.bin / name
-            if not program.exists() and not program.with_suffix(".exe").exists():
-                self.skipTest(f"{name} is not built with sanitizers")
             with self.subTest(name):
                 result = subprocess.run([program, *arguments], capture_output=True, timeout=300)
                 self.assertEqual((result.returncode, result.stdout, result.stderr), (0, b"", b""))
@@ -185,13 +225,13 @@ class Headers(unittest.TestCase):
         standard = sorted(set(re.findall(r"#include <([a-z_]+)>", sources)))
         macros = ["#define min(a, b) (((a) < (b)) ? (a) : (b))", "#define max(a, b) (((a) > (b)) ? (a) : (b))"]
         check = ["static_assert(min(2, 1) == 1 && max(1, 2) == 2);"]
-        for headers in (TREE, SINGLE):
-            for define in ([], ["#define MIXTRAL_IMPLEMENTATION_REST"]):
-                lines = [f"#include <{name}>" for name in standard] + ["#include <nlohmann/json.hpp>"]
-                lines += macros + define + list(headers.values()) + check
-                with self.subTest(define=define, headers=headers["mixtral"]):
-                    result = self.compile("\n".join(lines), "-fsyntax-only")
-                    self.assertEqual((result.returncode, result.stderr), (0, ""))
+        # The single headers, which are made of the tree's lines, those that put the macros aside included.
+        for define in ([], ["#define MIXTRAL_IMPLEMENTATION_REST"]):
+            lines = [f"#include <{name}>" for name in standard] + ["#include <nlohmann/json.hpp>"]
+            lines += macros + define + list(SINGLE.values()) + check
+            with self.subTest(define=define):
+                result = self.compile("\n".join(lines), "-fsyntax-only")
+                self.assertEqual((result.returncode, result.stderr), (0, ""))
 
 
 # What not all compilers know, each with the text of a line that has it.
@@ -237,7 +277,7 @@ class Portability(unittest.TestCase):
     def test_headers_of_one_system_are_included_for_it_alone(self):
         systems = re.compile(r"#include <(?:sys/.*|unistd\.h|fcntl\.h|dirent\.h|pthread\.h|signal\.h|"
                              r"windows\.h|io\.h|intrin\.h|poll\.h)>")
-        found = []
+        found, n_guarded = [], 0
         for path in sorted((ROOT / "include").rglob("*.hpp")):
             depth = 0  # of conditions, the include guard not counted
             for line in code_of(path):
@@ -247,7 +287,10 @@ class Portability(unittest.TestCase):
                     depth -= 1
                 elif systems.match(line) and depth < 1:
                     found.append(f"{path.relative_to(ROOT)}: {line}")
+                elif systems.match(line):
+                    n_guarded += 1
         self.assertEqual(found, [])
+        self.assertGreater(n_guarded, 3)
 
     def test_public_headers_survive_min_and_max_as_macros(self):
         # Definitions are compiled with the macros put aside, see implementation.hpp; declarations are not.
@@ -264,7 +307,9 @@ if __name__ == "__main__":
     parser.add_argument("--library", type=pathlib.Path, required=True)
     parser.add_argument("--compiler", default="c++")
     parser.add_argument("--include", nargs="*", default=[], help="folders of Eigen, Highway and nlohmann-json")
+    parser.add_argument("--sanitized", action="store_true", help="some programs are not there")
     arguments, rest = parser.parse_known_args()
+    Embedding.sanitized = arguments.sanitized
     Embedding.bin, Embedding.library = arguments.bin, arguments.library
     Embedding.compiler, Embedding.include = arguments.compiler, arguments.include
     unittest.main(argv=[__file__, *rest])

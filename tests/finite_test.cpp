@@ -25,6 +25,17 @@ TEST_CASE("finite: one number among many that is not is seen, wherever it is") {
   }
 }
 
+TEST_CASE("finite: the tests' own comparison loses no NaN, wherever it is") {
+  const float none = std::numeric_limits<float>::quiet_NaN();
+  for (std::size_t i = 0; i < 3; ++i) {
+    std::vector<float> x(3, 1.0f);
+    x[i] = none;
+    CHECK(std::isnan(support::max_difference(x, {1.0f, 2.0f, 1.0f})));
+    CHECK(std::isnan(support::max_difference({5.0f, 2.0f, 1.0f}, x)));
+  }
+  CHECK(support::max_difference({1.0f, 2.0f, 3.0f}, {1.0f, 5.0f, 2.0f}) == 3.0);
+}
+
 TEST_CASE("finite: numbers whose squares are too large to be added up are seen") {
   for (const float small : {0.0f, -1.0f, 1e15f, std::nextafter(0x1p50f, 0.0f)}) {
     const std::vector<float> x(9, small);

@@ -336,13 +336,21 @@ TEST_CASE("bytes: what is no file with contents is refused at once, with the sys
   std::filesystem::create_symlink("link2.gguf", folder.file("link2.gguf"));
   CHECK(has(error_of(folder.file("link2.gguf")), std::strerror(ELOOP)));
   CHECK(has(error_of("/dev/null"), "is a device"));
-  if (::geteuid() != 0) {  // who may read everything
-    folder.write("secret.gguf", std::string("x"));
-    std::filesystem::permissions(folder.file("secret.gguf"), std::filesystem::perms::none);
-    CHECK(has(error_of(folder.file("secret.gguf")), std::strerror(EACCES)));
-  }
 #endif
 }
+
+#ifndef _WIN32
+TEST_CASE("bytes: a file that may not be read is refused with the system's reason" *
+          needs(::geteuid() != 0, "a user who may not read everything")) {
+  const support::TemporaryFolder folder;
+  folder.write("secret.gguf", std::string("x"));
+  std::filesystem::permissions(folder.file("secret.gguf"), std::filesystem::perms::none);
+  const auto refused = mixtral::Bytes::map_file(folder.file("secret.gguf").c_str());
+  REQUIRE(!refused);
+  CHECK(refused.error().code() == mixtral::ErrorCode::io);
+  CHECK(has(refused.error().message(), std::strerror(EACCES)));
+}
+#endif
 
 TEST_CASE("bytes: paths are UTF-8") {
   const support::TemporaryFolder folder;

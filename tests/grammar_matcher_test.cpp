@@ -40,19 +40,9 @@ bool has(mixtral::Span<const std::uint64_t> allowed, Token token) {
 
 }  // namespace
 
-TEST_CASE("grammar: the tokens allowed are those whose bytes go on, for every tokenizer") {
-  std::vector<mixtral::Model> models = {tiny()};
-  for (const auto& entry : std::filesystem::recursive_directory_iterator(
-           has_shared("tokenizer") ? shared("tokenizer") : source("tests/data"))) {
-    if (entry.path().extension() != ".model") continue;
-    const Blob file = read_file(entry.path().string());
-    const auto tokenizer = value(mixtral::Tokenizer::from_sentencepiece(bytes(file)));
-    std::vector<mixtral::Piece> pieces;
-    for (std::size_t t = 0; t < tokenizer.size(); ++t) {
-      pieces.push_back(tokenizer.piece(static_cast<Token>(t)));
-    }
-    models.push_back(with_vocabulary(pieces));
-  }
+namespace {
+
+void check_tokens_allowed(const std::vector<mixtral::Model>& models) {
   const Feeder feeder;
   const char* grammars[] = {
       "root ::= \"The \" [a-z]+ (\", \" [a-z]+)* \".\"",
@@ -113,9 +103,33 @@ str ::= "\"" [^"\\\x00-\x1f]* "\"")",
           tokens.push_back(choices[random() % choices.size()]);
           REQUIRE(matcher.accept(tokens.back()));
         }
+        CHECK(!tokens.empty());
       }
     }
   }
+}
+
+}  // namespace
+
+TEST_CASE("grammar: the tokens allowed are those whose bytes go on") {
+  check_tokens_allowed({tiny()});
+}
+
+TEST_CASE("grammar: the tokens allowed are those whose bytes go on, for the real tokenizers" *
+          needs_shared("tokenizer")) {
+  std::vector<mixtral::Model> models;
+  for (const auto& entry : std::filesystem::directory_iterator(shared("tokenizer"))) {
+    if (entry.path().extension() != ".model") continue;
+    const Blob file = read_file(entry.path().string());
+    const auto tokenizer = value(mixtral::Tokenizer::from_sentencepiece(bytes(file)));
+    std::vector<mixtral::Piece> pieces;
+    for (std::size_t t = 0; t < tokenizer.size(); ++t) {
+      pieces.push_back(tokenizer.piece(static_cast<Token>(t)));
+    }
+    models.push_back(with_vocabulary(pieces));
+  }
+  REQUIRE(models.size() >= 3);
+  check_tokens_allowed(models);
 }
 
 TEST_CASE("grammar: texts drawn with random logits match") {
@@ -123,7 +137,7 @@ TEST_CASE("grammar: texts drawn with random logits match") {
   const char* patterns[] = {"[a-z]{3,8}( [a-z]{1,5}){0,4}[.!?]", "(\\d{1,3}\\.){3}\\d{1,3}",
                             "(red|green|blue)(, (red|green|blue))*", "[^a-m]{0,9}x"};
   const auto shape = [&](std::mt19937& random, std::vector<float>& logits) {
-    for (float& logit : logits) logit = static_cast<float>(random() % 1000) * 0.006f;
+    set_at_random(random, logits);
     if (random() % 4 == 0) logits[static_cast<std::size_t>(model.tokenizer().eos())] = 100.0f;
     for (const char* piece : {"\"", "}", "]", "e", "1"}) {
       const Token token = model.tokenizer().find(piece);
@@ -132,15 +146,20 @@ TEST_CASE("grammar: texts drawn with random logits match") {
   };
   for (const char* pattern : patterns) {
     CAPTURE(pattern);
-    const Grammar grammar = value(Grammar::from_regex(pattern));
+    GrammarMatcher matcher =
+        value(GrammarMatcher::create(value(Grammar::from_regex(pattern)), model));
     const std::regex expected(pattern);
+    std::size_t n_compared = 0;
     for (std::uint32_t seed = 0; seed < 100; ++seed) {
-      const std::string text = draw(grammar, model, seed, 400, shape);
+      const std::string text = draw(matcher, model, seed, 400, shape);
       CAPTURE(text);
       bool ascii = true;
       for (const char c : text) ascii = ascii && static_cast<unsigned char>(c) < 0x80;
-      if (ascii) CHECK(std::regex_match(text, expected));
+      if (!ascii) continue;  // std::regex would take bytes for characters
+      CHECK(std::regex_match(text, expected));
+      ++n_compared;
     }
+    CHECK(n_compared >= 10);
   }
 }
 
@@ -239,14 +258,26 @@ TEST_CASE("grammar: all memory comes from the host's resource, and running out i
   model_options.memory = &resource;
   const auto model = value(mixtral::Model::open(bundled_model().c_str(), model_options));
   const Grammar grammar = gbnf("root ::= (\" \" [a-z]+)+ \".\"");
+  {
+    // Every allocation there is passes through the resource.
+    const std::size_t taken = resource.n_taken, before = heap_allocations();
+    const auto matcher = GrammarMatcher::create(grammar, model);
+    const std::size_t after = heap_allocations();
+    CHECK(matcher);
+    CHECK(resource.n_taken > taken);
+    CHECK(after - before == resource.n_taken - taken);
+  }
   mixtral::Session s = session(model, 100);
   REQUIRE(s.append("Once"));
   REQUIRE(s.evaluate());
   mixtral::GenerateOptions options = exactly(30, model);
   options.grammar = grammar;
+  std::size_t n_short = 0;
   for (resource.n_left = 0; resource.n_left < 200;) {
-    const std::size_t allowed = resource.n_left;
+    const std::size_t allowed = resource.n_left, n_taken = resource.n_taken;
+    const std::size_t n_allocations = heap_allocations();
     auto generation = s.generate(options);
+    CHECK(heap_allocations() - n_allocations == resource.n_taken - n_taken);
     if (generation.stop_reason() == mixtral::StopReason::none) {
       const std::size_t taken = resource.n_taken, before = heap_allocations();
       while (generation.next()) {
@@ -260,8 +291,10 @@ TEST_CASE("grammar: all memory comes from the host's resource, and running out i
     REQUIRE(generation.stop_reason() == mixtral::StopReason::error);
     CHECK(generation.error().code() == ErrorCode::out_of_memory);
     resource.n_left = allowed + 1;
+    ++n_short;
   }
   CHECK(resource.n_left > 200);
+  CHECK(n_short >= 3);
 }
 
 TEST_CASE("grammar: many threads share one") {

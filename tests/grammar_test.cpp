@@ -349,23 +349,44 @@ TEST_CASE("grammar: large grammars compile, up to limits that are told before") 
   CHECK(Grammar::from_gbnf(many));
   refused(Grammar::from_gbnf(many + "one ::= \"\"\n"), "16384 rules");
   std::string literal(most_parts - 1, 'x');
-  CHECK(Grammar::from_choices({literal}));
-  refused(Grammar::from_choices({literal + "xx"}), "too large");
   CHECK(Grammar::from_gbnf("root ::= \"" + literal + "x\""));
   refused(Grammar::from_gbnf("root ::= \"" + literal + "xx\""), "too large");
-  const auto counted = [](std::size_t times, std::size_t size) {
-    return Grammar::from_gbnf("root ::= \"" + std::string(size, 'x') + "\"{" +
-                              std::to_string(times) + "}");
-  };
-  CHECK(counted(4095, 1024));  // and one for the repetition
-  refused(counted(4096, 1024), "too large");
-  // Without the memory that the work would need.
+  // In 64 KiB, which the work needs more than: what is not too large runs out of memory, what is, is told before.
   std::vector<std::uint8_t> room(1 << 16);
-  std::pmr::monotonic_buffer_resource small(room.data(), room.size(),
-                                            std::pmr::null_memory_resource());
-  refused(Grammar::from_gbnf("root ::= (\"a\"{99999}){99999}", &small), "too large");
+  const auto error_of = [&](const auto& make) {
+    std::pmr::monotonic_buffer_resource small(room.data(), room.size(),
+                                              std::pmr::null_memory_resource());
+    const mixtral::Result<Grammar> made = make(&small);
+    REQUIRE(!made);
+    return made.error();
+  };
+  const auto check = [](const mixtral::Error& error, bool is_too_large) {
+    CAPTURE(error.message());
+    CHECK(error.code() == (is_too_large ? ErrorCode::unsupported : ErrorCode::out_of_memory));
+    CHECK((std::string(error.message()).find("too large") != std::string::npos) == is_too_large);
+  };
+  for (const bool is_too_large : {false, true}) {
+    CAPTURE(is_too_large);
+    const std::string text = is_too_large ? literal + "x" : literal;
+    const std::size_t times = is_too_large ? 4096 : 4095;
+    check(error_of([&](auto* small) {
+            const std::string_view choice[] = {text};  // and one for the choice
+            return Grammar::from_choices({choice, 1}, small);
+          }),
+          is_too_large);
+    check(error_of([&](auto* small) {  // and one for the repetition
+            return Grammar::from_gbnf(
+                "root ::= \"" + std::string(1024, 'x') + "\"{" + std::to_string(times) + "}",
+                small);
+          }),
+          is_too_large);
+  }
   const std::string_view parts[] = {literal, literal};
-  refused(Grammar::from_choices({parts, 2}, &small), "too large");
+  check(error_of([&](auto* small) { return Grammar::from_choices({parts, 2}, small); }), true);
+  check(error_of([](auto* small) {
+          return Grammar::from_gbnf("root ::= (\"a\"{99999}){99999}", small);
+        }),
+        true);
 }
 
 namespace {

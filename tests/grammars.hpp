@@ -61,10 +61,24 @@ inline void check_refused(const mixtral::Result<Grammar>& grammar, const std::st
   CHECK(std::string(grammar.error().message()).find(part) != std::string::npos);
 }
 
+// Sets logits to numbers from 0 to 7, a part of a table that is made once: random numbers for every token of a
+// vocabulary would take longer than all else.
+inline void set_at_random(std::mt19937& random, std::vector<float>& logits) {
+  static const std::vector<float> table = [] {
+    std::mt19937 numbers(1);
+    std::vector<float> made(std::size_t{1} << 16);
+    for (float& logit : made) logit = static_cast<float>(numbers() % 1000) * 0.007f;
+    return made;
+  }();
+  REQUIRE(logits.size() < table.size());
+  const auto at = static_cast<std::ptrdiff_t>(random() % (table.size() - logits.size()));
+  std::copy_n(table.begin() + at, logits.size(), logits.begin());
+}
+
 // A text that a grammar takes, of a model's tokens, drawn with the logits that shape(random, logits)
 // sets for each: with all as likely, texts would hardly end.
 template <class Shape>
-std::string draw(const Grammar& grammar, const mixtral::Model& model, std::uint32_t seed,
+std::string draw(GrammarMatcher& matcher, const mixtral::Model& model, std::uint32_t seed,
                  std::size_t most_tokens, const Shape& shape) {
   mixtral::SamplingOptions options;
   options.temperature = 1.0f;
@@ -72,7 +86,7 @@ std::string draw(const Grammar& grammar, const mixtral::Model& model, std::uint3
   const mixtral::Tokenizer& tokenizer = model.tokenizer();
   const std::size_t n = tokenizer.size();
   auto sampler = value(mixtral::Sampler::create(options, n, std::pmr::get_default_resource()));
-  GrammarMatcher matcher = value(GrammarMatcher::create(grammar, model, true));
+  matcher.restart(true);
   std::mt19937 random(seed);
   std::vector<float> logits(n);
   std::vector<Token> tokens;

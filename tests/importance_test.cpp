@@ -332,12 +332,13 @@ TEST_CASE("importance: shapes and numbers are taken up to their limits and refus
     return error_of(of_tensor(name, {2, 2}, {1, 1, 1, square}, {1, 2}, {1, count}));
   };
   const float infinity = std::numeric_limits<float>::infinity();
-  for (const float good : {0.0f, -0.0f, 1e-45f, 1.0f, std::nextafter(1e30f, 0.0f)}) {
+  for (const float good : {0.0f, -0.0f, 1e-29f, 1.0f, std::nextafter(1e30f, 0.0f)}) {
     CAPTURE(good);
     CHECK(error_of_numbers(good, 1.0f) == "");
     CHECK(error_of_numbers(1.0f, good) == "");
   }
-  CHECK(error_of_numbers(std::nextafter(1e38f, 0.0f), 1.0f) == "");
+  CHECK(error_of_numbers(1e-45f, 1e-45f) == "");
+  CHECK(error_of_numbers(std::nextafter(1e38f, 0.0f), 1e8f) == "");
   const std::string no_number = "a sum of squares or a count is no such number";
   for (const float bad : {-1e-45f, -1.0f, 2e38f, infinity, -infinity, std::nanf("")}) {
     CAPTURE(bad);

@@ -167,7 +167,7 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         first, Installed.prefix = pathlib.Path(folder, "first"), pathlib.Path(folder, "moved", "here")
         command = [*arguments.command[1:], str(first)]
-        if subprocess.run(command, stdout=subprocess.DEVNULL).returncode != 0:
+        if subprocess.run(command, stdout=subprocess.DEVNULL, timeout=300).returncode != 0:
             sys.exit(f"does not install: {' '.join(command)}")
         Installed.prefix.parent.mkdir()
         first.rename(Installed.prefix)

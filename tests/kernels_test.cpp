@@ -80,7 +80,7 @@ TEST_CASE("kernels: every block format decodes as its layout says, on every targ
             const double expected = w.values[r][c];
             // Two roundings at most, of terms that may be 32 times the result.
             const double scale = std::max(std::abs(expected), 1e-3);
-            worst = std::max(worst, std::abs(static_cast<double>(row[c]) - expected) / scale);
+            keep_largest(worst, std::abs(static_cast<double>(row[c]) - expected) / scale);
           }
           CHECK(worst <= 64 * 6e-8);
           CHECK(row[cols] == -12345.0f);  // nothing past the end

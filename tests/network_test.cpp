@@ -64,9 +64,10 @@ double golden_nll(const nlohmann::json& entries, double& n_scored) {
 
 }  // namespace
 
-TEST_CASE("network: logits, experts and greedy text equal the reference's on BF16 weights") {
-  const std::string path = "models/tiny-mixtral/gguf/tiny-mixtral-bf16.gguf";
-  if (!has_shared(path)) return;
+constexpr const char* kBf16Model = "models/tiny-mixtral/gguf/tiny-mixtral-bf16.gguf";
+
+TEST_CASE("network: logits, experts and greedy text equal the reference's on BF16 weights" *
+          needs_shared(kBf16Model)) {
   std::vector<std::int64_t> targets;
   mixtral::simd::for_each_kernels(
       [](void* context, const mixtral::simd::Kernels& kernels) {
@@ -75,7 +76,7 @@ TEST_CASE("network: logits, experts and greedy text equal the reference's on BF1
       &targets);
   REQUIRE(!targets.empty());
   for (const std::int64_t target : targets) {
-    const mixtral::Model model = open(shared(path), target);
+    const mixtral::Model model = open(shared(kBf16Model), target);
     CAPTURE(std::string(model.simd_target()));
     for (const auto& entry : golden()) {
       CAPTURE(entry["name"].get<std::string>());
@@ -88,18 +89,19 @@ TEST_CASE("network: logits, experts and greedy text equal the reference's on BF1
       double worst = 0.0;
       for (std::size_t i = 0; i < ids.size(); ++i) {
         const auto begin = expected.begin() + static_cast<std::ptrdiff_t>(i) * vocab_size;
-        worst = std::max(worst, max_difference(recorder.logits[i], {begin, begin + vocab_size}));
+        keep_largest(worst, max_difference(recorder.logits[i], {begin, begin + vocab_size}));
       }
       CHECK(worst <= 2e-3);
       double worst_weight = 0.0;
+      REQUIRE(entry["router"].size() == model.config().n_layers);
       for (std::uint32_t layer = 0; layer < entry["router"].size(); ++layer) {
         for (std::uint32_t i = 0; i < ids.size(); ++i) {
           const auto& router = entry["router"][layer];
           CHECK(recorder.experts.at({layer, i}) ==
                 router["experts"][i].get<std::vector<std::uint32_t>>());
-          worst_weight = std::max(worst_weight,
-                                  max_difference(recorder.weights.at({layer, i}),
-                                                 router["weights"][i].get<std::vector<float>>()));
+          keep_largest(worst_weight,
+                       max_difference(recorder.weights.at({layer, i}),
+                                      router["weights"][i].get<std::vector<float>>()));
         }
       }
       CHECK(worst_weight <= 1e-4);
@@ -123,45 +125,48 @@ TEST_CASE("network: logits, experts and greedy text equal the reference's on BF1
 // is 2.1 standard deviations (16: 1.8), so Q8_0 2.1 / 127 / 3.5 = 0.005; Q6_K 1.8 / 32 / 3.5 = 0.016;
 // Q5 2.1 / 16 / 3.5 = 0.04; Q4 0.08; Q3_K 1.8 / 4 / 3.5 = 0.13; Q2_K, 3.6 in 3 steps, 0.34; the 16 levels of
 // IQ4 are spaced for Gaussian weights, so at most as Q4.
-TEST_CASE("network: quantised files keep the log-likelihood of the golden texts") {
+void check_likelihood(const std::string& path, double weight_error) {
+  CAPTURE(path);
+  const auto entries = golden();
+  double n_scored;
+  const double expected = golden_nll(entries, n_scored);
+  const double sigma =
+      std::sqrt(2.0) * 2.5 * std::sqrt(weight_error * weight_error + 0.005 * 0.005);
+  const double bound = sigma * sigma / 2 + 3 * std::sqrt(2.0) * sigma / std::sqrt(n_scored);
+  const double difference = mean_nll(open(path), entries) - expected;
+  MESSAGE(std::filesystem::path(path).filename().string(), ": mean negative log-likelihood ",
+          difference, " from the reference, bound ", bound);
+  CHECK(std::abs(difference) <= bound);
+}
+
+TEST_CASE("network: the bundled file keeps the log-likelihood of the golden texts") {
+  check_likelihood(bundled_model(), 0.005);
+}
+
+TEST_CASE("network: quantised files keep the log-likelihood of the golden texts" *
+          needs_shared("models/tiny-mixtral/gguf")) {
   struct Case {
     const char* type;
     double weight_error;
   };
-  const Case cases[] = {{"Q8_0", 0.005},  {"Q6_K", 0.016},  {"Q5_K_M", 0.04}, {"Q5_1", 0.04},
-                        {"Q5_0", 0.04},   {"Q4_K_M", 0.08}, {"Q4_1", 0.08},   {"Q4_0", 0.08},
-                        {"Q3_K_M", 0.13}, {"Q2_K", 0.34},   {"IQ4_NL", 0.08}, {"IQ4_XS", 0.08}};
-  const auto entries = golden();
-  double n_scored;
-  const double expected = golden_nll(entries, n_scored);
+  const Case cases[] = {{"Q6_K", 0.016},  {"Q5_K_M", 0.04}, {"Q5_1", 0.04},  {"Q5_0", 0.04},
+                        {"Q4_K_M", 0.08}, {"Q4_1", 0.08},   {"Q4_0", 0.08},  {"Q3_K_M", 0.13},
+                        {"Q2_K", 0.34},   {"IQ4_NL", 0.08}, {"IQ4_XS", 0.08}};
   for (const Case& c : cases) {
-    CAPTURE(std::string(c.type));
-    std::string path = bundled_model();
-    if (std::strcmp(c.type, "Q8_0") != 0) {
-      const std::string name =
-          std::string("models/tiny-mixtral/gguf/tiny-mixtral-") + c.type + ".gguf";
-      if (!has_shared(name)) continue;
-      path = shared(name);
-    }
-    const double sigma =
-        std::sqrt(2.0) * 2.5 * std::sqrt(c.weight_error * c.weight_error + 0.005 * 0.005);
-    const double bound = sigma * sigma / 2 + 3 * std::sqrt(2.0) * sigma / std::sqrt(n_scored);
-    const double difference = mean_nll(open(path), entries) - expected;
-    MESSAGE(std::string(c.type), ": mean negative log-likelihood ", difference,
-            " from the reference, bound ", bound);
-    CHECK(std::abs(difference) <= bound);
+    check_likelihood(
+        shared(std::string("models/tiny-mixtral/gguf/tiny-mixtral-") + c.type + ".gguf"),
+        c.weight_error);
   }
 }
 
-TEST_CASE("network: BF16 activations keep the log-likelihood of the golden texts") {
-  const std::string path = "models/tiny-mixtral/gguf/tiny-mixtral-bf16.gguf";
-  if (!has_shared(path)) return;
+TEST_CASE("network: BF16 activations keep the log-likelihood of the golden texts" *
+          needs_shared(kBf16Model)) {
   const auto entries = golden();
   double n_scored;
   const double expected = golden_nll(entries, n_scored);
   mixtral::ModelOptions options;
   options.bf16_activations = true;
-  const auto model = value(mixtral::Model::open(shared(path).c_str(), options));
+  const auto model = value(mixtral::Model::open(shared(kBf16Model).c_str(), options));
   // As above, with the error of rounding activations to 8 bits of significand, and exact weights.
   const double sigma = std::sqrt(2.0) * 2.5 * std::ldexp(1.0, -8) / std::sqrt(12.0);
   const double bound = sigma * sigma / 2 + 3 * std::sqrt(2.0) * sigma / std::sqrt(n_scored);
@@ -170,7 +175,7 @@ TEST_CASE("network: BF16 activations keep the log-likelihood of the golden texts
   CHECK(std::abs(difference) <= bound);
   const auto ids = ids_of(entries[0]);
   const double moved = max_difference(evaluate(model, ids).logits.back(),
-                                      evaluate(open(shared(path)), ids).logits.back());
+                                      evaluate(open(shared(kBf16Model)), ids).logits.back());
   CHECK(moved > 0.0);
   CHECK(moved < 8 * sigma);
 }
@@ -209,7 +214,7 @@ TEST_CASE("network: in one piece, in random pieces and token by token") {
     REQUIRE(pieces.logits.size() == whole.logits.size());
     double worst = 0.0;
     for (std::size_t i = 0; i < ids.size(); ++i) {
-      worst = std::max(worst, max_difference(pieces.logits[i], whole.logits[i]));
+      keep_largest(worst, max_difference(pieces.logits[i], whole.logits[i]));
     }
     CHECK(worst <= 1e-4);
   }
@@ -269,7 +274,7 @@ TEST_CASE("network: every shape of the family equals the formulas in double") {
     const Recorder recorder = evaluate(model, tokens);
     double worst = 0.0;
     for (std::size_t i = 0; i < tokens.size(); ++i) {
-      worst = std::max(worst, max_difference(recorder.logits[i], expected[i]));
+      keep_largest(worst, max_difference(recorder.logits[i], expected[i]));
     }
     CHECK(worst <= 5e-5);
   }
@@ -352,7 +357,7 @@ TEST_CASE(
     REQUIRE(s.evaluate(&recorder));
     double worst = 0.0;
     for (std::size_t i = 0; i < tokens.size(); ++i) {
-      worst = std::max(worst, max_difference(recorder.logits[i], expected[i]));
+      keep_largest(worst, max_difference(recorder.logits[i], expected[i]));
     }
     CHECK(worst <= 5e-5);
   }

@@ -4,6 +4,7 @@
 #include <mixtral/network/portable_math.hpp>
 
 namespace portable = mixtral::portable;
+using support::keep_largest;
 
 TEST_CASE("portable_math: errors are below three units in the last place") {
   std::mt19937_64 random(1);
@@ -16,22 +17,20 @@ TEST_CASE("portable_math: errors are below three units in the last place") {
   double exponential = 0.0, logarithm = 0.0, sine = 0.0, cosine = 0.0, power = 0.0;
   for (int i = 0; i < 100000; ++i) {
     const double x = any(random) * 1400.0 - 700.0;
-    exponential =
-        std::max(exponential, ulps(portable::exp(x), std::exp(static_cast<long double>(x))));
+    keep_largest(exponential, ulps(portable::exp(x), std::exp(static_cast<long double>(x))));
     const double y = std::exp(x / 10.0);
     if (std::abs(y - 1.0) > 0.01) {
-      logarithm =
-          std::max(logarithm, ulps(portable::log(y), std::log(static_cast<long double>(y))));
+      keep_largest(logarithm, ulps(portable::log(y), std::log(static_cast<long double>(y))));
     }
     const double angle = any(random) * (i % 2 == 0 ? 40000.0 : 1e9);
     double s = 0.0, c = 0.0;
     portable::sin_and_cos(angle, s, c);
     // Of one, since results near zero lose to the angle's reduction.
-    sine = std::max(sine, std::abs(s - std::sin(angle)));
-    cosine = std::max(cosine, std::abs(c - std::cos(angle)));
+    keep_largest(sine, std::abs(s - std::sin(angle)));
+    keep_largest(cosine, std::abs(c - std::cos(angle)));
     const double exponent = -any(random);
-    power = std::max(power, ulps(portable::pow(1e6, exponent),
-                                 std::pow(static_cast<long double>(1e6), exponent)));
+    keep_largest(power, ulps(portable::pow(1e6, exponent),
+                             std::pow(static_cast<long double>(1e6), exponent)));
   }
   CHECK(exponential < 2.0);
   CHECK(logarithm < 3.0);

@@ -475,8 +475,8 @@ TEST_CASE("quantize: every layout gives the same file") {
   check(folder.path());
 }
 
-TEST_CASE("quantize: the tiny model reads as well as the bits allow") {
-  if (!has_shared("models/tiny-mixtral")) return;
+TEST_CASE("quantize: the tiny model reads as well as the bits allow" *
+          needs_shared("models/tiny-mixtral/hf")) {
   const auto checkpoint = value(mixtral::open_checkpoint(shared("models/tiny-mixtral/hf").c_str()));
   const auto tale = golden("tale");
   const auto tokens = tale["ids"].get<std::vector<Token>>();
@@ -501,8 +501,8 @@ TEST_CASE("quantize: the tiny model reads as well as the bits allow") {
   }
 }
 
-TEST_CASE("quantize: types are mixed as llama.cpp mixes them") {
-  if (!has_shared("models/tiny-mixtral")) return;
+TEST_CASE("quantize: types are mixed as llama.cpp mixes them" *
+          needs_shared("models/tiny-mixtral/gguf")) {
   const auto checkpoint = value(mixtral::open_checkpoint(shared("models/tiny-mixtral/hf").c_str()));
   int n_compared = 0;
   for (const mixtral::Quantization& q : mixtral::quantizations()) {
@@ -557,7 +557,9 @@ TEST_CASE("quantize: types for the output and the experts, pure types, rows that
 
   options = type("Q4_K_M");
   options.pure = true;
-  for (const auto& [name, format] : write(checkpoint, options).formats) {
+  const auto pure_formats = write(checkpoint, options).formats;
+  CHECK(pure_formats.size() == sink.formats.size());
+  for (const auto& [name, format] : pure_formats) {
     const bool vector =
         name.find("norm") != std::string::npos || name.find("_inp") != std::string::npos;
     CHECK(format == (vector ? BlockFormat::f32 : BlockFormat::q4_k));
@@ -590,12 +592,16 @@ TEST_CASE("quantize: a tensor that has its format already is copied") {
       value(mixtral::gguf::File::parse(bytes(before), std::pmr::get_default_resource()));
   const auto new_file =
       value(mixtral::gguf::File::parse(bytes(again.file), std::pmr::get_default_resource()));
+  std::size_t n_texts = 0;
   for (const auto& pair : old_file.metadata()) {
     if (pair.key.substr(0, 8) != "general.") continue;
     CAPTURE(std::string(pair.key));
     REQUIRE(new_file.find(pair.key) != nullptr);
     CHECK(new_file.find(pair.key)->as_string() == pair.value.as_string());
+    CHECK(new_file.find(pair.key)->as_uint() == pair.value.as_uint());
+    n_texts += pair.value.as_string().has_value();
   }
+  CHECK(n_texts >= 2);
 }
 
 TEST_CASE("quantize: metadata of every type is taken over") {

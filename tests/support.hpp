@@ -11,26 +11,16 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <list>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <string>
 #include <vector>
 
-namespace support {
+#include "sanitized.hpp"
 
-// Tests that are made of very many small steps take fewer under a sanitizer.
-#ifdef __has_feature
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define MIXTRAL_TESTS_SANITIZED
-#endif
-#endif
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || \
-    defined(MIXTRAL_TESTS_SANITIZED)
-constexpr bool kSanitized = true;
-#else
-constexpr bool kSanitized = false;
-#endif
+namespace support {
 
 constexpr std::size_t kOutRows = mixtral::simd::kMaxMatmulRows;
 
@@ -57,6 +47,15 @@ inline std::vector<const mixtral::simd::Kernels*> all_kernels() {
   return all;
 }
 
+// Whether there is one whose results are the same bits as those of the others like it.
+inline bool any_target_fuses() {
+  for (const mixtral::simd::Kernels* kernels : all_kernels()) {
+    if (kernels->fuses) return true;
+  }
+  return false;
+}
+constexpr const char* kFusing = "a SIMD target that multiplies and adds in one step";
+
 // How often operator new was called so far (main.cpp).
 std::size_t heap_allocations();
 
@@ -77,14 +76,30 @@ inline std::string source(const std::string& path) {
 }
 inline std::string bundled_model() { return source("examples/models/tiny-mixtral-Q8_0.gguf"); }
 
-// The files that stand beside the project where it is developed; elsewhere a test says so and skips.
+// What a test case needs, which a machine may lack: TEST_CASE("..." * needs(...)). Without it the case counts as
+// skipped, and main.cpp tells what is missing.
+struct Needs {
+  std::string what;
+  bool is_there = false;
+  const char* suite = nullptr;
+
+  void fill(doctest::detail::TestCase& test) const {
+    if (suite != nullptr) test.m_test_suite = suite;
+    if (is_there || test.m_skip) return;
+    static std::list<std::string> reasons;  // doctest keeps pointers
+    test.m_skip = true;
+    test.m_description = reasons.emplace_back("needs " + what).c_str();
+  }
+};
+inline Needs needs(bool is_there, const std::string& what) { return {what, is_there}; }
+
+// The files that stand beside the project where it is developed. The cases that need them are a suite, a test of
+// ctest of its own, so that what is skipped elsewhere is seen.
 inline std::string shared(const std::string& path) {
   return std::string(MIXTRAL_SOURCE_DIR "/../shared/") + path;
 }
-inline bool has_shared(const std::string& path) {
-  if (std::filesystem::exists(shared(path))) return true;
-  MESSAGE("skipped: needs ../shared/", path);
-  return false;
+inline Needs needs_shared(const std::string& path) {
+  return {"../shared/" + path, std::filesystem::exists(shared(path)), "shared"};
 }
 
 inline nlohmann::json golden() {
@@ -165,12 +180,17 @@ struct Recorder : mixtral::Observer {
   std::map<std::pair<std::uint32_t, std::uint32_t>, std::vector<float>> weights;
 };
 
+// Sets `most` to `value` if that is larger. NaN is larger than all numbers, whichever of the two it is; std::max
+// would lose it.
+inline void keep_largest(double& most, double value) {
+  if (std::isnan(value) || value > most) most = value;
+}
+
 inline double max_difference(const std::vector<float>& a, const std::vector<float>& b) {
   REQUIRE(a.size() == b.size());
   double most = 0.0;
   for (std::size_t i = 0; i < a.size(); ++i) {
-    const double difference = std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i]));
-    if (!(difference <= most)) most = difference;  // NaN counts
+    keep_largest(most, std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i])));
   }
   return most;
 }

@@ -80,7 +80,7 @@ def windows(arguments, folder, name, sources, own, command):
     finally:  # Wine's own server, of this folder, would stay a while
         for server in ("wineserver", "/usr/lib/wine/wineserver64"):
             if path := shutil.which(server):
-                subprocess.run([path, "-k"], env=env, check=False)
+                subprocess.run([path, "-k"], env=env, check=False, timeout=900)
                 break
 
 

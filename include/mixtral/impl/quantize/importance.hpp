@@ -40,10 +40,8 @@ bool Importance::find(Role role, std::uint32_t layer, std::uint32_t expert, std:
     if (found == sums_.end() || found->second.squares.size() != n_cols) return nullptr;
     return found->second.count > 0.0 ? &found->second : nullptr;
   };
-  // A damaged file may give large squares and a count of nearly nothing; their mean, and the sum of those of
-  // all experts, must still be a float.
   const auto mean = [](const Sum& sum, std::size_t i) {
-    return static_cast<float>(std::min(sum.squares[i] / sum.count, 1e30));
+    return static_cast<float>(sum.squares[i] / sum.count);
   };
   if (const Sum* sum = of_expert(expert)) {
     for (std::size_t i = 0; i < n_cols; ++i) out[i] = mean(*sum, i);
