@@ -337,7 +337,6 @@ TEST_CASE("importance: shapes and numbers are taken up to their limits and refus
     CHECK(error_of_numbers(good, 1.0f) == "");
     CHECK(error_of_numbers(1.0f, good) == "");
   }
-  CHECK(error_of_numbers(1e-45f, 1e-45f) == "");
   CHECK(error_of_numbers(std::nextafter(1e38f, 0.0f), 1e8f) == "");
   const std::string no_number = "a sum of squares or a count is no such number";
   for (const float bad : {-1e-45f, -1.0f, 2e38f, infinity, -infinity, std::nanf("")}) {
