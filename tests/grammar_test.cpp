@@ -351,7 +351,8 @@ TEST_CASE("grammar: large grammars compile, up to limits that are told before") 
   std::string literal(most_parts - 1, 'x');
   CHECK(Grammar::from_gbnf("root ::= \"" + literal + "x\""));
   refused(Grammar::from_gbnf("root ::= \"" + literal + "xx\""), "too large");
-  // In 64 KiB, which the work needs more than: what is not too large runs out of memory, what is, is told before.
+  // 64 KiB are less than the work needs: what is not too large runs out of memory, and what is too large is
+  // told before.
   std::vector<std::uint8_t> room(1 << 16);
   const auto error_of = [&](const auto& make) {
     std::pmr::monotonic_buffer_resource small(room.data(), room.size(),

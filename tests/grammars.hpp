@@ -61,8 +61,8 @@ inline void check_refused(const mixtral::Result<Grammar>& grammar, const std::st
   CHECK(std::string(grammar.error().message()).find(part) != std::string::npos);
 }
 
-// Sets logits to numbers from 0 to 7, a part of a table that is made once: random numbers for every token of a
-// vocabulary would take longer than all else.
+// Sets logits to numbers from 0 to 7, a part of a table that is made once: random numbers for every token
+// of a vocabulary would take longer than all else.
 inline void set_at_random(std::mt19937& random, std::vector<float>& logits) {
   static const std::vector<float> table = [] {
     std::mt19937 numbers(1);

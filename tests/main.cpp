@@ -60,8 +60,9 @@ MIXTRAL_TESTS_NOINLINE void operator delete(void* memory, std::size_t, std::alig
 
 namespace {
 
-// The seconds that a test case may take, many times what any takes, unless it has a doctest::timeout() of its
-// own. With MIXTRAL_TESTS_SECONDS in the environment each case has that many; with 0, or in a debugger, any time.
+// The seconds that a test case may take, many times what any takes, unless it has a doctest::timeout() of
+// its own. With MIXTRAL_TESTS_SECONDS in the environment each case has that many; with 0, or in a debugger,
+// it has any time.
 constexpr double kSecondsPerCase = support::kSanitized ? 1800.0 : 300.0;
 
 // Ends the program with an error that names the test case when one takes longer than it may.

@@ -84,12 +84,13 @@ def compare_lists(programs):
         return set(re.findall(r"\b(?:BF16|F16|F32|I?Q[0-9]_[0-9A-Z_]+)\b", text))
     read = re.search(r"with tensors of type ([^|]*), experts merged", README)[1]
     table = (ROOT / "include" / "mixtral" / "block_format.hpp").read_text()
-    if not names(read) or names(read) != set(re.findall(r'\{"(\w+)", [0-9]+, [0-9]+, (?:true|false)\}', table)):
+    known = set(re.findall(r'\{"(\w+)", [0-9]+, [0-9]+, (?:true|false)\}', table))
+    if not known or names(read) != known:
         sys.exit("README.md: the types that are read are not those of block_format.hpp")
     written = re.search(r"any layout above and writes ([^.]*)\.", README)[1]
     shown = subprocess.run([programs / "quantize", "--help"], capture_output=True, text=True, check=True,
                            timeout=300)
-    if not names(written) or names(written) != set(re.search(r"--type \{([^}]*)\}", shown.stdout)[1].split(",")):
+    if names(written) != set(re.search(r"--type \{([^}]*)\}", shown.stdout)[1].split(",")):
         sys.exit("README.md: the types that are written are not those of quantize --help")
     # Options that it says programs have.
     said = [(match[1], match[0]) for match in re.finditer(r"^\| `(\w+)[ `].*", README, re.M)

@@ -76,8 +76,8 @@ inline std::string source(const std::string& path) {
 }
 inline std::string bundled_model() { return source("examples/models/tiny-mixtral-Q8_0.gguf"); }
 
-// What a test case needs, which a machine may lack: TEST_CASE("..." * needs(...)). Without it the case counts as
-// skipped, and main.cpp tells what is missing.
+// What a test case needs, which a machine may lack: TEST_CASE("..." * needs(...)). Without it the case
+// counts as skipped, and main.cpp tells what is missing.
 struct Needs {
   std::string what;
   bool is_there = false;
@@ -93,8 +93,8 @@ struct Needs {
 };
 inline Needs needs(bool is_there, const std::string& what) { return {what, is_there}; }
 
-// The files that stand beside the project where it is developed. The cases that need them are a suite, a test of
-// ctest of its own, so that what is skipped elsewhere is seen.
+// The files that stand beside the project where it is developed. The cases that need them are a suite, which
+// is a test of its own for ctest, so that it shows where they are skipped.
 inline std::string shared(const std::string& path) {
   return std::string(MIXTRAL_SOURCE_DIR "/../shared/") + path;
 }
@@ -180,8 +180,8 @@ struct Recorder : mixtral::Observer {
   std::map<std::pair<std::uint32_t, std::uint32_t>, std::vector<float>> weights;
 };
 
-// Sets `most` to `value` if that is larger. NaN is larger than all numbers, whichever of the two it is; std::max
-// would lose it.
+// Sets `most` to `value` if that is larger. NaN is larger than all numbers, whichever of the two it is;
+// std::max would lose it.
 inline void keep_largest(double& most, double value) {
   if (std::isnan(value) || value > most) most = value;
 }

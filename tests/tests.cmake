@@ -22,8 +22,8 @@ foreach(file ${MIXTRAL_TEST_FILES})
     set_tests_properties(${name} PROPERTIES COST 100)
   endif()
 endforeach()
-# Those that need the files of ../shared, of all files: skipped as one where it is not there. (Of some files of
-# tests alone, there may be none.)
+# The cases of all files that need ../shared are one test, which is skipped where that is not there. (Among
+# those of some files alone there may be none.)
 if(MIXTRAL_TESTS STREQUAL "*")
   add_test(NAME shared COMMAND mixtral_tests --test-suite=shared)
   set_tests_properties(shared PROPERTIES COST 100)
@@ -85,7 +85,8 @@ if(Python3_FOUND)
     set(MIXTRAL_SANITIZED --sanitized)
   endif()
   add_test(NAME embedding COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/tests/embedding.py
-           ${MIXTRAL_SANITIZED} --bin $<TARGET_FILE_DIR:embedding_host> --library $<TARGET_FILE:mixtral_implementation>
+           ${MIXTRAL_SANITIZED} --bin $<TARGET_FILE_DIR:embedding_host>
+           --library $<TARGET_FILE:mixtral_implementation>
            --compiler ${CMAKE_CXX_COMPILER}
            --include "$<TARGET_PROPERTY:mixtral_implementation,INCLUDE_DIRECTORIES>" COMMAND_EXPAND_LISTS)
   # Snippets are run, and what it says of programs compared, where all is built as the README says.
@@ -116,9 +117,9 @@ else()
   message(WARNING "mixtral: without Python 3, the tests of programs, embedding and README are left out")
 endif()
 
-# No test hangs for ever: each has several times of what it takes on two busy cores. Test cases and what the
-# tests in Python start have limits of their own, which are shorter and tell more. 77 is how mixtral_tests says
-# that all it was to run was skipped.
+# No test hangs for ever: each has many times what it takes on two busy cores. Test cases and what the tests
+# in Python start have limits of their own, which are shorter and tell more. With 77 mixtral_tests says that
+# all it was to run was skipped.
 get_property(MIXTRAL_ALL_TESTS DIRECTORY PROPERTY TESTS)
 if(MIXTRAL_SANITIZE)
   set(MIXTRAL_TEST_SECONDS 7200)
