@@ -4264,6 +4264,26 @@ HWY_AFTER_NAMESPACE();
 #define MIXTRAL_SANITIZED 1
 #endif
 
+// The address sanitizer: memory that is poisoned must not be touched until it is unpoisoned again. Where code
+// is not compiled for it, both macros do nothing, and MIXTRAL_ADDRESS_SANITIZED is 0.
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define MIXTRAL_ADDRESS_SANITIZED 1
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__) && !defined(MIXTRAL_ADDRESS_SANITIZED)
+#define MIXTRAL_ADDRESS_SANITIZED 1
+#endif
+#if defined(MIXTRAL_ADDRESS_SANITIZED)
+#include <sanitizer/asan_interface.h>
+#define MIXTRAL_POISON(memory, size) __asan_poison_memory_region(memory, size)
+#define MIXTRAL_UNPOISON(memory, size) __asan_unpoison_memory_region(memory, size)
+#else
+#define MIXTRAL_ADDRESS_SANITIZED 0
+#define MIXTRAL_POISON(memory, size) static_cast<void>(0)
+#define MIXTRAL_UNPOISON(memory, size) static_cast<void>(0)
+#endif
+
 // Behind the parameters of a lambda that has to be inlined, which compilers do not always see the worth of.
 #if MIXTRAL_GNU_EXTENSIONS && !defined(MIXTRAL_SANITIZED)
 #define MIXTRAL_INLINED __attribute__((always_inline))
@@ -4949,6 +4969,11 @@ class Tokenizer {
     return std::string_view(texts_.data() + piece.begin, piece.length);
   }
 
+  std::string_view unknown_surface() const noexcept {
+    return std::string_view(texts_.data() + texts_.size() - unknown_surface_length_,
+                            unknown_surface_length_);
+  }
+
   // Vectors rather than strings: moving them keeps the characters in place, which ids_ points to.
   std::pmr::vector<char> texts_;
   std::pmr::vector<StoredPiece> pieces_;
@@ -4956,8 +4981,7 @@ class Tokenizer {
   Ids reserved_ids_;  // unknown, control and byte pieces
   std::pmr::unordered_map<std::uint64_t, std::uint32_t> merge_ranks_;  // if not by score
   std::array<Token, 256> byte_ids_{};
-  std::array<char, 32> unknown_surface_{};
-  std::size_t unknown_surface_length_ = 0;
+  std::size_t unknown_surface_length_ = 0;  // at the end of texts_
   std::size_t longest_piece_ = 0;
   std::size_t longest_user_defined_ = 0;
   bool byte_fallback_ = false;
@@ -6350,10 +6374,10 @@ class Session {
   Status save(ByteWriter write) const;
 
   // Makes this session what the saved one was, or what the session of a saved generation was. Nothing
-  // changes on errors that the first bytes show: bad_format (no saved session, or of another version),
-  // invalid_argument (of another model or another kv_format), context_full (longer than the context). After
-  // others it is empty: bad_format (damaged), io (`read` fails), context_full (forks have taken all room
-  // for keys and values).
+  // changes on errors that the first bytes show: bad_format (no saved session, of another version, or with a
+  // damaged header), invalid_argument (of another model or another kv_format), context_full (longer than the
+  // context). After others it is empty: bad_format (damaged), io (`read` fails), context_full (forks have
+  // taken all room for keys and values).
   Status load(ByteReader read);
 
   // True if logits() may be called: something was evaluated and nothing appended since.
@@ -7387,6 +7411,10 @@ inline void advise_large_pages([[maybe_unused]] void* memory, [[maybe_unused]] s
 
 // One block of memory handed out in pieces, in two passes over the same code:
 // first with no memory to learn the size, then for real.
+//
+// The address sanitizer sees any use of what lies between the pieces: the bytes that alignment leaves, and
+// kGapBytes more after each piece, which are there for it alone. Code that reads past the last number of a
+// row has to take room for that.
 class Slab {
  public:
   Slab() noexcept = default;
@@ -7403,7 +7431,14 @@ class Slab {
     return *this;
   }
   ~Slab() {
-    if (memory_ != nullptr) deallocate(resource_, memory_, size_);
+    if (memory_ == nullptr) return;
+    MIXTRAL_UNPOISON(memory_, size_);  // the host may use it for something else
+    deallocate(resource_, memory_, size_);
+  }
+
+  // The bytes that a piece of `bytes` bytes takes.
+  static constexpr std::uint64_t room_for(std::uint64_t bytes) noexcept {
+    return (bytes + kSlabAlignment - 1) / kSlabAlignment * kSlabAlignment + kGapBytes;
   }
 
   bool reserve(std::pmr::memory_resource* resource, std::size_t size) noexcept {
@@ -7413,22 +7448,24 @@ class Slab {
     resource_ = resource;
     size_ = size;
     used_ = 0;
+    MIXTRAL_POISON(memory_, size_);
     return true;
   }
 
   // The next `count` elements of type T; null in the measuring pass.
   template <class T>
   T* take(std::size_t count) noexcept {
-    const std::size_t bytes =
-        (count * sizeof(T) + kSlabAlignment - 1) / kSlabAlignment * kSlabAlignment;
     std::uint8_t* piece = memory_ == nullptr ? nullptr : memory_ + used_;
-    used_ += bytes;
+    used_ += static_cast<std::size_t>(room_for(count * sizeof(T)));
+    if (piece != nullptr) MIXTRAL_UNPOISON(piece, count * sizeof(T));
     return reinterpret_cast<T*>(piece);
   }
 
   std::size_t used() const noexcept { return used_; }
 
  private:
+  static constexpr std::size_t kGapBytes = MIXTRAL_ADDRESS_SANITIZED ? kSlabAlignment : 0;
+
   std::uint8_t* memory_ = nullptr;
   std::size_t size_ = 0;
   std::size_t used_ = 0;
@@ -10061,7 +10098,7 @@ Result<Tokenizer> Tokenizer::create(const Vocabulary& vocabulary,
       return Error(ErrorCode::bad_format, "a vocabulary of %zu pieces", pieces.size());
     }
     Tokenizer result(resource);
-    std::size_t n_bytes = 0;
+    std::size_t n_bytes = vocabulary.unknown_surface.size();
     for (const Piece& piece : pieces) n_bytes += piece.text.size();
     if (n_bytes > std::numeric_limits<std::uint32_t>::max()) {
       return Error(ErrorCode::bad_format, "the vocabulary's texts have %zu bytes", n_bytes);
@@ -10141,10 +10178,9 @@ Result<Tokenizer> Tokenizer::create(const Vocabulary& vocabulary,
     result.add_bos_ = vocabulary.add_bos && result.bos_ != kNoToken;
     result.add_dummy_prefix_ = vocabulary.add_dummy_prefix;
     result.remove_extra_whitespaces_ = vocabulary.remove_extra_whitespaces;
-    result.unknown_surface_length_ =
-        std::min(vocabulary.unknown_surface.size(), result.unknown_surface_.size());
-    std::memcpy(result.unknown_surface_.data(), vocabulary.unknown_surface.data(),
-                result.unknown_surface_length_);
+    result.texts_.insert(result.texts_.end(), vocabulary.unknown_surface.begin(),
+                         vocabulary.unknown_surface.end());
+    result.unknown_surface_length_ = vocabulary.unknown_surface.size();
     return result;
   });
 }
@@ -10449,7 +10485,7 @@ std::string_view Detokenizer::push(Token token) {
   if (took_space_ || produced_text_ || !text_.empty()) at_begin_ = false;
   took_space_ = false;
   if (piece.type == PieceType::unknown) {
-    text_.append(tokenizer_->unknown_surface_.data(), tokenizer_->unknown_surface_length_);
+    text_.append(tokenizer_->unknown_surface());
   } else if (piece.type != PieceType::control) {
     std::string_view rest = tokenizer_->text_of(piece);
     const std::string_view space(utf8::kSpaceSymbol);
@@ -10619,8 +10655,13 @@ class WeightsCopier {
   Result<Slab> copy() {
     std::uint64_t size = 0;
     for (const NamedTensor& tensor : checkpoint_.tensors) {
-      size +=
-          (copied(tensor.matrix).bytes() + kSlabAlignment - 1) / kSlabAlignment * kSlabAlignment;
+      const std::uint64_t bytes = copied(tensor.matrix).bytes();
+      size += Slab::room_for(bytes);
+      if (const NamedTensor* other = paired_with(tensor)) {
+        const std::uint64_t other_bytes = copied(other->matrix).bytes();
+        size += Slab::room_for(bytes + other_bytes) - Slab::room_for(bytes) -
+                Slab::room_for(other_bytes);
+      }
     }
     Slab slab;
     if (size > std::numeric_limits<std::size_t>::max() ||
@@ -10633,10 +10674,8 @@ class WeightsCopier {
     MIXTRAL_RETURN_IF_ERROR(tell_progress(slab, size));
     // Pairs first: all else does not belong to one or was not yet copied.
     for (NamedTensor& tensor : checkpoint_.tensors) {
-      if (tensor.role != Role::w1) continue;
-      NamedTensor& other = *w3_[expert_of(tensor)];
-      if (can_pair(copied(tensor.matrix), copied(other.matrix))) {
-        copy_pair(slab, tensor.matrix, other.matrix);
+      if (NamedTensor* other = paired_with(tensor)) {
+        copy_pair(slab, tensor.matrix, other->matrix);
         drop_pages();
         MIXTRAL_RETURN_IF_ERROR(tell_progress(slab, size));
       }
@@ -10676,18 +10715,25 @@ class WeightsCopier {
     return matrix;
   }
 
+  // The w3 that lies in turns with this tensor; null if it is no w1, or they cannot lie so.
+  NamedTensor* paired_with(const NamedTensor& tensor) const {
+    if (tensor.role != Role::w1) return nullptr;
+    NamedTensor* const other = w3_[expert_of(tensor)];
+    return can_pair(copied(tensor.matrix), copied(other->matrix)) ? other : nullptr;
+  }
+
   static bool can_pair(const simd::Matrix& a, const simd::Matrix& b) noexcept {
     return a.interleaved != 0 && b.interleaved != 0 && a.rows == b.rows &&
            a.rows % simd::kMaxMatmulRows == 0;
   }
 
-  static std::uint8_t* take(Slab& slab, const simd::Matrix& matrix) noexcept {
-    return slab.take<std::uint8_t>(static_cast<std::size_t>(matrix.bytes()));
+  static std::uint8_t* take(Slab& slab, std::uint64_t bytes) noexcept {
+    return slab.take<std::uint8_t>(static_cast<std::size_t>(bytes));
   }
 
   void copy_one(Slab& slab, simd::Matrix& matrix) const {
     simd::Matrix copy = copied(matrix);
-    std::uint8_t* data = take(slab, copy);
+    std::uint8_t* data = take(slab, copy.bytes());
     if (copy.interleaved != 0) {
       kernels_.interleave(matrix, data);
     } else {
@@ -10701,8 +10747,7 @@ class WeightsCopier {
     simd::Matrix copy_a = copied(a), copy_b = copied(b);
     const std::size_t bytes_a = simd::kMaxMatmulRows * copy_a.row_bytes;
     const std::size_t bytes_b = simd::kMaxMatmulRows * copy_b.row_bytes;
-    std::uint8_t* data = take(slab, copy_a);
-    take(slab, copy_b);  // right after it: both are multiples of the alignment
+    std::uint8_t* data = take(slab, copy_a.bytes() + copy_b.bytes());
     copy_a.data = data;
     copy_b.data = data + bytes_a;
     copy_a.gap_bytes = bytes_b;
@@ -11683,7 +11728,8 @@ bool GrammarMatcher::must_end() const noexcept {
 //   tokens           int32[n_tokens]
 //   turns            uint8[n_tokens]
 //   pages            for each page of 64 positions from first_page on: its first rows, as many as are
-//                    in use, [layer][keys, values][kv head][position][head_size] in kv_format
+//                    in use, [layer][keys, values][kv head][position][head_size] in kv_format; none if a
+//                    window has moved over all of them
 //   logits           float32[vocab_size], if has_logits
 //   checksum         uint64, of everything after the header: of the tokens, the turns, each run of rows
 //                    of one head and the logits, each filled up with zeros to whole 64-bit words
@@ -11706,6 +11752,8 @@ namespace mixtral::detail {
 struct SnapshotHeader {
   static constexpr char kMagic[8] = {'M', 'I', 'X', 'T', 'R', 'A', 'L', 'S'};
   static constexpr std::uint32_t kVersion = 1;
+  // More than any session comes to. Angles of positions are exact up to twice as many.
+  static constexpr std::uint64_t kMaxRotaryOffset = std::uint64_t{1} << 39;
 
   char magic[8];
   std::uint32_t version;
@@ -11847,6 +11895,7 @@ class SnapshotReader {
 #include <atomic>
 #include <chrono>
 #include <cstdio>
+#include <utility>
 
 // The transformer, as a sequence of stages made of independent chunks.
 //
@@ -13174,6 +13223,7 @@ struct Branch {
   bool has_logits = false;
   bool in_use = false;
   bool session_is_gone = false;  // it was destroyed during a call
+  bool is_wanted = false;        // while a WantedBranches that has it is there
   std::uint32_t work_begin = 0;  // n_evaluated when the history was last changed from outside
 
   // How often Session::cancel() was called, and how many of these calls the pending work need not obey: they
@@ -13249,7 +13299,6 @@ class Workspace {
     for (std::size_t i = 0; i < sizes_.branches; ++i) {
       if (branches_[i].in_use) continue;
       branches_[i].in_use = true;
-      branches_[i].begin_work();
       ++n_in_use_;
       return &branches_[i];
     }
@@ -13289,10 +13338,7 @@ class Workspace {
     if (n == branch.n_tokens && n != 0) return;
     branch.n_tokens = n;
     branch.has_logits = false;
-    branch.n_evaluated = std::min(branch.n_evaluated, n);
-    branch.past.drop_from(branch.n_evaluated);
-    if (branch.past.is_empty()) branch.n_evaluated = 0;
-    if (branch.n_evaluated == 0) branch.rotary_offset = 0;
+    drop_past_from(branch, std::min(branch.n_evaluated, n));
     branch.work_begin = std::min(branch.work_begin, branch.n_evaluated);
   }
 
@@ -13313,8 +13359,7 @@ class Workspace {
       branch.rotary_offset += n;
       branch.n_evaluated -= n;
     } else if (branch.n_evaluated > begin) {
-      branch.n_evaluated = begin;
-      branch.past.drop_from(begin);
+      drop_past_from(branch, begin);
     }
     std::copy(branch.history + end, branch.history + branch.n_tokens, branch.history + begin);
     std::copy(branch.turns + end, branch.turns + branch.n_tokens, branch.turns + begin);
@@ -13417,6 +13462,15 @@ class Workspace {
       branch.logits = slab.take<float>(config.vocab_size);
       branch.past.take(slab, pages_, sizes_.context);
     }
+  }
+
+  // Forgets what was computed for the tokens from the n-th on, and all of it if a window has moved over what
+  // came before them.
+  static void drop_past_from(Branch& branch, std::uint32_t n) noexcept {
+    branch.n_evaluated = n;
+    branch.past.drop_from(n);
+    if (branch.past.is_empty()) branch.n_evaluated = 0;
+    if (branch.n_evaluated == 0) branch.rotary_offset = 0;
   }
 
   // The first n keys of all heads move by `distance` positions.
@@ -13636,6 +13690,29 @@ class Workspace {
   double stage_seconds_ = 0.0;              // which took so long
   std::atomic<std::int64_t> chunk_time_[ForwardPass::kStageKinds] =
       {};  // nanoseconds, by stage kind
+};
+
+// Collects the branches of one call in Workspace::wanted(), each once.
+class WantedBranches {
+ public:
+  explicit WantedBranches(Workspace& work) noexcept : work_(work) {}
+  WantedBranches(const WantedBranches&) = delete;
+  WantedBranches& operator=(const WantedBranches&) = delete;
+  ~WantedBranches() {
+    for (std::size_t i = 0; i < n_; ++i) work_.wanted()[i]->is_wanted = false;
+  }
+
+  // False if the branch is there already.
+  bool add(Branch& branch) noexcept {
+    if (std::exchange(branch.is_wanted, true)) return false;
+    work_.wanted()[n_++] = &branch;
+    return true;
+  }
+  std::size_t n() const noexcept { return n_; }
+
+ private:
+  Workspace& work_;
+  std::size_t n_ = 0;
 };
 
 }  // namespace mixtral::detail
@@ -13883,8 +13960,8 @@ struct Session::Impl {
                    static_cast<unsigned>(header.version), static_cast<unsigned>(header.kVersion));
     }
     if (header.checksum != header.sum() || header.n_evaluated > header.n_tokens ||
-        std::uint64_t{header.first_page} * simd::kPagePositions > header.n_evaluated ||
-        header.has_logits > 1 ||
+        header.first_page > detail::KvPages::n_needed(header.n_evaluated) ||
+        header.rotary_offset > header.kMaxRotaryOffset || header.has_logits > 1 ||
         (header.has_logits != 0 &&
          (header.n_evaluated != header.n_tokens || header.n_tokens == 0))) {
       return Error(ErrorCode::bad_format,
@@ -13944,7 +14021,14 @@ struct Session::Impl {
       MIXTRAL_RETURN_IF_ERROR(check_usable(sessions[i]->impl_.get(), function));
     }
     detail::Workspace& work = *sessions[0]->impl_->work;
-    std::size_t n = 0;
+    const Result<std::size_t> n = collect(work, sessions);
+    MIXTRAL_RETURN_IF_ERROR(n);
+    return advance(work, *n, deadline, observer);
+  }
+
+  // Puts the branches of `sessions` into work.wanted(), each once, and returns how many they are.
+  static Result<std::size_t> collect(detail::Workspace& work, Span<Session* const> sessions) {
+    detail::WantedBranches wanted(work);
     for (std::size_t i = 0; i < sessions.size(); ++i) {
       Impl& session = *sessions[i]->impl_;
       if (session.work != &work) {
@@ -13956,10 +14040,9 @@ struct Session::Impl {
       if (session.branch->n_tokens == 0) {
         return sessions.size() == 1 ? nothing_to_evaluate() : nothing_to_evaluate(i);
       }
-      detail::Branch** const end = work.wanted() + n;
-      if (std::find(work.wanted(), end, session.branch) == end) *end = session.branch, ++n;
+      static_cast<void>(wanted.add(*session.branch));
     }
-    return advance(work, n, deadline, observer);
+    return wanted.n();
   }
 
   // The first n of work.wanted(). A session may be gone when this returns, if a callback destroyed it.
@@ -14660,6 +14743,7 @@ Result<Progress> Generation::step(Span<Generation* const> generations,
   const auto deadline =
       detail::deadline_after(budget == nullptr ? std::chrono::nanoseconds(0) : *budget);
   detail::Workspace* work = nullptr;
+  std::optional<detail::WantedBranches> wanted;
   for (std::size_t i = 0; i < generations.size(); ++i) {
     if (generations[i] == nullptr) {
       return Error(ErrorCode::invalid_argument, "%s() of generation %zu, which is null", function,
@@ -14668,21 +14752,21 @@ Result<Progress> Generation::step(Span<Generation* const> generations,
     if (generations[i]->impl_ == nullptr) continue;
     Session::Impl& session = generations[i]->impl_->session;
     MIXTRAL_RETURN_IF_ERROR(Session::Impl::check_usable(&session, function));
-    if (work == nullptr) work = session.work;
+    if (work == nullptr) wanted.emplace(*(work = session.work));
     if (session.work != work) {
       return Error(ErrorCode::invalid_argument,
                    "the session of generation %zu has memory of its own: those that generate "
                    "together must be forks of one that was opened with enough branches",
                    i);
     }
-    for (std::size_t k = 0; k < i; ++k) {
-      const Generation& other = *generations[k];
-      if (other.impl_ != nullptr && &other.impl_->session == &session) {
-        return Error(ErrorCode::invalid_argument,
-                     "generations %zu and %zu are of the same session; fork it for each", k, i);
-      }
+    if (!wanted->add(*session.branch)) {
+      std::size_t k = 0;
+      while (generations[k]->impl_ == nullptr || &generations[k]->impl_->session != &session) ++k;
+      return Error(ErrorCode::invalid_argument,
+                   "generations %zu and %zu are of the same session; fork it for each", k, i);
     }
   }
+  wanted.reset();
   for (Generation* generation : generations) {
     const bool begun = generation->begin_step();
     if (generation->impl_ != nullptr) generation->impl_->in_step = begun;
@@ -15549,6 +15633,12 @@ inline Status read_vocabulary(const gguf::File& file, Vocabulary& vocabulary) {
   const auto tokens = keys.find_array("tokenizer.ggml.tokens", true, 0);
   if (!tokens) return tokens.error();
   const std::uint64_t n = (*tokens)->size();
+  // Here, since find_array() takes 0 for any number: scores of no pieces would be written past the end.
+  if (n == 0 || n > (1u << 24)) {
+    return Error(ErrorCode::bad_format,
+                 "metadata key 'tokenizer.ggml.tokens' has %llu elements; expected 1 to %u",
+                 static_cast<unsigned long long>(n), 1u << 24);
+  }
   const auto scores = keys.find_array("tokenizer.ggml.scores", true, n);
   if (!scores) return scores.error();
   const auto types = keys.find_array("tokenizer.ggml.token_type", true, n);
@@ -15598,10 +15688,6 @@ inline Status read_vocabulary(const gguf::File& file, Vocabulary& vocabulary) {
     id = static_cast<Token>(value);
     return {};
   };
-  if (n == 0 || n > (1u << 24)) {
-    return Error(ErrorCode::bad_format, "tokenizer.ggml.tokens has %llu pieces",
-                 static_cast<unsigned long long>(n));
-  }
   MIXTRAL_RETURN_IF_ERROR(read_id("tokenizer.ggml.unknown_token_id", vocabulary.unknown));
   MIXTRAL_RETURN_IF_ERROR(read_id("tokenizer.ggml.bos_token_id", vocabulary.bos));
   MIXTRAL_RETURN_IF_ERROR(read_id("tokenizer.ggml.eos_token_id", vocabulary.eos));

@@ -86,6 +86,7 @@ Result<Vocabulary> read_tokenizer_json(Span<const std::uint8_t> bytes,
 #define MIXTRAL_IMPL_CHECKPOINTS_JSON_HPP_
 
 #include <algorithm>
+#include <charconv>
 #include <cstdint>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -828,6 +829,10 @@ class TokenizerJsonReader {
       if (!is_type(*splitter, "Metaspace")) return unsupported("the pre_tokenizer is no Metaspace");
       if (const Json* split = find(*splitter, "split"); split == nullptr || *split != false) {
         return unsupported("the pre_tokenizer splits at spaces");
+      }
+      const Json* replacement = find(*splitter, "replacement");
+      if (replacement == nullptr || *replacement != utf8::kSpaceSymbol) {
+        return unsupported("spaces do not become U+2581");
       }
       const Json* scheme = find(*splitter, "prepend_scheme");
       vocabulary_.add_dummy_prefix = scheme == nullptr || *scheme != "never";

@@ -83,7 +83,8 @@ class Importance : public Observer {
             float* out) const;
 
   // For Observer. Allocates when a matrix is first seen; where the memory resource has nothing left
-  // (and exceptions are on), `complete()` turns false.
+  // (and exceptions are on), or the file that was read has another number of columns, the input is
+  // passed over and `complete()` turns false.
   bool wants_inputs() const override { return true; }
   void on_input(Role role, std::uint32_t layer, std::uint32_t expert,
                 Span<const float> input) override;
@@ -1158,6 +1159,10 @@ void Importance::on_input(Role role, std::uint32_t layer, std::uint32_t expert,
     Sum& sum =
         sums_.try_emplace(Key(layer, role, expert), sums_.get_allocator().resource()).first->second;
     if (sum.squares.empty()) sum.squares.resize(input.size());
+    if (sum.squares.size() != input.size()) {
+      return Error(ErrorCode::invalid_argument, "%zu columns, but %zu were gathered before",
+                   input.size(), sum.squares.size());
+    }
     for (std::size_t i = 0; i < input.size(); ++i) {
       const auto x = static_cast<double>(input[i]);
       sum.squares[i] += x * x;
@@ -1176,10 +1181,11 @@ bool Importance::find(Role role, std::uint32_t layer, std::uint32_t expert, std:
     if (found == sums_.end() || found->second.squares.size() != n_cols) return nullptr;
     return found->second.count > 0.0 ? &found->second : nullptr;
   };
+  const auto mean = [](const Sum& sum, std::size_t i) {
+    return static_cast<float>(sum.squares[i] / sum.count);
+  };
   if (const Sum* sum = of_expert(expert)) {
-    for (std::size_t i = 0; i < n_cols; ++i) {
-      out[i] = static_cast<float>(sum->squares[i] / sum->count);
-    }
+    for (std::size_t i = 0; i < n_cols; ++i) out[i] = mean(*sum, i);
     return true;
   }
   if (role != Role::w1 && role != Role::w2 && role != Role::w3) return false;
@@ -1188,9 +1194,7 @@ bool Importance::find(Role role, std::uint32_t layer, std::uint32_t expert, std:
     const Sum* sum = of_expert(e);
     if (sum == nullptr) continue;
     if (n++ == 0) std::fill(out, out + n_cols, 0.0f);
-    for (std::size_t i = 0; i < n_cols; ++i) {
-      out[i] += static_cast<float>(sum->squares[i] / sum->count);
-    }
+    for (std::size_t i = 0; i < n_cols; ++i) out[i] += mean(*sum, i);
   }
   for (std::size_t i = 0; n != 0 && i < n_cols; ++i) out[i] /= static_cast<float>(n);
   return n != 0;
@@ -1231,17 +1235,22 @@ Result<std::pmr::vector<std::uint8_t>> Importance::to_gguf() const {
                                std::uint64_t{n_cols} * n * 4);
             builder.add_tensor(tensor_name(".counts"), BlockFormat::f32, {1, n},
                                std::uint64_t{n} * 4);
-            for (std::uint32_t e = 0; e < n; ++e) {
+            // Null for an expert of which nothing, or another number of columns, was gathered.
+            const auto sum_of = [&](std::uint32_t e) -> const Sum* {
               const auto sum = sums_.find(Key(layer, role, e));
+              if (sum == sums_.end() || sum->second.squares.size() != n_cols) return nullptr;
+              return &sum->second;
+            };
+            for (std::uint32_t e = 0; e < n; ++e) {
+              const Sum* sum = sum_of(e);
               for (std::size_t i = 0; i < n_cols; ++i) {
-                data.push_back(sum == sums_.end() ? 0.0f
-                                                  : static_cast<float>(sum->second.squares[i]));
+                data.push_back(sum == nullptr ? 0.0f : static_cast<float>(sum->squares[i]));
               }
             }
             pad();
             for (std::uint32_t e = 0; e < n; ++e) {
-              const auto sum = sums_.find(Key(layer, role, e));
-              data.push_back(sum == sums_.end() ? 0.0f : static_cast<float>(sum->second.count));
+              const Sum* sum = sum_of(e);
+              data.push_back(sum == nullptr ? 0.0f : static_cast<float>(sum->count));
             }
             pad();
           };
@@ -1278,6 +1287,8 @@ Result<Importance> Importance::read(Span<const std::uint8_t> bytes, const Config
     };
     constexpr std::string_view kSums = ".in_sum2";
     constexpr std::string_view kCounts = ".counts";
+    // What find() gives is finite in float32, also where it adds up the means of all experts.
+    constexpr double kMostMean = 1e30;
     Importance importance(config, resource);
     for (const gguf::Tensor& sums : file->tensors()) {
       if (sums.name.size() < kSums.size() ||
@@ -1310,7 +1321,8 @@ Result<Importance> Importance::read(Span<const std::uint8_t> bytes, const Config
         sum.count = count;
         for (std::uint64_t i = 0; i < n_cols; ++i) {
           const double square = number(sums, m * n_cols + i);
-          if (!(count >= 0.0 && count < 1e30 && square >= 0.0 && square < 1e38)) {
+          if (!(count >= 0.0 && count < 1e30 && square >= 0.0 && square < 1e38) ||
+              (count > 0.0 && square > kMostMean * count)) {
             return Error(ErrorCode::bad_format,
                          "importance of '%.*s': a sum of squares or a count is no such number",
                          length, of.data());
@@ -1413,7 +1425,8 @@ inline BlockFormat mixture_of_values(const MixtureInput& in, bool more_bits) {
       break;
     default: break;
   }
-  const bool is_llama_70b = in.config.n_layers == 80 && n_queries == 8;
+  // As llama.cpp tells the models of 70B from that of 65B, which had as many layers.
+  const bool is_llama_70b = in.config.n_layers == 80 && n_queries > 1;
   if (is_llama_70b && (format == BlockFormat::q3_k || format == BlockFormat::q4_k)) {
     format = BlockFormat::q5_k;
   }
