@@ -48,6 +48,8 @@ MEMORY_BYTES = 8 << 30
 MOST_MUTANTS = 1 << 14
 # A mutant may make a loop endless. Other processes may take the machine's time meanwhile.
 SECONDS_AT_LEAST, TIMES_SLOWER = 20, 8
+# A longer table of numbers is one fact, which is right or wrong as a whole.
+MOST_OF_A_TABLE = 32
 # Cases are run in groups, the quickest first; a group takes about this time without a fault.
 SECONDS_OF_A_GROUP = [0.5, 4, 1000]
 
@@ -229,6 +231,8 @@ class Finder:
             head = self.texts[path][cursor.extent.start.offset:cursor.extent.end.offset].split(b"(")[0]
             self.in_constexpr_function = b"constexpr" in head
         children = list(cursor.get_children())
+        if kind == K.INIT_LIST_EXPR and len(children) > MOST_OF_A_TABLE:
+            return
         for index, child in enumerate(children):
             is_label = kind == K.CASE_STMT and index == 0
             self.walk(child, constant or is_label, cursor, files)
@@ -750,6 +754,10 @@ def main():
         if reason:
             mutant.status, mutant.by = "equivalent", reason
 
+    def tell(mutant):
+        if mutant.status == "survived":
+            print(f"survived: {mutant}" + (f"    ({mutant.by})" if mutant.by else ""), flush=True)
+
     def judge(mutant):
         if mutant.status or time.monotonic() > deadline:
             return
@@ -759,8 +767,9 @@ def main():
             return
         if not names:
             mutant.status, mutant.by = "survived", "no test reaches it"
-            return
-        mutant.status, mutant.by = verdict(build, cases, names, mutant.number)
+        else:
+            mutant.status, mutant.by = verdict(build, cases, names, mutant.number)
+        tell(mutant)
 
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(judge, switched))
@@ -779,14 +788,12 @@ def main():
         else:
             names = cases.that_reach(numbers_of[mutant.path]) or sorted(cases.seconds, key=cases.seconds.get)
             mutant.status, mutant.by = verdict(build, cases, names, None)
+        tell(mutant)
         Build.write(target, with_switches)
     return report([m for group in chosen for m in group], options)
 
 
 def report(mutants, options):
-    survivors = [m for m in mutants if m.status == "survived"]
-    for mutant in survivors:
-        print(f"survived: {mutant}" + (f"    ({mutant.by})" if mutant.by else ""))
     rooms = collections.defaultdict(collections.Counter)
     for mutant in mutants:
         rooms[room_of(mutant.path)][mutant.status or "not run"] += 1
