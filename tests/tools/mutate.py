@@ -121,7 +121,9 @@ DOCTEST_REGISTER_LISTENER("mutants", 1, Listener);
 
 COMPARISONS = {"<": ("less", "<="), "<=": ("less_equal", "<"), ">": ("greater", ">="), ">=": ("greater_equal", ">"),
                "==": ("equal", "!="), "!=": ("not_equal", "==")}
-SYMMETRIC = {"min", "max", "swap", "equal", "abs", "Add", "Mul", "Min", "Max", "Or", "And", "Xor", "MulAdd"}
+# Whose arguments may stand in any order, and whose first two may.
+SYMMETRIC = {"min", "max", "swap", "equal", "abs", "Add", "Mul", "Min", "Max", "Or", "And", "Xor"}
+FIRST_TWO_SYMMETRIC = {"fma", "mul_add", "MulAdd", "NegMulAdd"}
 
 
 class Failed(Exception):
@@ -139,7 +141,6 @@ class Mutant:
         self.path, self.begin, self.end, self.what = path, begin, end, what
         self.prefix, self.suffix, self.alone, self.token = prefix, suffix, alone, token
         self.constant = constant  # evaluated by the compiler
-        self.in_constexpr_function = False  # and so perhaps evaluated by the compiler
         self.second = None  # (offset, name) of the second of two swapped arguments, and what takes its place
         self.line = text.count(b"\n", 0, begin) + 1
         line_begin = text.rfind(b"\n", 0, begin) + 1
@@ -178,11 +179,9 @@ class Finder:
         self.paths = paths
         self.texts = {path: (ROOT / path).read_bytes() for path in paths}
         self.found = {}
-        self.in_constexpr_function = False
 
     def add(self, path, begin, end, what, prefix, suffix, alone, token=None, constant=False):
         mutant = Mutant(path, self.texts[path], begin, end, what, prefix, suffix, alone, token, constant)
-        mutant.in_constexpr_function = self.in_constexpr_function
         return self.found.setdefault((str(path), begin, end, what), mutant)
 
     def parse(self, source, arguments):
@@ -227,9 +226,6 @@ class Finder:
                 K.NAMESPACE, K.TRANSLATION_UNIT, K.STRUCT_DECL, K.CLASS_DECL, K.CLASS_TEMPLATE)
             if b"constexpr" in head or b"static" in head or at_namespace:
                 constant = True
-        if path is not None and kind in (K.FUNCTION_DECL, K.CXX_METHOD, K.FUNCTION_TEMPLATE, K.CONSTRUCTOR):
-            head = self.texts[path][cursor.extent.start.offset:cursor.extent.end.offset].split(b"(")[0]
-            self.in_constexpr_function = b"constexpr" in head
         children = list(cursor.get_children())
         if kind == K.INIT_LIST_EXPR and len(children) > MOST_OF_A_TABLE:
             return
@@ -323,7 +319,8 @@ class Finder:
         if cursor.spelling.startswith("operator") or cursor.spelling in SYMMETRIC:
             return
         arguments = [a for a in cursor.get_arguments() if a is not None]
-        for first, second in zip(arguments, arguments[1:]):
+        first_pair = 1 if cursor.spelling in FIRST_TWO_SYMMETRIC else 0
+        for first, second in list(zip(arguments, arguments[1:]))[first_pair:]:
             parts = []
             for argument in (first, second):
                 b, e = argument.extent.start.offset, argument.extent.end.offset
@@ -762,13 +759,11 @@ def main():
         if mutant.status or time.monotonic() > deadline:
             return
         names = cases.that_reach({mutant.number})
-        if not names and mutant.in_constexpr_function:
+        if not names:  # what the compiler evaluates is not seen to be reached, either
+            mutant.by = "no test reaches it"
             alone.append(mutant)
             return
-        if not names:
-            mutant.status, mutant.by = "survived", "no test reaches it"
-        else:
-            mutant.status, mutant.by = verdict(build, cases, names, mutant.number)
+        mutant.status, mutant.by = verdict(build, cases, names, mutant.number)
         tell(mutant)
 
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
@@ -787,7 +782,8 @@ def main():
             mutant.status = "does not compile"
         else:
             names = cases.that_reach(numbers_of[mutant.path]) or sorted(cases.seconds, key=cases.seconds.get)
-            mutant.status, mutant.by = verdict(build, cases, names, None)
+            mutant.status, by = verdict(build, cases, names, None)
+            mutant.by = by or mutant.by
         tell(mutant)
         Build.write(target, with_switches)
     return report([m for group in chosen for m in group], options)
