@@ -700,6 +700,8 @@ def main():
                         help="with the address and undefined-behaviour sanitizers, which see reading past an end")
     parser.add_argument("--folder", type=pathlib.Path, default=ROOT / "build" / "mutate", help="where to build")
     parser.add_argument("--json", type=pathlib.Path, help="writes every mutant and what became of it")
+    parser.add_argument("--retry", type=pathlib.Path, metavar="JSON",
+                        help="only what survived, or was not run, in the run that wrote this file")
     parser.add_argument("--minimum", type=float, default=0, help="exit with 1 if fewer per cent are killed")
     parser.add_argument("--list", action="store_true", help="only list the mutants")
     options = parser.parse_args()
@@ -718,6 +720,10 @@ def main():
     if options.diff:
         lines = changed_lines(options.diff)
         mutants = [m for m in mutants if m.line in lines.get(m.path, ())]
+    if options.retry:
+        again = {(m["path"], m["source"], m["what"]) for m in json.loads(options.retry.read_text())
+                 if m["status"] in ("survived", "not run")}
+        mutants = [m for m in mutants if m.key() in again]
     chosen, spare = choose(mutants, requests, options.seed)
     print(f"{len(mutants)} mutants, {sum(map(len, chosen))} of them chosen with seed {options.seed}", flush=True)
     if options.list:
