@@ -368,10 +368,10 @@ TEST_CASE("grammar: large grammars compile, up to limits that are told before") 
   };
   for (const bool is_too_large : {false, true}) {
     CAPTURE(is_too_large);
-    const std::string text = is_too_large ? literal + "x" : literal;
+    const std::string large = is_too_large ? literal + "x" : literal;
     const std::size_t times = is_too_large ? 4096 : 4095;
     check(error_of([&](auto* small) {
-            const std::string_view choice[] = {text};  // and one for the choice
+            const std::string_view choice[] = {large};  // and one for the choice
             return Grammar::from_choices({choice, 1}, small);
           }),
           is_too_large);

@@ -880,6 +880,15 @@ TEST_CASE("weights: rope factors divide the frequencies") {
             "'rope_freqs.weight' (rope factors): expected 1 rows of 5, found 1 rows of 4"));
   CHECK(has(model_error(with_factors({1, 1, 1, 1, 1, 1})),
             "expected 1 rows of 5, found 1 rows of 6"));
+  const float infinity = std::numeric_limits<float>::infinity();
+  for (const float good : {std::nextafter(0.001f, 1.0f), 1e6f}) {
+    CHECK(logits({1, 1, 1, 1, good}).size() == tokens.size());
+  }
+  for (const float bad : {0.0f, -1.0f, std::nextafter(0.001f, 0.0f), std::nextafter(1e6f, infinity),
+                          infinity, std::nanf("")}) {
+    CAPTURE(bad);
+    CHECK(has(model_error(with_factors({1, 1, bad, 1, 1})), "rope factor 2 is "));
+  }
 }
 
 TEST_CASE("weights: every small vector is decoded from its own format and used in its own place") {

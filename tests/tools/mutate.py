@@ -13,11 +13,12 @@ and default members are constants, too.
 All chosen mutants are compiled at once into a copy of the tree, each behind a switch, for one SIMD level. A
 first run of the unit tests notes which test case reaches which mutant; then, for each mutant, the program runs
 those cases, the quickest first, until one fails. What the compiler evaluates itself (array bounds, constexpr
-values) cannot be switched: such a mutant is built on its own. Mutants that do not compile are left out and
-replaced by the next of the sample.
+values) cannot be switched: such a mutant, and one that no test case reaches, is built on its own and judged by
+all cases. Of the others, those that do not compile are replaced by the next of the sample.
 
-The choice depends on the seed and on the text of the mutated lines alone, so that an unrelated edit changes
-nothing. equivalent_mutants.txt lists mutants that nothing can tell from the original, each with the reason;
+The choice depends on the seed and on the text of the mutated lines, so that an unrelated edit changes nothing; but
+which lines of the kernels there are depends on the CPU. The tests that need ../shared are not run, so that
+everybody gets the same score. equivalent_mutants.txt lists mutants that nothing can tell from the original, each with the reason;
 they count neither as killed nor as survivors.
 
 Needs libclang for Python of the installed clang's version (`pip install libclang==14.0.6`), clang for its
@@ -46,6 +47,7 @@ FLAGS = ["-O1", "-march=native", "-DMIXTRAL_HEADERS_ONLY"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1"]
 MEMORY_BYTES = 8 << 30
 MOST_MUTANTS = 1 << 14
+WITHOUT_SHARED = "--test-suite-exclude=shared"
 # A mutant may make a loop endless. Other processes may take the machine's time meanwhile.
 SECONDS_AT_LEAST, TIMES_SLOWER = 20, 8
 # A longer table of numbers is one fact, which is right or wrong as a whole.
@@ -94,6 +96,10 @@ struct Listener : doctest::IReporter {
   void test_case_start(const doctest::TestCaseData& data) override {
     if (file == nullptr) return;
     std::fprintf(file, "case\t%s\t%s\n", data.m_name, data.m_file.c_str());
+    // What is reached before the first case, or between cases, may act on all of them.
+    for (unsigned n = 0; n < sizeof(mixtral_mutant::reached); ++n) {
+      if (mixtral_mutant::reached[n]) std::fprintf(file, "all\t%u\n", n);
+    }
     std::memset(mixtral_mutant::reached, 0, sizeof(mixtral_mutant::reached));
     start = std::chrono::steady_clock::now();
   }
@@ -105,6 +111,7 @@ struct Listener : doctest::IReporter {
     for (unsigned n = 0; n < sizeof(mixtral_mutant::reached); ++n) {
       if (mixtral_mutant::reached[n]) std::fprintf(file, "%u ", n);
     }
+    std::memset(mixtral_mutant::reached, 0, sizeof(mixtral_mutant::reached));
     std::fprintf(file, "\n");
     std::fflush(file);
   }
@@ -252,7 +259,9 @@ class Finder:
                 self.call(cursor, path, text)
         elif kind == K.IF_STMT:
             self.check(cursor, path, text, begin)
-        if parent is not None and parent.kind == K.COMPOUND_STMT:
+        if parent is not None and parent.kind in (K.COMPOUND_STMT, K.CASE_STMT, K.DEFAULT_STMT) or (
+                parent is not None and parent.kind in (K.FOR_STMT, K.WHILE_STMT, K.CXX_FOR_RANGE_STMT) and
+                cursor == list(parent.get_children())[-1]):
             self.statement(cursor, path, text, begin, end)
 
     def literal(self, path, text, begin, end, kind, constant):
@@ -520,7 +529,9 @@ class Build:
 
 def limit_memory(sanitized):
     if not sanitized:  # whose shadow takes all addresses
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+        most = resource.getrlimit(resource.RLIMIT_AS)[1]
+        limit = MEMORY_BYTES if most == resource.RLIM_INFINITY else min(most, MEMORY_BYTES)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
@@ -528,19 +539,27 @@ class Cases:
     """The test cases: for each, its time and the mutants that it reaches."""
 
     def __init__(self, text):
-        self.seconds, self.reached = {}, {}
+        self.seconds, self.reached, self.by_all = {}, {}, set()
+        self.pass_alone = set()  # groups of cases that were seen to pass by themselves
         name = None
         for line in text.splitlines():
             parts = line.split("\t")
             if parts[0] == "case":
                 name = parts[1]
+                if name in self.seconds:
+                    raise Failed(f"two test cases are called {name!r}")
+            elif parts[0] == "all":
+                self.by_all.add(int(parts[1]))
             elif parts[0] == "end":
                 self.seconds[name] = float(parts[1])
                 self.reached[name] = {int(n) for n in parts[2].split()}
 
     def that_reach(self, numbers):
-        names = [name for name, reached in self.reached.items() if reached & numbers]
-        return sorted(names, key=lambda name: self.seconds[name])
+        names = [name for name, reached in self.reached.items() if reached & numbers or self.by_all & numbers]
+        return sorted(names, key=self.seconds.get)
+
+    def all(self):
+        return sorted(self.seconds, key=self.seconds.get)
 
     def groups(self, names):
         limit, groups, group, time_ = 0, [], [], 0.0
@@ -558,21 +577,36 @@ def filter_of(names):
     return "-tc=" + ",".join(re.sub(r"[,\\\[\]]", "?", name) for name in names)
 
 
-def verdict(build, cases, names, number):
-    """("killed", by what) or ("survived", "")."""
+def run_cases(build, cases, group, number):
+    """None if the cases pass, else by what they fail."""
     environment = dict(os.environ)
     if number is not None:
         environment["MIXTRAL_MUTANT"] = str(number)
+    seconds = SECONDS_AT_LEAST + TIMES_SLOWER * sum(cases.seconds[name] for name in group)
+    try:
+        done = run([build.program, "--abort-after=1", filter_of(group), WITHOUT_SHARED], seconds, env=environment,
+                   cwd=build.folder, preexec_fn=lambda: limit_memory(build.sanitized))
+    except subprocess.TimeoutExpired:
+        return f"no end after {seconds:.0f} s"
+    if done.returncode == 0:
+        return None
+    named = re.findall(r"^TEST CASE:\s+(.*)$", done.stdout, re.M)
+    return named[0] if named else f"exit status {done.returncode}"
+
+
+def verdict(build, cases, names, number):
+    """("killed", by what) or ("survived", "")."""
     for group in cases.groups(names):
-        seconds = SECONDS_AT_LEAST + TIMES_SLOWER * sum(cases.seconds[name] for name in group)
-        try:
-            done = run([build.program, "--abort-after=1", filter_of(group)], seconds, env=environment,
-                       cwd=build.folder, preexec_fn=lambda: limit_memory(build.sanitized))
-        except subprocess.TimeoutExpired:
-            return "killed", f"no end after {seconds:.0f} s"
-        if done.returncode != 0:
-            named = re.findall(r"^TEST CASE:\s+(.*)$", done.stdout, re.M)
-            return "killed", named[0] if named else f"exit status {done.returncode}"
+        by = run_cases(build, cases, group, number)
+        if by is None:
+            continue
+        # A switched mutant is believed to be the reason once the same cases pass without it.
+        if number is not None and tuple(group) not in cases.pass_alone:
+            without = run_cases(build, cases, group, None)
+            if without is not None:
+                raise Failed(f"without a mutant, too, these cases fail by {without}: {', '.join(group)}")
+            cases.pass_alone.add(tuple(group))
+        return "killed", by
     return "survived", ""
 
 
@@ -586,11 +620,15 @@ def headers_of(path):
 
 
 def changed_lines(revision):
-    """{path: lines} of what the working tree changes since `revision`."""
-    done = run(["git", "-C", ROOT, "diff", "-U0", revision, "--", str(INCLUDE)])
+    """{path: lines} of what the working tree changes since it left `revision`."""
+    done = run(["git", "-C", ROOT, "diff", "-U0", "--merge-base", "--no-ext-diff", "--no-color", "--src-prefix=a/",
+                "--dst-prefix=b/", revision, "--", str(INCLUDE)])
     if done.returncode != 0:
         raise Failed(done.stderr.strip())
     lines, path = collections.defaultdict(set), None
+    new = run(["git", "-C", ROOT, "ls-files", "-z", "--others", "--exclude-standard", "--", str(INCLUDE)], check=True)
+    for name in filter(None, new.stdout.split("\0")):
+        lines[pathlib.Path(name)].update(range(1, (ROOT / name).read_bytes().count(b"\n") + 2))
     for line in done.stdout.splitlines():
         if line.startswith("+++ b/"):
             path = pathlib.Path(line[6:])
@@ -615,14 +653,14 @@ def find_mutants(paths):
     for source in SOURCES:
         finder.parse(source, ["-std=c++17", f"-I{ROOT / 'include'}", f"-resource-dir={resources}", *eigen, *FLAGS,
                               f"-I{ROOT / 'tests'}"])
-    # Two changes of one line that read alike are told apart by their place in it.
+    # Changes that read alike, of one line or of equal lines, are numbered.
     mutants = sorted(finder.found.values(), key=lambda mutant: (str(mutant.path), mutant.begin, -mutant.end))
     count = collections.Counter()
     for mutant in mutants:
-        place = (mutant.path, mutant.line, mutant.what)
-        count[place] += 1
-        if count[place] > 1:
-            mutant.what += f" ({count[place]})"
+        key = mutant.key()
+        count[key] += 1
+        if count[key] > 1:
+            mutant.what += f" ({count[key]})"
     return mutants
 
 
@@ -660,6 +698,8 @@ def compile_all(build, chosen, spare):
         active = [m for group in chosen for m in group if not m.constant]
         for number, mutant in enumerate(active):
             mutant.number = number
+        if len(active) > MOST_MUTANTS:
+            raise Failed(f"{len(active)} mutants; at most {MOST_MUTANTS} are compiled at once: give a smaller sample")
         by_path = collections.defaultdict(list)
         for mutant in active:
             by_path[mutant.path].append(mutant)
@@ -744,7 +784,7 @@ def main():
           flush=True)
 
     reached = build.folder / "reached.txt"
-    done = run([build.program], env=dict(os.environ, MIXTRAL_MUTANT_REACHED=str(reached)), cwd=build.folder)
+    done = run([build.program, WITHOUT_SHARED], env=dict(os.environ, MIXTRAL_MUTANT_REACHED=str(reached)), cwd=build.folder)
     if done.returncode != 0:
         raise Failed(f"the tests fail without a mutant:\n{done.stdout[-3000:]}")
     cases = Cases(reached.read_text())
@@ -774,10 +814,7 @@ def main():
 
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(judge, switched))
-    numbers_of = collections.defaultdict(set)
-    for mutant in switched:
-        numbers_of[mutant.path].add(mutant.number)
-    for mutant in alone:
+    for mutant in sorted(alone, key=lambda m: m.rank(options.seed)):
         if mutant.status or time.monotonic() > deadline:
             continue
         target = build.tree / mutant.path
@@ -787,8 +824,7 @@ def main():
         if build.make().returncode != 0:
             mutant.status = "does not compile"
         else:
-            names = cases.that_reach(numbers_of[mutant.path]) or sorted(cases.seconds, key=cases.seconds.get)
-            mutant.status, by = verdict(build, cases, names, None)
+            mutant.status, by = verdict(build, cases, cases.all(), None)
             mutant.by = by or mutant.by
         tell(mutant)
         Build.write(target, with_switches)
@@ -800,22 +836,27 @@ def report(mutants, options):
     for mutant in mutants:
         rooms[room_of(mutant.path)][mutant.status or "not run"] += 1
         rooms["all"][mutant.status or "not run"] += 1
-    print(f"\n{'room':24} mutants killed survived equivalent  score")
+    print(f"\n{'room':24} mutants killed survived equivalent  left  score")
     for room in sorted(rooms, key=lambda name: (name == "all", name)):
         counts = rooms[room]
-        judged = counts["killed"] + counts["survived"]
-        score = f"{100 * counts['killed'] / judged:5.1f} %" if judged else "     -"
-        print(f"{room:24} {sum(counts.values()):7} {counts['killed']:6} {counts['survived']:8} "
-              f"{counts['equivalent']:10} {score}")
+        killed, survived, equivalent = (counts[name] for name in ("killed", "survived", "equivalent"))
+        total = sum(counts.values())
+        score = f"{100 * killed / (killed + survived):5.1f} %" if killed + survived else "     -"
+        print(f"{room:24} {total:7} {killed:6} {survived:8} {equivalent:10} "
+              f"{total - killed - survived - equivalent:5} {score}")
+    for name, why in (("not run", f"{options.minutes:g} minutes were over"), ("does not compile", "the compiler")):
+        if rooms["all"][name]:
+            print(f"left: {rooms['all'][name]} {name} ({why})")
     not_run = rooms["all"]["not run"]
-    if not_run:
-        print(f"{not_run} were not run: {options.minutes:g} minutes were over")
     if options.json:
         options.json.write_text(json.dumps([{
             "path": str(m.path), "line": m.line, "source": m.source, "what": m.what, "status": m.status or "not run",
             "by": m.by} for m in mutants], indent=1))
     counts = rooms["all"]
     judged = counts["killed"] + counts["survived"]
+    if options.minimum and (not judged or not_run):
+        print("mutate: too few were judged to tell whether the minimum is reached")
+        return 1
     return 1 if judged and 100 * counts["killed"] / judged < options.minimum else 0
 
 

@@ -126,6 +126,10 @@ Result<Model> Model::from_checkpoint(Checkpoint checkpoint, const ModelOptions& 
       const double factor = data->weights.rope_factors == nullptr
                                 ? 1.0
                                 : static_cast<double>(data->weights.rope_factors[i]);
+      if (!(factor >= 1e-3 && factor <= 1e6)) {
+        return Error(ErrorCode::bad_format, "rope factor %zu is %g; expected 0.001 to 1e6", i,
+                     factor);
+      }
       data->rope_frequencies[i] = portable::pow(static_cast<double>(config.rope_theta), exponent) /
                                   factor * static_cast<double>(config.rope_scale);
     }

@@ -31,7 +31,8 @@ namespace mixtral::detail {
 struct SnapshotHeader {
   static constexpr char kMagic[8] = {'M', 'I', 'X', 'T', 'R', 'A', 'L', 'S'};
   static constexpr std::uint32_t kVersion = 1;
-  // More than any session comes to. Angles of positions are exact up to twice as many.
+  // More than any session comes to. With the highest frequencies that a model may have (rope factors and
+  // scales of 0.001) angles are below 2^60, of which there are sines.
   static constexpr std::uint64_t kMaxRotaryOffset = std::uint64_t{1} << 39;
 
   char magic[8];
