@@ -667,3 +667,18 @@ TEST_CASE("grammar: tokens longer than 1000 bytes are not looked at") {
   CHECK(matcher.can_end());
   CHECK(!matcher.must_end());
 }
+
+TEST_CASE("grammar: a token without a text of its own has no space that could be dropped") {
+  const std::string longer = "\u2581" + std::string(1001, 'x');
+  const mixtral::Model model =
+      with_vocabulary({{"<unk>", 0.0f, mixtral::PieceType::unknown},
+                       {"<s>", 0.0f, mixtral::PieceType::control},
+                       {"</s>", 0.0f, mixtral::PieceType::control},
+                       {"\u2581control", 0.0f, mixtral::PieceType::control},
+                       {longer, 0.0f, mixtral::PieceType::normal},
+                       {"x", 0.0f, mixtral::PieceType::normal}});
+  GrammarMatcher matcher = value(GrammarMatcher::create(gbnf("root ::= \"x\"+"), model, true));
+  CHECK(!matcher.accept(3));
+  CHECK(!matcher.accept(4));
+  CHECK(matcher.accept(5));
+}

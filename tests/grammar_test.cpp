@@ -382,6 +382,16 @@ TEST_CASE("grammar: large grammars compile, up to limits that are told before") 
           }),
           is_too_large);
   }
+  // A set of ASCII counts 1, and each of its ranges of two bytes in UTF-8 3 more.
+  for (const bool is_too_large : {false, true}) {
+    CAPTURE(is_too_large);
+    // 585 * (1024 * 7 + 1) + 1 for the repetitions, 1 for the sequence, and the literal.
+    const std::string rest(is_too_large ? 438 : 437, 'x');
+    check(error_of([&](auto* small) {
+            return Grammar::from_gbnf("root ::= \"" + rest + "\" ([a-\u00E9]{1024}){585}", small);
+          }),
+          is_too_large);
+  }
   const std::string_view parts[] = {literal, literal};
   check(error_of([&](auto* small) { return Grammar::from_choices({parts, 2}, small); }), true);
   check(error_of([](auto* small) {
@@ -607,6 +617,11 @@ TEST_CASE("grammar: repetitions, groups and anchors of regular expressions at th
   refused("[\\w-a]", "class");
   refused("[", "no end");
   refused("[^", "no end");
+  // A brace ends the digits that a brace began, no others.
+  refused("\\x4}", "hexadecimal");
+  refused("\\u004}", "hexadecimal");
+  // An escape that is not supported is told where it begins.
+  refused("ab\\1", "regular expression, byte 3:", ErrorCode::unsupported);
   refused("[\\]", "no end");
 }
 

@@ -529,6 +529,19 @@ TEST_CASE("json_schema: schemas of any shape on a small stack, up to limits that
   refused(compiled(comment + ".\"}"), "4 MiB");
 }
 
+TEST_CASE("json_schema: a schema becomes 16000 rules at most") {
+  // Each string with a length becomes a rule, and the whole is one.
+  const auto strings = [](std::size_t n) {
+    return mixtral::json_schema_to_gbnf(
+        R"({"anyOf":[)" + numbered(n, [](std::size_t) { return R"({"minLength":1})"; }) + "]}");
+  };
+  CHECK(strings(15999));
+  const auto refused = strings(16000);
+  REQUIRE(!refused);
+  CHECK(refused.error().code() == ErrorCode::unsupported);
+  CHECK(std::string(refused.error().message()).find("more than 16000 rules") != std::string::npos);
+}
+
 TEST_CASE("json_schema: long names leave room for what is wrong with them") {
   const std::string name(3000, 'n');
   for (const std::string& schema :
@@ -698,6 +711,12 @@ TEST_CASE("json_schema: bounds of numbers at their own limits") {
   CHECK(!fine("0.123458"));
   CHECK(!fine("0.1234565"));
   refused(R"({"minimum":0.1234567})", "more than 6 digits");
+  // There are three digits more than the bounds have, and six at most.
+  Taker whole(feeder, R"({"minimum":0,"maximum":1})"), tenths(feeder, R"({"maximum":0.5})");
+  CHECK(whole("0.999"));
+  CHECK(!whole("0.9999"));
+  CHECK(tenths("0.1234"));
+  CHECK(!tenths("0.12345"));
   Taker open(feeder, R"({"type":"integer","exclusiveMinimum":1,"exclusiveMaximum":3})");
   CHECK(open("2"));
   CHECK(!open("1"));
@@ -1194,11 +1213,19 @@ TEST_CASE("json_schema: references are paths in the schema itself (RFC 6901)") {
                                                R"(","$defs":{"list":[true,true],"x":true}})"),
                   part, code);
   };
-  for (const char* path :
-       {"#/$defs/y", "#/$defs/list/2", "#/$defs/list/-1", "#/$defs/list/", "#/$defs/list/a",
-        "#/$defs/list/100000", "#/$defs/x/y", "#/", "#/$defs/x/", "#//"}) {
+  for (const char* path : {"#/$defs/y", "#/$defs/list/2", "#/$defs/list/-1", "#/$defs/list/",
+                           "#/$defs/list/a", "#/$defs/list/100000", "#/$defs/x/y", "#/",
+                           "#/$defs/x/", "#//", "#/0", "#/$defs/0", "#/$defs/x/0"}) {
     refused(path, "leads nowhere", ErrorCode::bad_format);
   }
+  // An index has five digits at most.
+  const auto of_many = [](const std::string& index) {
+    return mixtral::json_schema_grammar(
+        R"({"$ref":"#/$defs/list/)" + index + R"(","$defs":{"list":[)" +
+        numbered(100001, [](std::size_t) { return "true"; }) + "]}}");
+  };
+  CHECK(of_many("99999"));
+  check_refused(of_many("100000"), "leads nowhere");
   for (const char* path : {"", "x", "/$defs/x", "#x", "#$defs/x", "other.json#/x"}) {
     refused(path, "no path in the schema itself", ErrorCode::unsupported);
   }

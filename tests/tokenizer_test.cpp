@@ -164,6 +164,8 @@ TEST_CASE("tokenizer: invalid UTF-8 becomes U+FFFD, a byte at a time") {
       {"\xed\xa0\x80", r + r + r},          // a surrogate
       {"\xf4\x90\x80\x80", r + r + r + r},  // past U+10FFFF
       {"\xf5 x", r + " x"},
+      {"\xf5\x80\x80\x80", r + r + r + r},  // no character begins with this byte
+      {"\xff\x80\x80\x80", r + r + r + r},
       {"\xe2\x82\xac", "\xe2\x82\xac"},
       {std::string("\0\0", 2), std::string("\0\0", 2)},
   };

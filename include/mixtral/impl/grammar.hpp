@@ -166,10 +166,10 @@ struct GrammarMatcher::Impl {
   bool walk(Token token) {
     std::string_view text = trie.text(token);
     path[1] = text.empty() ? Automaton::kDead : path[0];
-    if (drops_space) {
+    if (drops_space && !text.empty()) {
       const Piece piece = model.tokenizer().piece(token);
       const std::string_view space(utf8::kSpaceSymbol);
-      if (piece.type != PieceType::byte && piece.text.substr(0, space.size()) == space) {
+      if (piece.text.substr(0, space.size()) == space) {
         text.remove_prefix(1);
         // A space alone leaves nothing, and further ones would be dropped, too, without end.
         if (text.empty() && model.tokenizer().remove_extra_whitespaces()) {

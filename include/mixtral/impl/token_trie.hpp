@@ -37,10 +37,7 @@ class TokenTrie {
       if (length > 0 && length <= kLongest) tokens_.push_back(static_cast<Token>(i));
     }
     begins_.push_back(static_cast<std::uint32_t>(bytes_.size()));
-    std::sort(tokens_.begin(), tokens_.end(), [&](Token a, Token b) {
-      const int order = text(a).compare(text(b));
-      return order < 0 || (order == 0 && a < b);
-    });
+    std::sort(tokens_.begin(), tokens_.end(), [&](Token a, Token b) { return text(a) < text(b); });
     build();
   }
 
