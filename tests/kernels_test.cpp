@@ -985,8 +985,8 @@ TEST_CASE("kernels: vector operations equal their formulas for any length") {
   }
 }
 
-TEST_CASE(
-    "kernels: vector operations round in one order, whatever the lanes, and take any length") {
+TEST_CASE("kernels: vector operations round in one order, whatever the lanes, and take any length" *
+          needs(any_target_fuses(), kFusing)) {
   std::mt19937 random(29);
   std::normal_distribution<float> normal(0.0f, 2.0f);
   for (const Kernels* kernels : all_kernels()) {

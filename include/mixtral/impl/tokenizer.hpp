@@ -37,12 +37,13 @@ Result<Tokenizer> Tokenizer::create(const Vocabulary& vocabulary,
       return Error(ErrorCode::bad_format, "a vocabulary of %zu pieces", pieces.size());
     }
     Tokenizer result(resource);
-    std::size_t n_bytes = vocabulary.unknown_surface.size();
+    std::uint64_t n_bytes = vocabulary.unknown_surface.size();
     for (const Piece& piece : pieces) n_bytes += piece.text.size();
     if (n_bytes > std::numeric_limits<std::uint32_t>::max()) {
-      return Error(ErrorCode::bad_format, "the vocabulary's texts have %zu bytes", n_bytes);
+      return Error(ErrorCode::bad_format, "the vocabulary's texts have %llu bytes",
+                   static_cast<unsigned long long>(n_bytes));
     }
-    result.texts_.reserve(n_bytes);
+    result.texts_.reserve(static_cast<std::size_t>(n_bytes));
     result.pieces_.reserve(pieces.size());
     result.ids_.reserve(pieces.size());
     result.byte_ids_.fill(kNoToken);
