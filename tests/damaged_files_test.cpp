@@ -450,28 +450,7 @@ TEST_CASE("damaged files: tokenizer.json") {
 }
 
 TEST_CASE("damaged files: tokenizer.model of SentencePiece") {
-  // sentencepiece_model.proto: pieces of every type, two of the specifications.
-  std::string text;
-  const auto piece = [&](const std::string& s, char type) {
-    const std::string score("\x15\0\0\x80\xbf", 5);
-    const std::string message =
-        "\x0a" + std::string(1, static_cast<char>(s.size())) + s + score + "\x18" + type;
-    text += "\x0a" + std::string(1, static_cast<char>(message.size())) + message;
-  };
-  piece("<unk>", 2);
-  piece("<s>", 3);
-  piece("</s>", 3);
-  for (unsigned b = 0; b < 256; ++b) {
-    char name[8];
-    std::snprintf(name, sizeof name, "<0x%02X>", b);
-    piece(name, 6);
-  }
-  for (const char* s : {"\xE2\x96\x81", "a", "aa", "n", "ce", "\xE2\x96\x81upon"}) piece(s, 1);
-  piece("ti", 5);
-  piece("[INST]", 4);
-  text += std::string("\x12\x02\x18\x02", 4);                  // trainer_spec: model_type BPE
-  text += std::string("\x1a\x06\x18\x01\x20\x00\x28\x01", 8);  // normalizer_spec
-  const Blob good(text.begin(), text.end());
+  const Blob good = sentencepiece();
   // The first pieces and all after those of bytes, and a few of these.
   std::vector<std::size_t> places = places_up_to(100);
   for (std::size_t i = 100; i + 160 < good.size(); i += 7) places.push_back(i);

@@ -324,7 +324,10 @@ Result<Progress> Generation::step(Span<Generation* const> generations,
     if (generations[i]->impl_ == nullptr) continue;
     Session::Impl& session = generations[i]->impl_->session;
     MIXTRAL_RETURN_IF_ERROR(Session::Impl::check_usable(&session, function));
-    if (work == nullptr) wanted.emplace(*(work = session.work));
+    if (work == nullptr) {
+      work = session.work;
+      wanted.emplace(*work);
+    }
     if (session.work != work) {
       return Error(ErrorCode::invalid_argument,
                    "the session of generation %zu has memory of its own: those that generate "
@@ -338,7 +341,7 @@ Result<Progress> Generation::step(Span<Generation* const> generations,
                    "generations %zu and %zu are of the same session; fork it for each", k, i);
     }
   }
-  wanted.reset();
+  wanted.reset();  // it was to find what is given twice; the evaluation collects its own
   for (Generation* generation : generations) {
     const bool begun = generation->begin_step();
     if (generation->impl_ != nullptr) generation->impl_->in_step = begun;

@@ -40,8 +40,9 @@ class WeightsCopier {
       size += Slab::room_for(bytes);
       if (const NamedTensor* other = paired_with(tensor)) {
         const std::uint64_t other_bytes = copied(other->matrix).bytes();
-        size += Slab::room_for(bytes + other_bytes) - Slab::room_for(bytes) -
-                Slab::room_for(other_bytes);
+        // The two are one piece, not the two that are counted for them.
+        size += Slab::room_for(bytes + other_bytes);
+        size -= Slab::room_for(bytes) + Slab::room_for(other_bytes);
       }
     }
     Slab slab;
