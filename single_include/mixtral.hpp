@@ -10098,12 +10098,13 @@ Result<Tokenizer> Tokenizer::create(const Vocabulary& vocabulary,
       return Error(ErrorCode::bad_format, "a vocabulary of %zu pieces", pieces.size());
     }
     Tokenizer result(resource);
-    std::size_t n_bytes = vocabulary.unknown_surface.size();
+    std::uint64_t n_bytes = vocabulary.unknown_surface.size();
     for (const Piece& piece : pieces) n_bytes += piece.text.size();
     if (n_bytes > std::numeric_limits<std::uint32_t>::max()) {
-      return Error(ErrorCode::bad_format, "the vocabulary's texts have %zu bytes", n_bytes);
+      return Error(ErrorCode::bad_format, "the vocabulary's texts have %llu bytes",
+                   static_cast<unsigned long long>(n_bytes));
     }
-    result.texts_.reserve(n_bytes);
+    result.texts_.reserve(static_cast<std::size_t>(n_bytes));
     result.pieces_.reserve(pieces.size());
     result.ids_.reserve(pieces.size());
     result.byte_ids_.fill(kNoToken);
@@ -10540,10 +10541,7 @@ class TokenTrie {
       if (length > 0 && length <= kLongest) tokens_.push_back(static_cast<Token>(i));
     }
     begins_.push_back(static_cast<std::uint32_t>(bytes_.size()));
-    std::sort(tokens_.begin(), tokens_.end(), [&](Token a, Token b) {
-      const int order = text(a).compare(text(b));
-      return order < 0 || (order == 0 && a < b);
-    });
+    std::sort(tokens_.begin(), tokens_.end(), [&](Token a, Token b) { return text(a) < text(b); });
     build();
   }
 
@@ -10659,8 +10657,9 @@ class WeightsCopier {
       size += Slab::room_for(bytes);
       if (const NamedTensor* other = paired_with(tensor)) {
         const std::uint64_t other_bytes = copied(other->matrix).bytes();
-        size += Slab::room_for(bytes + other_bytes) - Slab::room_for(bytes) -
-                Slab::room_for(other_bytes);
+        // The two are one piece, not the two that are counted for them.
+        size += Slab::room_for(bytes + other_bytes);
+        size -= Slab::room_for(bytes) + Slab::room_for(other_bytes);
       }
     }
     Slab slab;
@@ -10844,7 +10843,7 @@ inline double log(double x) noexcept {
 // base^exponent of a positive base.
 inline double pow(double base, double exponent) noexcept { return exp(exponent * log(base)); }
 
-// Of 0 <= x < 2^40.
+// Of 0 <= x < 2^62; as exact as other functions here below 2^40.
 inline void sin_and_cos(double x, double& sine, double& cosine) noexcept {
   // x = k pi / 2 + r; the Taylor series of sin(r) / r and cos(r) in r^2.
   constexpr double kTwoOverPi = 0x1.45f306dc9c883p-1;
@@ -10993,6 +10992,10 @@ Result<Model> Model::from_checkpoint(Checkpoint checkpoint, const ModelOptions& 
       const double factor = data->weights.rope_factors == nullptr
                                 ? 1.0
                                 : static_cast<double>(data->weights.rope_factors[i]);
+      if (!(factor >= 1e-3 && factor <= 1e6)) {
+        return Error(ErrorCode::bad_format, "rope factor %zu is %g; expected 0.001 to 1e6", i,
+                     factor);
+      }
       data->rope_frequencies[i] = portable::pow(static_cast<double>(config.rope_theta), exponent) /
                                   factor * static_cast<double>(config.rope_scale);
     }
@@ -11567,10 +11570,10 @@ struct GrammarMatcher::Impl {
   bool walk(Token token) {
     std::string_view text = trie.text(token);
     path[1] = text.empty() ? Automaton::kDead : path[0];
-    if (drops_space) {
+    if (drops_space && !text.empty()) {
       const Piece piece = model.tokenizer().piece(token);
       const std::string_view space(utf8::kSpaceSymbol);
-      if (piece.type != PieceType::byte && piece.text.substr(0, space.size()) == space) {
+      if (piece.text.substr(0, space.size()) == space) {
         text.remove_prefix(1);
         // A space alone leaves nothing, and further ones would be dropped, too, without end.
         if (text.empty() && model.tokenizer().remove_extra_whitespaces()) {
@@ -11752,7 +11755,8 @@ namespace mixtral::detail {
 struct SnapshotHeader {
   static constexpr char kMagic[8] = {'M', 'I', 'X', 'T', 'R', 'A', 'L', 'S'};
   static constexpr std::uint32_t kVersion = 1;
-  // More than any session comes to. Angles of positions are exact up to twice as many.
+  // More than any session comes to. With the highest frequencies that a model may have (rope factors and
+  // scales of 0.001) angles are below 2^60, of which there are sines.
   static constexpr std::uint64_t kMaxRotaryOffset = std::uint64_t{1} << 39;
 
   char magic[8];
@@ -14752,7 +14756,10 @@ Result<Progress> Generation::step(Span<Generation* const> generations,
     if (generations[i]->impl_ == nullptr) continue;
     Session::Impl& session = generations[i]->impl_->session;
     MIXTRAL_RETURN_IF_ERROR(Session::Impl::check_usable(&session, function));
-    if (work == nullptr) wanted.emplace(*(work = session.work));
+    if (work == nullptr) {
+      work = session.work;
+      wanted.emplace(*work);
+    }
     if (session.work != work) {
       return Error(ErrorCode::invalid_argument,
                    "the session of generation %zu has memory of its own: those that generate "
@@ -14766,7 +14773,7 @@ Result<Progress> Generation::step(Span<Generation* const> generations,
                    "generations %zu and %zu are of the same session; fork it for each", k, i);
     }
   }
-  wanted.reset();
+  wanted.reset();  // it was to find what is given twice; the evaluation collects its own
   for (Generation* generation : generations) {
     const bool begun = generation->begin_step();
     if (generation->impl_ != nullptr) generation->impl_->in_step = begun;

@@ -1287,7 +1287,7 @@ Result<Importance> Importance::read(Span<const std::uint8_t> bytes, const Config
     };
     constexpr std::string_view kSums = ".in_sum2";
     constexpr std::string_view kCounts = ".counts";
-    // What find() gives is finite in float32, also where it adds up the means of all experts.
+    // What find() gives of a file is finite in float32, also where it adds up the means of all experts.
     constexpr double kMostMean = 1e30;
     Importance importance(config, resource);
     for (const gguf::Tensor& sums : file->tensors()) {
@@ -1324,8 +1324,9 @@ Result<Importance> Importance::read(Span<const std::uint8_t> bytes, const Config
           if (!(count >= 0.0 && count < 1e30 && square >= 0.0 && square < 1e38) ||
               (count > 0.0 && square > kMostMean * count)) {
             return Error(ErrorCode::bad_format,
-                         "importance of '%.*s': a sum of squares or a count is no such number",
-                         length, of.data());
+                         "importance of '%.*s': a sum of squares or a count is no such number, or "
+                         "their mean is above %g",
+                         length, of.data(), kMostMean);
           }
           sum.squares[static_cast<std::size_t>(i)] = square;
         }
