@@ -393,13 +393,14 @@ TEST_CASE("kernels: transposed matrices of floats give the same bits, and the sa
       for (const Kernels* kernels : all_kernels()) {
         CAPTURE(std::string(kernels->target));
         CHECK(kernels->interleaved_row_bytes(transposed) == 0);
-        for (const auto& [first, n] : {std::pair<std::size_t, std::size_t>{0, 301},
-                                       {0, 1},
-                                       {300, 1},
-                                       {7, 290},
-                                       {44, 257},
-                                       {45, 256},
-                                       {16, 16}}) {
+        for (const auto& range : {std::pair<std::size_t, std::size_t>{0, 301},
+                                  {0, 1},
+                                  {300, 1},
+                                  {7, 290},
+                                  {44, 257},
+                                  {45, 256},
+                                  {16, 16}}) {
+          const std::size_t first = range.first, n = range.second;
           CAPTURE(first);
           std::vector<float> plain(n * cols + 1, 9.0f), other(n * cols + 1, 9.0f);
           kernels->decode_rows(w.matrix, first, n, plain.data());
@@ -439,12 +440,13 @@ TEST_CASE("kernels: rows from anywhere are decoded, more than are unpacked toget
     const RandomMatrix w(entry.format, 71, cols, 25);
     for (const Kernels* kernels : all_kernels()) {
       CAPTURE(std::string(kernels->target));
-      for (const auto& [first, n] : {std::pair<std::size_t, std::size_t>{0, 71},
-                                     {31, 2},
-                                     {32, 32},
-                                     {33, 38},
-                                     {70, 1},
-                                     {5, 0}}) {
+      for (const auto& range : {std::pair<std::size_t, std::size_t>{0, 71},
+                                {31, 2},
+                                {32, 32},
+                                {33, 38},
+                                {70, 1},
+                                {5, 0}}) {
+        const std::size_t first = range.first, n = range.second;
         CAPTURE(first);
         std::vector<float> out(n * cols + 1, -9.0f);
         kernels->decode_rows(w.matrix, first, n, out.data());

@@ -330,7 +330,8 @@ TEST_CASE("mixtures: rows that are not whole blocks get the next format that fit
       {BlockFormat::iq4_xs, BlockFormat::iq4_nl}, {BlockFormat::q4_k, BlockFormat::q5_0},
       {BlockFormat::q5_k, BlockFormat::q5_1},     {BlockFormat::q6_k, BlockFormat::q8_0}};
   for (const auto& [wanted, smaller] : super_blocks) {
-    CAPTURE(name_of(wanted));
+    const std::string name = name_of(wanted);
+    CAPTURE(name);
     for (const std::size_t n : {256u, 512u}) check(wanted, n, wanted);
     for (const std::size_t n : {32u, 224u, 288u}) check(wanted, n, smaller);
     for (const std::size_t n : {16u, 255u, 257u}) check(wanted, n, BlockFormat::f16);
