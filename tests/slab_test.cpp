@@ -83,6 +83,18 @@ TEST_CASE(
   CHECK(Slab::room_for(kSlabAlignment + 1) == 2 * kSlabAlignment);
 }
 
+TEST_CASE("slab: a slab that has measured begins at its first byte when it has memory") {
+  Host host;
+  Slab slab;
+  slab.take<std::uint32_t>(100);
+  const std::size_t measured = slab.used();
+  REQUIRE(slab.reserve(&host, measured));
+  CHECK(slab.used() == 0);
+  const std::uint32_t* const first = slab.take<std::uint32_t>(50);
+  CHECK(slab.take<std::uint32_t>(1) == first + Slab::room_for(200) / sizeof(std::uint32_t));
+  CHECK(slab.used() <= measured);
+}
+
 TEST_CASE("slab: memory is given back once, whoever has it in the end") {
   Host host;
   {

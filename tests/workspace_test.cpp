@@ -650,6 +650,43 @@ TEST_CASE("workspace: there is room for whole pages of 64, and one page more for
 }
 
 TEST_CASE(
+    "workspace: with a window, a session takes the pages that the window and a pass can touch") {
+  // The positions of a pass and of the window before it may begin at the end of a page.
+  for (const std::uint32_t window : {7u, 64u, 100u, 128u}) {
+    const mixtral::Model model = small_model(window);
+    for (const std::uint32_t batch : {1u, 59u, 65u}) {
+      for (const std::uint32_t branches : {1u, 3u}) {
+        CAPTURE(window);
+        CAPTURE(batch);
+        CAPTURE(branches);
+        mixtral::SessionOptions options = options_for(900, branches);
+        options.batch = batch;
+        const std::uint64_t needed = value(Session::memory_needed(model, options));
+        const std::uint32_t pages = (window - 1 + batch + 63) / 64 + 1;
+        // kv_tokens states pages for the first session, and one more for each of the others.
+        options.kv_tokens = pages * branches * 64 - (branches - 1) * 64;
+        CHECK(value(Session::memory_needed(model, options)) == needed);
+        options.kv_tokens += 1;
+        CHECK(value(Session::memory_needed(model, options)) > needed);
+      }
+    }
+  }
+}
+
+TEST_CASE("workspace: an error about room says how many pages there are") {
+  const mixtral::Model model = small_model();
+  std::vector<Session> sessions = open_sessions(model, 3, 130);
+  append_and_evaluate(sessions[0], 256, 1);
+  append_and_evaluate(sessions[1], 40, 2);
+  REQUIRE(sessions[1].append(span(small_tokens(60, 3))));
+  const auto status = sessions[1].evaluate();
+  check_full(status);
+  INFO(status.error().message());
+  CHECK(std::string(status.error().message())
+            .find("have 5 pages of 64 tokens, of which 0 are free") != std::string::npos);
+}
+
+TEST_CASE(
     "workspace: a page that is shared needs a free one to go on from its middle, its last user "
     "does not") {
   const mixtral::Model model = small_model();
