@@ -825,13 +825,13 @@ struct EncodeQ6_K {
   static void encode(const SuperBlock& x, const SuperBlock& weight, std::uint8_t* block) {
     ScaledSuperBlock<EvenLevels<-32, 31>, 16, -128, 127> best;
     best.fit(x, weight);
+    put_bit_pairs(best.code, 4, block + 128);
     for (int half = 0; half < 2; ++half) {
       const std::uint8_t* code = best.code + half * 128;
       for (int l = 0; l < 64; ++l) {
         block[half * 64 + l] = static_cast<std::uint8_t>((code[l] & 15) | (code[l + 64] & 15) << 4);
       }
     }
-    put_bit_pairs(best.code, 4, block + 128);
     for (int s = 0; s < 16; ++s) block[192 + s] = static_cast<std::uint8_t>(best.scale[s]);
     put_half(best.d, block + 208);
   }
