@@ -189,15 +189,18 @@ inline Result<Json> parse_json(Span<const std::uint8_t> bytes, const char* where
   return std::move(builder.root());
 }
 
+// The member of an object; null if it is absent or null itself, or if `value` is no object.
+inline const Json* find_member(const Json& value, const char* key) {
+  const auto found = value.find(key);
+  return found == value.end() || found->is_null() ? nullptr : &*found;
+}
+
 // Typed access to the members of an object; a member that is null counts as absent.
 class JsonKeys {
  public:
   JsonKeys(const Json& object, const char* where) : object_(object), where_(where) {}
 
-  const Json* find(const char* key) const {
-    const auto found = object_.find(key);
-    return found == object_.end() || found->is_null() ? nullptr : &*found;
-  }
+  const Json* find(const char* key) const { return find_member(object_, key); }
 
   // Leaves `value` alone if the key is absent and not required. Numbers in quotes are accepted:
   // Mistral's first params.json has one.
@@ -510,6 +513,7 @@ inline Status add_huggingface_tensor(const StoredTensor& tensor, Checkpoint& che
 #ifndef MIXTRAL_IMPL_CHECKPOINTS_OPEN_HPP_
 #define MIXTRAL_IMPL_CHECKPOINTS_OPEN_HPP_
 
+#include <map>
 #include <set>
 #include <string>
 
@@ -752,9 +756,12 @@ namespace mixtral {
 
 namespace detail {
 
-inline bool is_type(const Json& part, const char* type) {
-  return part.is_object() && part.contains("type") && part["type"] == type;
+inline bool has_member(const Json& part, const char* key, const char* text) {
+  const Json* found = find_member(part, key);
+  return found != nullptr && *found == text;
 }
+
+inline bool is_type(const Json& part, const char* type) { return has_member(part, "type", type); }
 
 // Reads the parts of a tokenizer.json one after the other into a vocabulary.
 class TokenizerJsonReader {
@@ -765,7 +772,7 @@ class TokenizerJsonReader {
   Status run() {
     MIXTRAL_RETURN_IF_ERROR(read_normalizer());
     MIXTRAL_RETURN_IF_ERROR(check_decoder());
-    const Json* model = find(json_, "model");
+    const Json* model = find_member(json_, "model");
     if (model == nullptr || !is_type(*model, "BPE")) {
       return unsupported("the model is not of type BPE");
     }
@@ -786,23 +793,17 @@ class TokenizerJsonReader {
                  "tokenizer.json: %s; the tokenizers of Mixtral, Mistral and Llama 2 are read",
                  what);
   }
-  // Null also for what is null.
-  static const Json* find(const Json& object, const char* key) {
-    const auto found = object.find(key);
-    return found == object.end() || found->is_null() ? nullptr : &*found;
-  }
   static bool replaces(const Json& part, const char* pattern, const char* content) {
-    const Json* from = find(part, "pattern");
-    return is_type(part, "Replace") && from != nullptr && from->is_object() &&
-           from->contains("String") && (*from)["String"] == pattern && part.contains("content") &&
-           part["content"] == content;
+    const Json* from = find_member(part, "pattern");
+    return is_type(part, "Replace") && from != nullptr && has_member(*from, "String", pattern) &&
+           has_member(part, "content", content);
   }
 
   // The elements of a Sequence, or the part itself alone.
   static std::vector<const Json*> sequence(const Json& part, const char* key) {
     std::vector<const Json*> parts;
     if (!is_type(part, "Sequence")) return {&part};
-    if (const Json* list = find(part, key); list != nullptr && list->is_array()) {
+    if (const Json* list = find_member(part, key); list != nullptr && list->is_array()) {
       for (const Json& element : *list) parts.push_back(&element);
     }
     return parts;
@@ -811,12 +812,10 @@ class TokenizerJsonReader {
   // Prepend and Replace, or (newer files) a Metaspace pre-tokeniser.
   Status read_normalizer() {
     vocabulary_.add_dummy_prefix = false;
-    vocabulary_.remove_extra_whitespaces = false;
     bool replaces_spaces = false;
-    if (const Json* normalizer = find(json_, "normalizer")) {
+    if (const Json* normalizer = find_member(json_, "normalizer")) {
       for (const Json* part : sequence(*normalizer, "normalizers")) {
-        if (is_type(*part, "Prepend") && part->contains("prepend") &&
-            (*part)["prepend"] == utf8::kSpaceSymbol) {
+        if (is_type(*part, "Prepend") && has_member(*part, "prepend", utf8::kSpaceSymbol)) {
           vocabulary_.add_dummy_prefix = true;
         } else if (replaces(*part, " ", utf8::kSpaceSymbol)) {
           replaces_spaces = true;
@@ -825,17 +824,16 @@ class TokenizerJsonReader {
         }
       }
     }
-    if (const Json* splitter = find(json_, "pre_tokenizer")) {
+    if (const Json* splitter = find_member(json_, "pre_tokenizer")) {
       if (!is_type(*splitter, "Metaspace")) return unsupported("the pre_tokenizer is no Metaspace");
-      if (const Json* split = find(*splitter, "split"); split == nullptr || *split != false) {
+      if (const Json* split = find_member(*splitter, "split");
+          split == nullptr || *split != false) {
         return unsupported("the pre_tokenizer splits at spaces");
       }
-      const Json* replacement = find(*splitter, "replacement");
-      if (replacement == nullptr || *replacement != utf8::kSpaceSymbol) {
+      if (!has_member(*splitter, "replacement", utf8::kSpaceSymbol)) {
         return unsupported("spaces do not become U+2581");
       }
-      const Json* scheme = find(*splitter, "prepend_scheme");
-      vocabulary_.add_dummy_prefix = scheme == nullptr || *scheme != "never";
+      vocabulary_.add_dummy_prefix = !has_member(*splitter, "prepend_scheme", "never");
       replaces_spaces = true;
     }
     if (!replaces_spaces) return unsupported("spaces do not become U+2581");
@@ -843,7 +841,7 @@ class TokenizerJsonReader {
   }
 
   Status check_decoder() const {
-    const Json* decoder = find(json_, "decoder");
+    const Json* decoder = find_member(json_, "decoder");
     if (decoder == nullptr) return unsupported("there is no decoder");
     for (const Json* part : sequence(*decoder, "decoders")) {
       const bool known = replaces(*part, utf8::kSpaceSymbol, " ") ||
@@ -878,12 +876,12 @@ class TokenizerJsonReader {
   }
 
   Status read_pieces(const Json& model) {
-    const Json* vocab = find(model, "vocab");
+    const Json* vocab = find_member(model, "vocab");
     if (vocab == nullptr || !vocab->is_object()) return error("model.vocab must be an object");
-    const Json* fallback = find(model, "byte_fallback");
+    const Json* fallback = find_member(model, "byte_fallback");
     if (fallback == nullptr || *fallback != true) return unsupported("model.byte_fallback is off");
-    const Json* unknown = find(model, "unk_token");
-    const Json* added = find(json_, "added_tokens");
+    const Json* unknown = find_member(model, "unk_token");
+    const Json* added = find_member(json_, "added_tokens");
     n_entries_ = vocab->size() + (added == nullptr ? 0 : added->size());
     for (const auto& [text, id] : vocab->items()) {
       Piece* piece;
@@ -902,12 +900,11 @@ class TokenizerJsonReader {
   }
 
   Status read_added_tokens() {
-    const Json* added = find(json_, "added_tokens");
+    const Json* added = find_member(json_, "added_tokens");
     if (added == nullptr) return {};
     if (!added->is_array()) return error("added_tokens must be an array");
     for (const Json& token : *added) {
-      const Json* id = token.is_object() ? find(token, "id") : nullptr;
-      const Json* content = token.is_object() ? find(token, "content") : nullptr;
+      const Json *id = find_member(token, "id"), *content = find_member(token, "content");
       if (id == nullptr || content == nullptr || !content->is_string()) {
         return error("an element of added_tokens has no id or content");
       }
@@ -918,7 +915,7 @@ class TokenizerJsonReader {
         return error("an added token has the id of another piece");
       }
       if (piece->text.empty()) piece->text = keep(text);
-      const Json* special = find(token, "special");
+      const Json* special = find_member(token, "special");
       if (piece->type == PieceType::unknown || piece->type == PieceType::byte) continue;
       piece->type =
           special != nullptr && *special == true ? PieceType::control : PieceType::user_defined;
@@ -927,10 +924,9 @@ class TokenizerJsonReader {
   }
 
   Status fill_holes() {
-    for (std::size_t i = 0; i < vocabulary_.pieces.size(); ++i) {
-      Piece& piece = vocabulary_.pieces[i];
+    for (Piece& piece : vocabulary_.pieces) {
       if (!piece.text.empty()) continue;
-      piece.text = keep("[PAD" + std::to_string(i) + "]");
+      piece.text = keep("[PAD" + std::to_string(&piece - vocabulary_.pieces.data()) + "]");
       piece.type = PieceType::control;
     }
     return {};
@@ -938,11 +934,11 @@ class TokenizerJsonReader {
 
   // "left right", or (newer files) ["left", "right"].
   Status read_merges(const Json& model) {
-    const Json* merges = find(model, "merges");
+    const Json* merges = find_member(model, "merges");
     if (merges == nullptr || !merges->is_array()) return error("model.merges must be an array");
     std::unordered_map<std::string_view, Token> ids;
-    for (std::size_t i = 0; i < vocabulary_.pieces.size(); ++i) {
-      ids.emplace(vocabulary_.pieces[i].text, static_cast<Token>(i));
+    for (const Piece& piece : vocabulary_.pieces) {
+      ids.emplace(piece.text, static_cast<Token>(&piece - vocabulary_.pieces.data()));
     }
     const auto n_merges = static_cast<float>(merges->size());
     // For programs that go by scores: earlier merges first, what is never merged last.
@@ -1966,7 +1962,8 @@ class FolderReader {
     return read ? Status() : error_in(path("tokenizer.json").c_str(), read.error());
   }
 
-  // tokenizer_config.json, if it is there: added tokens, BOS, chat template.
+  // tokenizer_config.json, if it is there: added tokens, BOS, chat template. A template in a file of its own
+  // comes before that, as in the transformers library.
   Status read_tokenizer_config() {
     if (const PathStatus status = path_status(path("chat_template.jinja").c_str());
         status.kind != PathKind::missing && !(status.kind == PathKind::file && status.size == 0)) {
@@ -1980,37 +1977,48 @@ class FolderReader {
     const JsonKeys keys(*json, "tokenizer_config.json");
     Vocabulary& vocabulary = checkpoint_.vocabulary;
     MIXTRAL_RETURN_IF_ERROR(keys.read_bool("add_bos_token", vocabulary.add_bos));
-    if (const Json* text = keys.find("chat_template"); text != nullptr && text->is_string()) {
-      checkpoint_.chat_template = text->get_ref<const std::string&>();
-    } else if (text != nullptr && text->is_array()) {  // several, by name
-      for (const Json& entry : *text) {
-        if (entry.is_object() && entry.contains("name") && entry["name"] == "default" &&
-            entry.contains("template") && entry["template"].is_string()) {
-          checkpoint_.chat_template = entry["template"].get_ref<const std::string&>();
-        }
-      }
-    }
+    if (checkpoint_.chat_template.empty()) read_chat_template(keys.find("chat_template"));
     const Json* added = keys.find("added_tokens_decoder");
     if (added == nullptr) return {};
     if (!added->is_object()) return keys.wrong_type("added_tokens_decoder", "an object", *added);
+    // The keys are in the order of texts, in which "1000" comes before "999".
+    std::map<std::uint32_t, const Json*> tokens;
     for (const auto& [key, token] : added->items()) {
       std::uint32_t id = 0;
       const auto parsed = std::from_chars(key.data(), key.data() + key.size(), id);
-      if (parsed.ec != std::errc() || id >= checkpoint_.config.vocab_size || !token.is_object() ||
-          !token.contains("content") || !token["content"].is_string()) {
+      const Json* content = find_member(token, "content");
+      if (parsed.ec != std::errc() || parsed.ptr != key.data() + key.size() ||
+          id >= checkpoint_.config.vocab_size || content == nullptr || !content->is_string()) {
         return Error(ErrorCode::bad_format,
                      "tokenizer_config.json: added token '%.40s' has no content or is not in the "
                      "vocabulary of %u",
                      key.c_str(), static_cast<unsigned>(checkpoint_.config.vocab_size));
       }
+      tokens.emplace(id, &token);
+    }
+    for (const auto& [id, token] : tokens) {
       if (id < vocabulary.pieces.size()) continue;  // known to the tokenizer itself
       MIXTRAL_RETURN_IF_ERROR(pad_vocabulary(id));
-      vocabulary.texts.emplace_back(token["content"].get_ref<const std::string&>());
-      const bool special = token.contains("special") && token["special"] == true;
+      vocabulary.texts.emplace_back((*token)["content"].get_ref<const std::string&>());
+      const Json* special = find_member(*token, "special");
       vocabulary.pieces.push_back(
-          {vocabulary.texts.back(), 0.0f, special ? PieceType::control : PieceType::user_defined});
+          {vocabulary.texts.back(), 0.0f,
+           special != nullptr && *special == true ? PieceType::control : PieceType::user_defined});
     }
     return {};
+  }
+
+  // The template, or of several with names the one that is called "default".
+  void read_chat_template(const Json* text) {
+    if (text == nullptr) return;
+    if (text->is_string()) checkpoint_.chat_template = text->get_ref<const std::string&>();
+    if (!text->is_array()) return;
+    for (const Json& entry : *text) {
+      const Json *name = find_member(entry, "name"), *named = find_member(entry, "template");
+      if (name != nullptr && *name == "default" && named != nullptr && named->is_string()) {
+        checkpoint_.chat_template = named->get_ref<const std::string&>();
+      }
+    }
   }
 
   // Rows of the matrices that no piece belongs to get pieces that never appear.

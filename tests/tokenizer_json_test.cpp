@@ -123,13 +123,19 @@ TEST_CASE(
   check_refused(with(prepend(kSpace)), "spaces do not become U+2581");
   check_refused(with(sequence("normalizers", {})), "spaces do not become U+2581");
   check_refused(with(nullptr), "spaces do not become U+2581");
+  // A sequence has its parts in an array.
+  check_refused(with({{"type", "Sequence"}}), "spaces do not become U+2581");
+  check_refused(with({{"type", "Sequence"}, {"normalizers", {{"a", spaces}}}}),
+                "spaces do not become U+2581");
   for (const Json& other :
        {replace(" ", "_"), replace("_", kSpace), prepend("_"), Json{{"type", "Prepend"}},
         Json{{"type", "Lowercase"}}, Json("Replace"), Json{{"prepend", kSpace}},
         Json{{"type", "Replace"}, {"pattern", {{"Regex", " "}}}, {"content", kSpace}},
         Json{{"type", "Replace"}, {"pattern", " "}, {"content", kSpace}},
         Json{{"type", "Replace"}, {"pattern", {{"String", " "}}}},
-        Json{{"type", "Replace"}, {"content", kSpace}}}) {
+        Json{{"type", "Replace"}, {"content", kSpace}},
+        Json{{"type", "Put"}, {"pattern", {{"String", " "}}}, {"content", kSpace}},
+        Json{{"type", "Replace"}, {"pattern", nullptr}, {"content", kSpace}}}) {
     CAPTURE(other.dump());
     check_refused(with(other), "the normalizer has another part");
     check_refused(with(sequence("normalizers", {spaces, other})),
@@ -155,6 +161,7 @@ TEST_CASE("tokenizer_json: a pre-tokenizer is Metaspace that does not split") {
   check_refused(with("split", nullptr), "splits at spaces");
   check_refused(with("type", "ByteLevel"), "no Metaspace");
   check_refused(with("replacement", "_"), "U+2581");
+  check_refused(with("replacement", nullptr), "U+2581");
 }
 
 TEST_CASE("tokenizer_json: a decoder has known parts only") {
@@ -230,6 +237,15 @@ TEST_CASE("tokenizer_json: pieces are of the types that their texts and the spec
   // A hole between the ids is a control token of its own.
   CHECK(made.pieces[269].text == "[PAD269]");
   CHECK(made.pieces[269].type == PieceType::control);
+  // The first id may be a hole, too, and there may be no unknown token.
+  Json holes = small_json();
+  holes["model"]["vocab"].erase("<unk>");
+  holes["added_tokens"].erase(0);
+  for (const Json& unknown : {Json(nullptr), Json("<unk>")}) {
+    holes["model"]["unk_token"] = unknown;
+    CHECK(value(vocabulary(holes)).pieces[0].text == "[PAD0]");
+    CHECK(value(vocabulary(holes)).unknown == 0);
+  }
   const Tokenizer t = value(read(small_json()));
   CHECK(t.unknown() == 0);
   CHECK(std::string(value(t.decode(span({260, 0, 261})))) == "a<unk>b");
@@ -251,6 +267,11 @@ TEST_CASE("tokenizer_json: ids are whole numbers below twice the number of token
     check_refused(with_id(id), "a token id is not an integer from 0 to 1567",
                   ErrorCode::bad_format);
   }
+  Json alone = with_id(limit - 6);
+  alone["added_tokens"] = nullptr;
+  check_refused(alone, "from 0 to 1561, the most for 269 tokens", ErrorCode::bad_format);
+  alone["model"]["vocab"]["last"] = limit - 7;
+  CHECK(vocabulary(alone));
   check_refused(with_id(267), "two pieces of model.vocab have the same id", ErrorCode::bad_format);
 }
 
@@ -307,11 +328,19 @@ TEST_CASE("tokenizer_json: merges are pairs of pieces that make a third, in eith
                                    Json::array({"a", "b", "c"}),
                                    Json::array({1, "c"}),
                                    Json::array({"ab", 1}),
-                                   Json::array({Json::array({"ab", "c"})})};
+                                   Json::array({Json::array({"ab", "c"})}),
+                                   Json{{"0", "ab"}, {"1", "c"}}};
   for (const Json& merge : wrong) {
     CAPTURE(merge.dump());
     check_refused(with(merge), "model.merges[5] is not of two pieces", ErrorCode::bad_format);
   }
+  // The piece with the first id is one like others.
+  Json first = small_json();
+  first["model"]["vocab"].erase("a");
+  first["model"]["vocab"]["<unk>"] = 260;
+  first["model"]["vocab"]["a"] = 0;
+  first["added_tokens"].erase(0);
+  CHECK(value(vocabulary(first)).merges[1].left == 0);
   // Scores tell the order of merges, and that other pieces come last: a piece has that of its first merge.
   const auto made = value(vocabulary(with("ab c")));
   CHECK(made.pieces[264].score == 0.0f);   // bc

@@ -4,6 +4,7 @@
 
 #include "mixtral/impl/checkpoints/json.hpp"
 #include "mixtral/impl/checkpoints/stored_tensor.hpp"
+#include "mixtral/impl/gguf_names.hpp"
 
 namespace mixtral::detail {
 

@@ -110,15 +110,18 @@ inline Result<Json> parse_json(Span<const std::uint8_t> bytes, const char* where
   return std::move(builder.root());
 }
 
+// The member of an object; null if it is absent or null itself, or if `value` is no object.
+inline const Json* find_member(const Json& value, const char* key) {
+  const auto found = value.find(key);
+  return found == value.end() || found->is_null() ? nullptr : &*found;
+}
+
 // Typed access to the members of an object; a member that is null counts as absent.
 class JsonKeys {
  public:
   JsonKeys(const Json& object, const char* where) : object_(object), where_(where) {}
 
-  const Json* find(const char* key) const {
-    const auto found = object_.find(key);
-    return found == object_.end() || found->is_null() ? nullptr : &*found;
-  }
+  const Json* find(const char* key) const { return find_member(object_, key); }
 
   // Leaves `value` alone if the key is absent and not required. Numbers in quotes are accepted:
   // Mistral's first params.json has one.

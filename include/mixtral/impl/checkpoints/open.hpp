@@ -2,6 +2,7 @@
 #ifndef MIXTRAL_IMPL_CHECKPOINTS_OPEN_HPP_
 #define MIXTRAL_IMPL_CHECKPOINTS_OPEN_HPP_
 
+#include <map>
 #include <set>
 #include <string>
 
@@ -288,7 +289,8 @@ class FolderReader {
     return read ? Status() : error_in(path("tokenizer.json").c_str(), read.error());
   }
 
-  // tokenizer_config.json, if it is there: added tokens, BOS, chat template.
+  // tokenizer_config.json, if it is there: added tokens, BOS, chat template. A template in a file of its own
+  // comes before that, as in the transformers library.
   Status read_tokenizer_config() {
     if (const PathStatus status = path_status(path("chat_template.jinja").c_str());
         status.kind != PathKind::missing && !(status.kind == PathKind::file && status.size == 0)) {
@@ -302,37 +304,48 @@ class FolderReader {
     const JsonKeys keys(*json, "tokenizer_config.json");
     Vocabulary& vocabulary = checkpoint_.vocabulary;
     MIXTRAL_RETURN_IF_ERROR(keys.read_bool("add_bos_token", vocabulary.add_bos));
-    if (const Json* text = keys.find("chat_template"); text != nullptr && text->is_string()) {
-      checkpoint_.chat_template = text->get_ref<const std::string&>();
-    } else if (text != nullptr && text->is_array()) {  // several, by name
-      for (const Json& entry : *text) {
-        if (entry.is_object() && entry.contains("name") && entry["name"] == "default" &&
-            entry.contains("template") && entry["template"].is_string()) {
-          checkpoint_.chat_template = entry["template"].get_ref<const std::string&>();
-        }
-      }
-    }
+    if (checkpoint_.chat_template.empty()) read_chat_template(keys.find("chat_template"));
     const Json* added = keys.find("added_tokens_decoder");
     if (added == nullptr) return {};
     if (!added->is_object()) return keys.wrong_type("added_tokens_decoder", "an object", *added);
+    // The keys are in the order of texts, in which "1000" comes before "999".
+    std::map<std::uint32_t, const Json*> tokens;
     for (const auto& [key, token] : added->items()) {
       std::uint32_t id = 0;
       const auto parsed = std::from_chars(key.data(), key.data() + key.size(), id);
-      if (parsed.ec != std::errc() || id >= checkpoint_.config.vocab_size || !token.is_object() ||
-          !token.contains("content") || !token["content"].is_string()) {
+      const Json* content = find_member(token, "content");
+      if (parsed.ec != std::errc() || parsed.ptr != key.data() + key.size() ||
+          id >= checkpoint_.config.vocab_size || content == nullptr || !content->is_string()) {
         return Error(ErrorCode::bad_format,
                      "tokenizer_config.json: added token '%.40s' has no content or is not in the "
                      "vocabulary of %u",
                      key.c_str(), static_cast<unsigned>(checkpoint_.config.vocab_size));
       }
+      tokens.emplace(id, &token);
+    }
+    for (const auto& [id, token] : tokens) {
       if (id < vocabulary.pieces.size()) continue;  // known to the tokenizer itself
       MIXTRAL_RETURN_IF_ERROR(pad_vocabulary(id));
-      vocabulary.texts.emplace_back(token["content"].get_ref<const std::string&>());
-      const bool special = token.contains("special") && token["special"] == true;
+      vocabulary.texts.emplace_back((*token)["content"].get_ref<const std::string&>());
+      const Json* special = find_member(*token, "special");
       vocabulary.pieces.push_back(
-          {vocabulary.texts.back(), 0.0f, special ? PieceType::control : PieceType::user_defined});
+          {vocabulary.texts.back(), 0.0f,
+           special != nullptr && *special == true ? PieceType::control : PieceType::user_defined});
     }
     return {};
+  }
+
+  // The template, or of several with names the one that is called "default".
+  void read_chat_template(const Json* text) {
+    if (text == nullptr) return;
+    if (text->is_string()) checkpoint_.chat_template = text->get_ref<const std::string&>();
+    if (!text->is_array()) return;
+    for (const Json& entry : *text) {
+      const Json *name = find_member(entry, "name"), *named = find_member(entry, "template");
+      if (name != nullptr && *name == "default" && named != nullptr && named->is_string()) {
+        checkpoint_.chat_template = named->get_ref<const std::string&>();
+      }
+    }
   }
 
   // Rows of the matrices that no piece belongs to get pieces that never appear.

@@ -12,9 +12,12 @@ namespace mixtral {
 
 namespace detail {
 
-inline bool is_type(const Json& part, const char* type) {
-  return part.is_object() && part.contains("type") && part["type"] == type;
+inline bool has_member(const Json& part, const char* key, const char* text) {
+  const Json* found = find_member(part, key);
+  return found != nullptr && *found == text;
 }
+
+inline bool is_type(const Json& part, const char* type) { return has_member(part, "type", type); }
 
 // Reads the parts of a tokenizer.json one after the other into a vocabulary.
 class TokenizerJsonReader {
@@ -25,7 +28,7 @@ class TokenizerJsonReader {
   Status run() {
     MIXTRAL_RETURN_IF_ERROR(read_normalizer());
     MIXTRAL_RETURN_IF_ERROR(check_decoder());
-    const Json* model = find(json_, "model");
+    const Json* model = find_member(json_, "model");
     if (model == nullptr || !is_type(*model, "BPE")) {
       return unsupported("the model is not of type BPE");
     }
@@ -46,23 +49,17 @@ class TokenizerJsonReader {
                  "tokenizer.json: %s; the tokenizers of Mixtral, Mistral and Llama 2 are read",
                  what);
   }
-  // Null also for what is null.
-  static const Json* find(const Json& object, const char* key) {
-    const auto found = object.find(key);
-    return found == object.end() || found->is_null() ? nullptr : &*found;
-  }
   static bool replaces(const Json& part, const char* pattern, const char* content) {
-    const Json* from = find(part, "pattern");
-    return is_type(part, "Replace") && from != nullptr && from->is_object() &&
-           from->contains("String") && (*from)["String"] == pattern && part.contains("content") &&
-           part["content"] == content;
+    const Json* from = find_member(part, "pattern");
+    return is_type(part, "Replace") && from != nullptr && has_member(*from, "String", pattern) &&
+           has_member(part, "content", content);
   }
 
   // The elements of a Sequence, or the part itself alone.
   static std::vector<const Json*> sequence(const Json& part, const char* key) {
     std::vector<const Json*> parts;
     if (!is_type(part, "Sequence")) return {&part};
-    if (const Json* list = find(part, key); list != nullptr && list->is_array()) {
+    if (const Json* list = find_member(part, key); list != nullptr && list->is_array()) {
       for (const Json& element : *list) parts.push_back(&element);
     }
     return parts;
@@ -71,12 +68,10 @@ class TokenizerJsonReader {
   // Prepend and Replace, or (newer files) a Metaspace pre-tokeniser.
   Status read_normalizer() {
     vocabulary_.add_dummy_prefix = false;
-    vocabulary_.remove_extra_whitespaces = false;
     bool replaces_spaces = false;
-    if (const Json* normalizer = find(json_, "normalizer")) {
+    if (const Json* normalizer = find_member(json_, "normalizer")) {
       for (const Json* part : sequence(*normalizer, "normalizers")) {
-        if (is_type(*part, "Prepend") && part->contains("prepend") &&
-            (*part)["prepend"] == utf8::kSpaceSymbol) {
+        if (is_type(*part, "Prepend") && has_member(*part, "prepend", utf8::kSpaceSymbol)) {
           vocabulary_.add_dummy_prefix = true;
         } else if (replaces(*part, " ", utf8::kSpaceSymbol)) {
           replaces_spaces = true;
@@ -85,17 +80,16 @@ class TokenizerJsonReader {
         }
       }
     }
-    if (const Json* splitter = find(json_, "pre_tokenizer")) {
+    if (const Json* splitter = find_member(json_, "pre_tokenizer")) {
       if (!is_type(*splitter, "Metaspace")) return unsupported("the pre_tokenizer is no Metaspace");
-      if (const Json* split = find(*splitter, "split"); split == nullptr || *split != false) {
+      if (const Json* split = find_member(*splitter, "split");
+          split == nullptr || *split != false) {
         return unsupported("the pre_tokenizer splits at spaces");
       }
-      const Json* replacement = find(*splitter, "replacement");
-      if (replacement == nullptr || *replacement != utf8::kSpaceSymbol) {
+      if (!has_member(*splitter, "replacement", utf8::kSpaceSymbol)) {
         return unsupported("spaces do not become U+2581");
       }
-      const Json* scheme = find(*splitter, "prepend_scheme");
-      vocabulary_.add_dummy_prefix = scheme == nullptr || *scheme != "never";
+      vocabulary_.add_dummy_prefix = !has_member(*splitter, "prepend_scheme", "never");
       replaces_spaces = true;
     }
     if (!replaces_spaces) return unsupported("spaces do not become U+2581");
@@ -103,7 +97,7 @@ class TokenizerJsonReader {
   }
 
   Status check_decoder() const {
-    const Json* decoder = find(json_, "decoder");
+    const Json* decoder = find_member(json_, "decoder");
     if (decoder == nullptr) return unsupported("there is no decoder");
     for (const Json* part : sequence(*decoder, "decoders")) {
       const bool known = replaces(*part, utf8::kSpaceSymbol, " ") ||
@@ -138,12 +132,12 @@ class TokenizerJsonReader {
   }
 
   Status read_pieces(const Json& model) {
-    const Json* vocab = find(model, "vocab");
+    const Json* vocab = find_member(model, "vocab");
     if (vocab == nullptr || !vocab->is_object()) return error("model.vocab must be an object");
-    const Json* fallback = find(model, "byte_fallback");
+    const Json* fallback = find_member(model, "byte_fallback");
     if (fallback == nullptr || *fallback != true) return unsupported("model.byte_fallback is off");
-    const Json* unknown = find(model, "unk_token");
-    const Json* added = find(json_, "added_tokens");
+    const Json* unknown = find_member(model, "unk_token");
+    const Json* added = find_member(json_, "added_tokens");
     n_entries_ = vocab->size() + (added == nullptr ? 0 : added->size());
     for (const auto& [text, id] : vocab->items()) {
       Piece* piece;
@@ -162,12 +156,11 @@ class TokenizerJsonReader {
   }
 
   Status read_added_tokens() {
-    const Json* added = find(json_, "added_tokens");
+    const Json* added = find_member(json_, "added_tokens");
     if (added == nullptr) return {};
     if (!added->is_array()) return error("added_tokens must be an array");
     for (const Json& token : *added) {
-      const Json* id = token.is_object() ? find(token, "id") : nullptr;
-      const Json* content = token.is_object() ? find(token, "content") : nullptr;
+      const Json *id = find_member(token, "id"), *content = find_member(token, "content");
       if (id == nullptr || content == nullptr || !content->is_string()) {
         return error("an element of added_tokens has no id or content");
       }
@@ -178,7 +171,7 @@ class TokenizerJsonReader {
         return error("an added token has the id of another piece");
       }
       if (piece->text.empty()) piece->text = keep(text);
-      const Json* special = find(token, "special");
+      const Json* special = find_member(token, "special");
       if (piece->type == PieceType::unknown || piece->type == PieceType::byte) continue;
       piece->type =
           special != nullptr && *special == true ? PieceType::control : PieceType::user_defined;
@@ -187,10 +180,9 @@ class TokenizerJsonReader {
   }
 
   Status fill_holes() {
-    for (std::size_t i = 0; i < vocabulary_.pieces.size(); ++i) {
-      Piece& piece = vocabulary_.pieces[i];
+    for (Piece& piece : vocabulary_.pieces) {
       if (!piece.text.empty()) continue;
-      piece.text = keep("[PAD" + std::to_string(i) + "]");
+      piece.text = keep("[PAD" + std::to_string(&piece - vocabulary_.pieces.data()) + "]");
       piece.type = PieceType::control;
     }
     return {};
@@ -198,11 +190,11 @@ class TokenizerJsonReader {
 
   // "left right", or (newer files) ["left", "right"].
   Status read_merges(const Json& model) {
-    const Json* merges = find(model, "merges");
+    const Json* merges = find_member(model, "merges");
     if (merges == nullptr || !merges->is_array()) return error("model.merges must be an array");
     std::unordered_map<std::string_view, Token> ids;
-    for (std::size_t i = 0; i < vocabulary_.pieces.size(); ++i) {
-      ids.emplace(vocabulary_.pieces[i].text, static_cast<Token>(i));
+    for (const Piece& piece : vocabulary_.pieces) {
+      ids.emplace(piece.text, static_cast<Token>(&piece - vocabulary_.pieces.data()));
     }
     const auto n_merges = static_cast<float>(merges->size());
     // For programs that go by scores: earlier merges first, what is never merged last.
