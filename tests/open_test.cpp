@@ -213,7 +213,7 @@ TEST_CASE("open: a chat template has a file of its own, or else is in tokenizer_
   CHECK(with("text") == "text");
   CHECK(with(nullptr) == "");
   CHECK(with(5) == "");
-  CHECK(with(Json::object()) == "");
+  CHECK(with(Json{{"a", named("default", "text")}}) == "");
   // Of several, that which is called "default"; what is of another kind is passed over.
   CHECK(with(Json::array(
             {named("tool_use", "tools"), named("default", "text"), named("rag", "r")})) == "text");

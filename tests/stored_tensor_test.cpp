@@ -35,6 +35,15 @@ std::string error_of(const T& result, ErrorCode code) {
 
 }  // namespace
 
+TEST_CASE("stored_tensor: a tensor has up to four dimensions, and is empty until they are known") {
+  const StoredTensor tensor(std::pmr::get_default_resource());
+  CHECK(tensor.shape == std::array<std::uint64_t, 4>{});
+  CHECK(tensor.n_dims == 0);
+  CHECK(tensor.bytes == 0);
+  CHECK(tensor.type == nullptr);
+  CHECK(tensor.data == nullptr);
+}
+
 TEST_CASE("stored_tensor: a tensor has up to 2^56 elements") {
   const auto size = [](const std::vector<std::uint64_t>& shape, const ElementType& type = kFloat) {
     StoredTensor tensor = stored("t", shape, type);
