@@ -513,6 +513,7 @@ inline Status add_huggingface_tensor(const StoredTensor& tensor, Checkpoint& che
 #ifndef MIXTRAL_IMPL_CHECKPOINTS_OPEN_HPP_
 #define MIXTRAL_IMPL_CHECKPOINTS_OPEN_HPP_
 
+#include <limits>
 #include <map>
 #include <set>
 #include <string>
@@ -1747,10 +1748,10 @@ class FolderReader {
   Status name_gguf_files() const {
     std::set<std::string> names;
     for_each_name(folder_.c_str(), [&](std::string_view name) {
-      const std::size_t part = name.rfind("-of-");
-      const bool is_later_part = part != std::string_view::npos && part >= 6 &&
-                                 name[part - 6] == '-' && name.size() - part == 14 &&
-                                 name.substr(part - 5, 5) != "00001";
+      constexpr std::size_t kEnd = std::string_view("-00002-of-00003.gguf").size();
+      const std::string_view end = name.substr(name.size() - std::min(name.size(), kEnd));
+      const bool is_later_part = end.size() == kEnd && end[0] == '-' &&
+                                 end.substr(6, 4) == "-of-" && end.substr(1, 5) != "00001";
       if (ends_with(name, ".gguf") && !is_later_part) names.emplace(name);
     });
     if (names.empty()) return {};
@@ -1830,8 +1831,8 @@ class FolderReader {
     if (config.hidden_dim == 0) {
       for (const NamedTensor& tensor : checkpoint_.tensors) {
         if (tensor.role == Role::w1) {
-          config.hidden_dim =
-              static_cast<std::uint32_t>(std::min<std::size_t>(tensor.matrix.rows, 1u << 30));
+          constexpr std::size_t kMost = std::numeric_limits<std::uint32_t>::max();
+          config.hidden_dim = static_cast<std::uint32_t>(std::min(tensor.matrix.rows, kMost));
         }
       }
     }
@@ -1844,8 +1845,8 @@ class FolderReader {
     if (!exists(name + ".index.json")) return read_safetensors_file(name, add);
     const Result<Json> index = read_json(name + ".index.json");
     if (!index) return index.error();
-    const auto map = index->find("weight_map");
-    if (map == index->end() || !map->is_object()) {
+    const Json* map = find_member(*index, "weight_map");
+    if (map == nullptr || !map->is_object()) {
       return Error(ErrorCode::bad_format, "'%s.index.json': weight_map must be an object",
                    shown(name).c_str());
     }
@@ -1911,7 +1912,7 @@ class FolderReader {
       if (!bytes) return bytes.error();
       const auto tensors = read_torch_file(*bytes, shown(name).c_str(), resource_);
       if (!tensors) return tensors.error();
-      if (i > 0 && has_shards(*tensors)) {
+      if (has_shards(*tensors)) {
         return Error(ErrorCode::unsupported,
                      "'%s': its tensors are shards for model parallelism; take this model in the "
                      "Hugging Face layout or as GGUF",

@@ -281,7 +281,9 @@ TEST_CASE("open: tokenizer_config.json adds tokens that the tokenizer does not h
                                                            {"295", Json::array({"content"})},
                                                            {"295", Json::object()},
                                                            {"295", {{"content", 5}}}};
-  for (const auto& [id, token] : wrong) {
+  for (const auto& entry : wrong) {
+    const auto& id = entry.first;
+    const auto& token = entry.second;
     CAPTURE(id);
     CAPTURE(token.dump());
     write({{id, token}});
