@@ -127,7 +127,8 @@ TEST_CASE("open: GGUF files are named where a folder has no other weights") {
              "them: '-00001-of-00002.gguf', 'a-of-b.gguf'"));
   for (const char* name :
        {"m00002-of-00002.gguf", "00002-of-00002.gguf", "0002-of-00002.gguf", "m-0002-of-00002.gguf",
-        "m-00002-of-0002.gguf", "m-00002-of-000002.gguf", "best-of-00002.gguf", "-of-00002.gguf"}) {
+        "m-00002-of-0002.gguf", "m-00002-of-000002.gguf", "best-of-00002.gguf",
+        "-00002-of-0002.gguf", "m-00002-or-00002.gguf", "-of-00002.gguf"}) {
     CAPTURE(name);
     CHECK(ends(with({name}), "them: '" + std::string(name) + "'"));
   }
@@ -375,7 +376,7 @@ TEST_CASE("open: a model without an output matrix says that it is tied") {
 TEST_CASE("open: an index names each tensor's file, and each tensor is there") {
   const TemporaryFolder folder;
   write_huggingface(folder);
-  const std::string index = "'" + folder.file("model.safetensors") + ".index.json'";
+  const std::string index = "'" + folder.path() + "/model.safetensors" + ".index.json'";
   Json map = whole_map();
   write_index(folder, map);
   CHECK(read(folder.path()));
@@ -469,7 +470,7 @@ TEST_CASE("open: PyTorch files are read while their numbers follow each other, u
   // A tensor that another file had is a shard.
   folder.write(name(1), torch_file({tensors.back()}));
   CHECK(error_of(folder, ErrorCode::unsupported) ==
-        "'" + folder.file("consolidated.01.pth") +
+        "'" + folder.path() + "/consolidated.01.pth" +
             "': its tensors are shards for model parallelism; take this model in the Hugging Face "
             "layout or "
             "as GGUF");
@@ -488,7 +489,7 @@ TEST_CASE("open: params.json has 1 to 4096 experts; the weights are not looked a
     params["moe"]["num_experts"] = n;
     folder.write("params.json", params.dump());
   };
-  const std::string params = folder.file("params.json") + ": the number of experts is ";
+  const std::string params = folder.path() + "/params.json" + ": the number of experts is ";
   with(0);
   CHECK(error_of(folder) == params + "0; expected 1 to 4096");
   with(4097);
@@ -499,7 +500,7 @@ TEST_CASE("open: params.json has 1 to 4096 experts; the weights are not looked a
   }
   folder.write("params.json", std::string("{"));
   CHECK(error_of(folder) ==
-        folder.file("params.json") + ": not valid JSON at byte 2 (incomplete download?)");
+        folder.path() + "/params.json" + ": not valid JSON at byte 2 (incomplete download?)");
 }
 
 TEST_CASE("open: a hidden size that params.json lacks is that of the first matrices of networks") {
@@ -522,7 +523,7 @@ TEST_CASE("open: a hidden size that params.json lacks is that of the first matri
   folder.write("params.json", params.dump());
   folder.write("consolidated.00.pth", torch_file({tensor("norm.weight", s.output_norm)}));
   CHECK(error_of(folder) ==
-        folder.file("params.json") + ": the hidden size is 0; expected 1 to 1048576");
+        folder.path() + "/params.json" + ": the hidden size is 0; expected 1 to 1048576");
 }
 
 TEST_CASE("open: a file of a folder stands for it, any other file for itself") {
