@@ -445,6 +445,10 @@ TEST_CASE("zip: the zip64 record is taken where one is announced, and must lie i
   archive.count.reset();
   archive.offset = 68;
   CHECK(read(archive) == "a=123;b=123;");
+  archive.count = 2;
+  archive.size.reset();
+  CHECK(read(archive) == "a=123;b=123;");
+  archive.size = 2 * 47;
   // None of them does: then the record does not count.
   archive.count = 2;
   archive.count64 = 1;
