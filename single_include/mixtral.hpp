@@ -10843,7 +10843,7 @@ inline double log(double x) noexcept {
 // base^exponent of a positive base.
 inline double pow(double base, double exponent) noexcept { return exp(exponent * log(base)); }
 
-// Of 0 <= x < 2^62; as exact as other functions here below 2^40.
+// Takes 0 <= x < 2^62, and is as exact as the other functions here below 2^40.
 inline void sin_and_cos(double x, double& sine, double& cosine) noexcept {
   // x = k pi / 2 + r; the Taylor series of sin(r) / r and cos(r) in r^2.
   constexpr double kTwoOverPi = 0x1.45f306dc9c883p-1;

@@ -306,7 +306,7 @@ TEST_CASE(
     const std::vector<float> large = {1e6f, -1e6f, 65504.0f, 1e-30f};
     CHECK(stored(BlockFormat::f32, large) == large);
     CHECK(stored(BlockFormat::bf16, large)[1] == doctest::Approx(-1e6).epsilon(0.004));
-    // Of a block of 8-bit numbers the scale is a half.
+    // The scale of a block of 8-bit numbers is a half.
     std::vector<float> block(64, 0.0f);
     block[0] = 127.0f * 65504.0f;
     block[1] = -block[0];

@@ -579,7 +579,7 @@ TEST_CASE("chat: which role may come where, and where the chat stands after it")
       CHECK(encoded.text.find(one.error) != std::string::npos);
     }
   }
-  // Of a role of any length, 40 bytes are told.
+  // An error tells 40 bytes of a role, however long it is.
   const std::string role(41, 'r');
   const Encoded encoded = encode_from(Turn::start, ChatFormat::mistral_v1, {{role, ""}});
   CHECK(encoded.text.find("'" + role.substr(1) + "'") != std::string::npos);

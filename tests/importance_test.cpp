@@ -232,7 +232,7 @@ TEST_CASE("importance: a file has each tensor's name, sums and counts, experts i
     CHECK(counts->shape[0] == 1);
     CHECK(numbers(*counts) == expected.counts);
   }
-  // Of a dense model the names are those of one expert.
+  // A dense model's tensors have the names of one expert.
   mixtral::Importance dense(config_of(1));
   gather(dense, Role::w1, 0, 0, {1.0f});
   const auto dense_bytes = value(dense.to_gguf());

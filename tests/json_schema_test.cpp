@@ -738,7 +738,7 @@ TEST_CASE("json_schema: bounds of numbers at their own limits") {
   refused(R"({"type":"integer","minimum":0.1,"maximum":0.9})", "no number is between",
           ErrorCode::bad_format);
   CHECK(mixtral::json_schema_grammar(R"({"minimum":0.1,"maximum":0.9})"));
-  // Of several bounds on one side the tighter one counts.
+  // The tighter of several bounds on one side counts.
   Taker both(
       feeder,
       R"({"type":"integer","minimum":3,"exclusiveMinimum":3,"maximum":9,"exclusiveMaximum":8})");

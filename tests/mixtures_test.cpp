@@ -300,7 +300,7 @@ TEST_CASE("mixtures: a mixture is found by its name, in any case, or by its shor
 }
 
 TEST_CASE("mixtures: rows that are not whole blocks get the next format that fits, F16 at last") {
-  // Of which ffn_down has rows of n.
+  // The matrix ffn_down has rows of n numbers.
   const auto check = [](BlockFormat wanted, std::size_t n, BlockFormat expected) {
     CAPTURE(n);
     mixtral::Config config;

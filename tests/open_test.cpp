@@ -78,7 +78,7 @@ TEST_CASE("open: a folder has the layout that its configuration and weights show
     const TemporaryFolder folder;
     write_huggingface(folder);
     CHECK(is_huggingface(checkpoint(folder)));
-    // Of both layouts, that of Hugging Face is read ...
+    // Where both layouts are there, that of Hugging Face is read ...
     write_original(folder);
     CHECK(is_huggingface(checkpoint(folder)));
     // ... if its weights are there, with or without an index.
@@ -120,7 +120,7 @@ TEST_CASE("open: GGUF files are named where a folder has no other weights") {
   CHECK(ends(with({"c.gguf", "a.gguf", "b.gguf", "d.gguf"}),
              "'a.gguf', 'b.gguf', 'c.gguf' and 1 more"));
   CHECK(ends(with({"a.gguf", "b.ggu", "c.gguf.part", "gguf"}), "them: 'a.gguf'"));
-  // Of a file in parts the first is named; what only looks like a part is a file of its own.
+  // The first part of a file in parts is named; what only looks like a part is a file of its own.
   CHECK(ends(with({"m-00001-of-00002.gguf", "m-00002-of-00002.gguf"}),
              "them: 'm-00001-of-00002.gguf'"));
   CHECK(ends(with({"a-of-b.gguf", "-00001-of-00002.gguf", "-00002-of-00002.gguf"}),
@@ -137,7 +137,7 @@ TEST_CASE("open: GGUF files are named where a folder has no other weights") {
   CHECK(ends(with({fits}), "them: '" + fits + "'"));
   CHECK(ends(with({longer}),
              "them: '" + std::string(15, 'n') + "..." + std::string(27, 'n') + ".gguf'"));
-  // Of the folder's path, 80 bytes.
+  // The error tells 80 bytes of the folder's path.
   const TemporaryFolder above;
   const std::string deep = above.file(std::string(100, 'x'));
   std::filesystem::create_directory(deep);
@@ -215,7 +215,7 @@ TEST_CASE("open: a chat template has a file of its own, or else is in tokenizer_
   CHECK(with(nullptr) == "");
   CHECK(with(5) == "");
   CHECK(with(Json{{"a", named("default", "text")}}) == "");
-  // Of several, that which is called "default"; what is of another kind is passed over.
+  // The one called "default" is taken of several; what is of another kind is passed over.
   CHECK(with(Json::array(
             {named("tool_use", "tools"), named("default", "text"), named("rag", "r")})) == "text");
   CHECK(with(Json::array({named("tool_use", "tools")})) == "");

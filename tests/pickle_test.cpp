@@ -136,7 +136,7 @@ TEST_CASE("pickle: tuples and lists hold the values above the mark, or as many a
   CHECK(three.child(2).number == 3);
   CHECK(Read("(t.").value().count == 0);
   CHECK(Read("K\x07\x85.").child(0).number == 7);
-  // Of several marks, the topmost counts.
+  // The topmost of several marks counts.
   const Read nested("(K\x01(K\x02K\x03tt.");
   REQUIRE(nested.value().count == 2);
   CHECK(nested.child(0).number == 1);

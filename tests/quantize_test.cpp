@@ -742,7 +742,7 @@ TEST_CASE(
 
 TEST_CASE(
     "quantize: large matrices are written in bands, and the first that fails is told by its rows") {
-  // Of a few million weights: of 48 rows of 131072 the first band has 32, of 131072 rows of 48 it has 87376.
+  // A band has a few million weights: 32 of 48 rows of 131072, and 87376 of 131072 rows of 48.
   constexpr std::uint32_t kDim = 48, kHidden = 131072;
   std::vector<float> numbers(std::size_t{kDim} * kHidden);
   std::uint32_t state = 1;

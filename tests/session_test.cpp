@@ -454,7 +454,7 @@ TEST_CASE("session: room is counted to the last token") {
   CHECK(value(s.forget_oldest(9, 1)) == 1);
   CHECK(s.tokens().size() == 9);
   CHECK(!s.has_logits());
-  // Of tokens none is put if one is none.
+  // No token is put if one of them is none.
   const auto size = static_cast<Token>(model.tokenizer().size());
   for (const Token bad : {Token{-1}, size, std::numeric_limits<Token>::max()}) {
     const auto status = s.append(span({bad}));

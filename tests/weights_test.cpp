@@ -564,7 +564,7 @@ TEST_CASE("gguf tensors: every name has its role, layer and expert") {
       {"blk.10.ffn_gate_exps.weight", Role::w1, 10, 0, 3},
       {"blk.10.ffn_down_exps.weight", Role::w2, 10, 0, 3},
       {"blk.10.ffn_up_exps.weight", Role::w3, 10, 0, 3},
-      // Of old converters: it follows from rope_theta, and is passed over.
+      // Old converters wrote it; it follows from rope_theta, and is passed over.
       {"blk.0.attn_rot_embd.weight", Role::rope_factors, 0, 0, 0},
   };
   const Keys keys;
