@@ -6203,16 +6203,11 @@ class Generation {
 
    private:
     void advance() {
-      while (generation_ != nullptr) {
-        const bool more = !ended_ && generation_->next();
-        if (!more && ended_) {
-          generation_ = nullptr;
-          return;
-        }
-        ended_ = !more;
-        if (!generation_->piece().empty()) return;
-        if (ended_) generation_ = nullptr;
+      while (generation_ != nullptr && !ended_) {
+        ended_ = !generation_->next();
+        if (!generation_->piece().empty()) return;  // also after the end: what had been kept back
       }
+      generation_ = nullptr;
     }
     Generation* generation_ = nullptr;
     bool ended_ = false;
@@ -9161,7 +9156,7 @@ class GrammarCompiler {
   template <class Begins>
   void derive(const Begins& begins, Flags& has) const {
     const std::size_t n = n_expressions(), n_rules = tree_.rules.size();
-    // What an expression is a part of: an expression, or after those, a rule.
+    // What an expression is a part of: an expression, or after those, a rule. Each is a part of one.
     std::pmr::vector<std::uint32_t> whole(n + n_rules, kNone, resource_);
     std::pmr::vector<std::uint32_t> n_missing(n, 1, resource_);  // parts that are to have it
     std::pmr::vector<std::uint32_t> first_use(n_rules, kNone, resource_);
@@ -9198,8 +9193,8 @@ class GrammarCompiler {
       decided.pop_back();
       if (i >= n) {
         for (std::uint32_t k = first_use[i - n]; k != kNone; k = next_use[k]) decide(k);
-      } else if (whole[i] != kNone && (whole[i] >= n || --n_missing[whole[i]] == 0 ||
-                                       expression(whole[i]).kind != Kind::sequence)) {
+      } else if (whole[i] >= n || --n_missing[whole[i]] == 0 ||
+                 expression(whole[i]).kind != Kind::sequence) {
         decide(whole[i]);
       }
     }
@@ -9610,8 +9605,7 @@ class GrammarCompiler {
 
   // Set by set, bytes that were of one class so far become two if the set has only some of them.
   void find_classes() {
-    std::array<std::uint8_t, 256>& class_of = program_.class_of;
-    class_of.fill(0);
+    std::array<std::uint8_t, 256>& class_of = program_.class_of;  // zeros so far
     program_.n_classes = 1;
     for (const GrammarProgram::ByteSet& set : sets_) {
       if (program_.n_classes == 256) break;

@@ -36,11 +36,6 @@ std::string error_of(const std::string& path) {
   return model.error().message();
 }
 
-bool has(const std::string& text, const std::string& part) {
-  INFO(text);
-  return text.find(part) != std::string::npos;
-}
-
 Synthetic small(std::uint32_t n_experts = 4) {
   Synthetic s;
   s.n_experts = n_experts;

@@ -20,10 +20,6 @@ std::string error_of(const Blob& blob) {
   return model.error().message();
 }
 
-bool has(const std::string& text, const std::string& part) {
-  return text.find(part) != std::string::npos;
-}
-
 Synthetic small() {
   Synthetic synthetic;
   synthetic.n_layers = 1;

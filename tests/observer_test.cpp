@@ -9,7 +9,7 @@ using mixtral::Span;
 
 namespace {
 
-// Counts what it is told, and keeps the inputs of the first layer's wq and w1, one row for each token.
+// Counts what it is told, and keeps the inputs of the first layer's wq, w1 and w2, one row for each token.
 struct Counts : mixtral::Observer {
   bool wants_all_logits() const override { return all_logits; }
   bool wants_inputs() const override { return inputs; }
@@ -20,13 +20,14 @@ struct Counts : mixtral::Observer {
     ++n_inputs;
     if (role == Role::wq && layer == 0) wq.emplace_back(input.begin(), input.end());
     if (role == Role::w1 && layer == 0) w1[expert].emplace_back(input.begin(), input.end());
+    if (role == Role::w2 && layer == 0) w2[expert].emplace_back(input.begin(), input.end());
   }
   void on_time(mixtral::Part, std::uint32_t, double) override { ++n_times; }
 
   bool all_logits = false, inputs = false, times = false;
   int n_logits = 0, n_inputs = 0, n_times = 0;
   std::vector<std::vector<float>> wq;
-  std::map<std::uint32_t, std::vector<std::vector<float>>> w1;
+  std::map<std::uint32_t, std::vector<std::vector<float>>> w1, w2;  // of each expert
 };
 
 Counts observed(const mixtral::Model& model, std::uint32_t batch, Counts counts) {
@@ -101,6 +102,7 @@ TEST_CASE(
       const Counts many = observed(model, batch, wants);
       CHECK(many.wq == one.wq);
       CHECK(many.w1 == one.w1);
+      CHECK(many.w2 == one.w2);
     }
     REQUIRE(one.wq.size() == expected.size());
     double worst = 0.0;

@@ -28,11 +28,6 @@ std::string error_of(const TemporaryFolder& folder, ErrorCode code = ErrorCode::
   return error_of(folder.path(), code);
 }
 
-bool has(const std::string& text, const std::string& part) {
-  INFO(text);
-  return text.find(part) != std::string::npos;
-}
-
 const Synthetic& small() {
   static const Synthetic synthetic = [] {
     Synthetic s;

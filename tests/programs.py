@@ -1680,10 +1680,40 @@ class EmbedMinimal(Case):
         self.assertIn(b"no/such.gguf", result.stderr)
 
 
+def all_tests(suite):
+    """The tests of a suite and of the suites in it, in their order."""
+    for test in suite:
+        if isinstance(test, unittest.TestSuite):
+            yield from all_tests(test)
+        else:
+            yield test
+
+
+class Part(unittest.TestLoader):
+    """Loads every n-th test from the k-th on, so that n processes share all of them."""
+
+    def __init__(self, k, n):
+        super().__init__()
+        self.k, self.n = k, n
+
+    def loadTestsFromModule(self, module, *arguments, **options):
+        tests = list(all_tests(super().loadTestsFromModule(module, *arguments, **options)))
+        return unittest.TestSuite(tests[self.k - 1::self.n])
+
+
+def part(text):
+    k, n = (int(word) for word in text.split("/"))
+    if not 1 <= k <= n:
+        raise ValueError(text)
+    return Part(k, n)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--bin", type=pathlib.Path, required=True)
     parser.add_argument("--without", help="a program that is not there")
+    parser.add_argument("--part", type=part, default=unittest.TestLoader(), metavar="K/N",
+                        help="only the K-th of N parts of the tests")
     arguments, rest = parser.parse_known_args()
     Case.bin, Case.without = arguments.bin.resolve(), arguments.without
-    unittest.main(argv=[__file__, *rest])
+    unittest.main(argv=[__file__, *rest], testLoader=arguments.part)

@@ -22,11 +22,6 @@ std::string error_of(const Blob& file, mixtral::ErrorCode code = mixtral::ErrorC
   return tensors ? "" : tensors.error().message();
 }
 
-bool has(const std::string& text, const std::string& part) {
-  INFO(text);
-  return text.find(part) != std::string::npos;
-}
-
 std::string entry(const std::string& dtype, const nlohmann::json& shape, std::uint64_t begin,
                   std::uint64_t end) {
   return nlohmann::json{{"dtype", dtype}, {"shape", shape}, {"data_offsets", {begin, end}}}.dump();

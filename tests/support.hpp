@@ -16,6 +16,7 @@
 #include <nlohmann/json.hpp>
 #include <random>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "sanitized.hpp"
@@ -60,6 +61,11 @@ constexpr const char* kFusing = "a SIMD target that multiplies and adds in one s
 std::size_t heap_allocations();
 
 using Blob = std::vector<std::uint8_t>;
+
+// Whether a text has a part, such as a word that an error must tell.
+inline bool has(std::string_view text, std::string_view part) {
+  return text.find(part) != std::string_view::npos;
+}
 
 inline Blob read_file(const std::string& path) {
   std::ifstream in(path, std::ios::binary);

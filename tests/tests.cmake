@@ -105,9 +105,13 @@ if(Python3_FOUND)
     if(NOT TARGET embed_minimal)
       set(MIXTRAL_WITHOUT --without embed_minimal)
     endif()
-    add_test(NAME programs COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/tests/programs.py
-             --bin $<TARGET_FILE_DIR:embedding_host> ${MIXTRAL_WITHOUT})
-    set_tests_properties(programs PROPERTIES COST 1000)
+    # In parts, so that the cores of a machine share the longest of all tests.
+    foreach(part RANGE 1 4)
+      add_test(NAME programs_${part}
+               COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/tests/programs.py --part ${part}/4
+               --bin $<TARGET_FILE_DIR:embedding_host> ${MIXTRAL_WITHOUT})
+      set_tests_properties(programs_${part} PROPERTIES COST 1000)
+    endforeach()
     if(MIXTRAL_INSTALL AND UNIX AND NOT MIXTRAL_SANITIZE)
       add_test(NAME installed COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/tests/installed.py
                --compiler ${CMAKE_CXX_COMPILER} -- ${CMAKE_COMMAND} --install ${CMAKE_BINARY_DIR} --prefix)

@@ -476,7 +476,7 @@ TEST_CASE(
 
 TEST_CASE("tokenizer: of merges that are listed the first goes first, others are not done") {
   mixtral::Vocabulary vocabulary(std::pmr::get_default_resource());
-  for (const char* text : {"<unk>", "a", "b", "c", "ab", "bc", "abc", "ca"}) {
+  for (const char* text : {"<unk>", "a", "b", "c", "ab", "bc", "abc", "ca", "ad", "da"}) {
     vocabulary.pieces.push_back({text, 0.0f, kNormal});
   }
   vocabulary.pieces[0].type = kUnknown;
@@ -488,6 +488,9 @@ TEST_CASE("tokenizer: of merges that are listed the first goes first, others are
   CHECK(ids("abc") == std::vector<Token>{1, 5});
   CHECK(ids("ab") == std::vector<Token>{4});
   CHECK(ids("ca") == std::vector<Token>{3, 1});  // a piece, but no merge
+  // Nor can there be a merge with a character that is no piece.
+  CHECK(ids("ad") == std::vector<Token>{1, 0});
+  CHECK(ids("da") == std::vector<Token>{0, 1});
   vocabulary.merges.assign({{1, 2}, {2, 3}});
   CHECK(ids("abc") == std::vector<Token>{4, 3});
   // One that is listed twice has its first place.

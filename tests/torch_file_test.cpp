@@ -84,11 +84,6 @@ struct Read {
 
 std::string error_of(const std::string& w) { return Read(entries(w)).error(); }
 
-bool has(const std::string& text_, const std::string& part) {
-  INFO(text_);
-  return text_.find(part) != std::string::npos;
-}
-
 }  // namespace
 
 TEST_CASE("torch file: a tensor has its name, type and shape, and lies where its offset says") {

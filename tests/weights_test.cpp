@@ -8,11 +8,6 @@ using mixtral::Role;
 
 namespace {
 
-bool has(const std::string& text, const std::string& part) {
-  INFO(text);
-  return text.find(part) != std::string::npos;
-}
-
 Synthetic small(std::uint32_t n_experts = 4) {
   Synthetic s;
   s.n_layers = 1;

@@ -190,6 +190,15 @@ TEST_CASE("workspace: going back and replacing compute only what is new") {
   CHECK(!s.rewind(151));
   REQUIRE(s.rewind(150));
   CHECK(s.has_logits());  // nothing changed
+  Session short_one = value(Session::open(model, options_for(256)));
+  REQUIRE(short_one.append(tokens[0]));
+  REQUIRE(short_one.evaluate());
+  REQUIRE(short_one.rewind(1));
+  CHECK(short_one.has_logits());
+  REQUIRE(short_one.rewind(0));
+  CHECK(!short_one.has_logits());
+  REQUIRE(short_one.rewind(0));
+  CHECK(short_one.tokens().empty());
   REQUIRE(s.rewind(90));
   CHECK(s.tokens().size() == 90);
   CHECK(!s.has_logits());

@@ -127,16 +127,11 @@ class Generation {
 
    private:
     void advance() {
-      while (generation_ != nullptr) {
-        const bool more = !ended_ && generation_->next();
-        if (!more && ended_) {
-          generation_ = nullptr;
-          return;
-        }
-        ended_ = !more;
-        if (!generation_->piece().empty()) return;
-        if (ended_) generation_ = nullptr;
+      while (generation_ != nullptr && !ended_) {
+        ended_ = !generation_->next();
+        if (!generation_->piece().empty()) return;  // also after the end: what had been kept back
       }
+      generation_ = nullptr;
     }
     Generation* generation_ = nullptr;
     bool ended_ = false;
