@@ -223,15 +223,18 @@ class Headers(unittest.TestCase):
         # As after <windows.h>. The standard library's headers come before, as they are not ours.
         sources = "".join(path.read_text() for path in sorted((ROOT / "include").rglob("*.hpp")))
         standard = sorted(set(re.findall(r"#include <([a-z_]+)>", sources)))
-        macros = ["#define min(a, b) (((a) < (b)) ? (a) : (b))", "#define max(a, b) (((a) > (b)) ? (a) : (b))"]
-        check = ["static_assert(min(2, 1) == 1 && max(1, 2) == 2);"]
+        lines = [f"#include <{name}>" for name in standard] + ["#include <nlohmann/json.hpp>"]
+        lines += ["#define min(a, b) min_of_a_macro", "#define max(a, b) max_of_a_macro"]
+        after = ["int after[] = {min(1, 2), max(1, 2)};"]
         # The single headers, which are made of the tree's lines, those that put the macros aside included.
         for define in ([], ["#define MIXTRAL_IMPLEMENTATION_REST"]):
-            lines = [f"#include <{name}>" for name in standard] + ["#include <nlohmann/json.hpp>"]
-            lines += macros + define + list(SINGLE.values()) + check
             with self.subTest(define=define):
-                result = self.compile("\n".join(lines), "-fsyntax-only")
+                result = self.compile("\n".join(lines + define + list(SINGLE.values()) + after), "-E", "-P")
                 self.assertEqual((result.returncode, result.stderr), (0, ""))
+                self.assertIn("BlockFormat", result.stdout)
+                # The host has its macros after the headers, and nothing of ours was taken for one of them.
+                self.assertEqual(re.findall(".*_of_a_macro.*", result.stdout),
+                                 ["int after[] = {min_of_a_macro, max_of_a_macro};"])
 
 
 # What not all compilers know, each with the text of a line that has it.

@@ -21,6 +21,7 @@ NAMES = {name: f"mixtral-{name.replace('_', '-')}" for name in PROGRAMS}
 
 class Installed(unittest.TestCase):
     prefix = compiler = None
+    library = None  # the implementation, compiled; without it a consumer compiles it, which takes long
 
     def setUp(self):
         folder = tempfile.TemporaryDirectory()
@@ -151,7 +152,7 @@ class Installed(unittest.TestCase):
         consumer = ROOT / "tests" / "consumer"
         self.run_in(self.compiler, "-std=c++17", "-O0",
                     "-DHWY_DISABLED_TARGETS=(HWY_AVX3_DL|HWY_AVX3|HWY_AVX2|HWY_SSE4)",
-                    consumer / "main.cpp", consumer / "implementation.cpp", *flags,
+                    consumer / "main.cpp", self.library or consumer / "implementation.cpp", *flags,
                     "-o", self.folder / "consumer")
         model, = (self.prefix / "share" / "mixtral").iterdir()
         self.assertIn("8 experts", self.run_in(self.folder / "consumer", model).stdout)
@@ -160,6 +161,7 @@ class Installed(unittest.TestCase):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--compiler", default="c++")
+    parser.add_argument("--library", type=pathlib.Path, help="the implementation, compiled")
     parser.add_argument("--only", action="append", default=[], help="names of tests")
     parser.add_argument("command", nargs=argparse.REMAINDER,
                         help="after --: a command that installs into the folder that is put after it")
@@ -171,5 +173,5 @@ if __name__ == "__main__":
             sys.exit(f"does not install: {' '.join(command)}")
         Installed.prefix.parent.mkdir()
         first.rename(Installed.prefix)
-        Installed.compiler = arguments.compiler
+        Installed.compiler, Installed.library = arguments.compiler, arguments.library
         unittest.main(argv=[__file__, *(f"Installed.{name}" for name in arguments.only)])

@@ -114,7 +114,8 @@ if(Python3_FOUND)
     endforeach()
     if(MIXTRAL_INSTALL AND UNIX AND NOT MIXTRAL_SANITIZE)
       add_test(NAME installed COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/tests/installed.py
-               --compiler ${CMAKE_CXX_COMPILER} -- ${CMAKE_COMMAND} --install ${CMAKE_BINARY_DIR} --prefix)
+               --compiler ${CMAKE_CXX_COMPILER} --library $<TARGET_FILE:mixtral_implementation>
+               -- ${CMAKE_COMMAND} --install ${CMAKE_BINARY_DIR} --prefix)
     endif()
   endif()
 else()
